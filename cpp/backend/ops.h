@@ -1,0 +1,138 @@
+// The operations a backend offers to the model. One struct of parameters per op, plain data only.
+//
+// Layout conventions, for every op:
+//  * activations are row-major [rows, dim] in the backend's activation dtype (CPU: always float32), one row
+//    per token of the step; strides are in elements.
+//  * a paged KV cache of one layer is [num_blocks][2 (K, V)][num_kv_heads][block_size][head_dim].
+//  * a slot is block * block_size + offset in the block.
+#pragma once
+
+#include <cstdint>
+
+#include "backend/matrix.h"
+#include "base/dtype.h"
+
+namespace taco {
+
+enum class Activation : uint8_t { kNone, kSilu, kGelu /* erf */, kGeluTanh, kGeluQuick, kRelu, kRelu2 };
+enum class NormKind : uint8_t { kNone, kRms, kLayer };
+
+struct EmbeddingParams {
+  const Embedding* table;
+  const int32_t* ids;  // [rows]
+  int64_t rows;
+  float scale = 1.0f;       // multiplies the looked-up row
+  bool accumulate = false;  // out += instead of out = (learned positions)
+  float* out;               // [rows, cols]
+};
+
+// residual != nullptr: residual += in * residual_scale first, and the sum is what is normalised.
+struct NormParams {
+  NormKind kind;
+  const float* in;              // [rows, dim], stride in_stride
+  float* residual = nullptr;    // [rows, dim] dense
+  float residual_scale = 1.0f;
+  const float* weight = nullptr;  // [dim] or null (ones)
+  const float* bias = nullptr;    // [dim] or null
+  float weight_offset = 0.0f;     // Gemma's (1 + w)
+  float eps;
+  int64_t rows, dim, in_stride, out_stride;
+  float* out;  // may be `in`
+};
+
+enum class Epilogue : uint8_t {
+  kStore,       // out = y
+  kAccumulate,  // out += y * out_scale
+  kActivation,  // out = act(y)
+  kGated,       // the weight is [gate; up], each out_features / 2 rows: out = act(gate) * up
+};
+
+struct LinearParams {
+  const Linear* weight;
+  const float* in;  // [rows, in_features]
+  int64_t rows, in_stride, out_stride;
+  Epilogue epilogue = Epilogue::kStore;
+  Activation activation = Activation::kNone;
+  float out_scale = 1.0f;
+  float* out;  // [rows, out_features], or half as wide for kGated
+};
+
+struct KvCacheView {
+  void* data;  // this layer's
+  DType dtype;
+  int64_t num_blocks;
+  int block_size, num_kv_heads, head_dim;
+};
+
+// Rotates q in place, rotates k, and writes k and v to the cache. qkv rows are [q heads | k heads | v heads].
+struct RopeAndCacheParams {
+  float* qkv;
+  int64_t rows, stride;
+  int num_heads, num_kv_heads, head_dim;
+  const int32_t* positions;  // [rows]
+  // cos_sin: [max_positions][rotary_dim]: rotary_dim/2 cosines, then as many sines; null: no rotation.
+  const float* cos_sin = nullptr;
+  int rotary_dim = 0;
+  bool interleaved = false;        // pairs (2i, 2i+1) instead of (i, i + rotary_dim/2)
+  const int64_t* slots;            // [rows]; -1 writes nothing
+  const float* q_norm = nullptr;   // RMS norm of each head before the rotation, [head_dim]
+  const float* k_norm = nullptr;
+  float qk_norm_eps = 1e-6f;
+  KvCacheView cache;
+};
+
+// Causal attention of the step's rows over the paged cache; the step's own K and V are in the cache already.
+// Row j of sequence i (j in [0, q_len)) stands at position kv_len - q_len + j and sees positions up to it.
+struct AttentionParams {
+  const float* q;  // rows start with the q heads: [rows, num_heads * head_dim], stride q_stride
+  int64_t q_stride;
+  int num_heads;
+  KvCacheView cache;
+  int num_seqs;
+  const int32_t* q_start;       // [num_seqs + 1] row offsets
+  const int32_t* kv_len;        // [num_seqs] tokens in the cache after this step
+  const int32_t* block_tables;  // [num_seqs, max_blocks]
+  int64_t max_blocks;
+  float scale;
+  float softcap = 0.0f;                // s = softcap * tanh(s / softcap)
+  int window = 0;                      // 0: all; else a row sees the last `window` positions, itself included
+  const float* alibi_slopes = nullptr;  // [num_heads]: s += slope * (key position - row position)
+  const float* sinks = nullptr;         // [num_heads]: one more logit in the softmax's denominator
+  float* out;                           // [rows, num_heads * head_dim], stride out_stride
+  int64_t out_stride;
+};
+
+enum class MoeRouting : uint8_t {
+  kSoftmaxTopK,       // softmax over all experts, then top-k (renormalize: divide by the kept sum)
+  kTopKSoftmax,       // top-k of the logits, softmax over them (equals kSoftmaxTopK with renormalize)
+  kSigmoidTopK,
+};
+
+struct MoeParams {
+  const float* in;             // [rows, hidden]
+  const float* router_logits;  // [rows, num_experts]
+  int64_t rows, hidden, intermediate;
+  int num_experts, top_k;
+  MoeRouting routing;
+  bool renormalize;
+  const Linear* const* gate_up;  // [num_experts], each [2 * intermediate, hidden] (or [intermediate, hidden] if !gated)
+  const Linear* const* down;     // [num_experts], each [hidden, intermediate]
+  bool gated = true;
+  Activation activation;
+  float* out;  // [rows, hidden]
+};
+
+struct GatherRowsParams {
+  const float* in;
+  const int32_t* index;  // [rows]
+  int64_t rows, dim, in_stride;
+  float* out;  // [rows, dim] dense
+};
+
+struct CopyBlocksParams {
+  KvCacheView cache;
+  const int32_t* pairs;  // [num_pairs][2]: source block, destination block
+  int num_pairs;
+};
+
+}  // namespace taco

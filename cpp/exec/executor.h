@@ -1,0 +1,56 @@
+// Runs a step plan. The engine knows executors only through this.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "sched/step_plan.h"
+
+namespace taco {
+
+struct TokenLogprob {
+  int32_t token;
+  float logprob;
+  int32_t rank;  // 1: the most likely of the vocabulary
+};
+
+// The chosen token first, then the k most likely (the chosen one may be among them again).
+using PositionLogprobs = std::vector<TokenLogprob>;
+
+struct SampledToken {
+  SeqId seq;
+  int32_t token = -1;
+  float logprob = 0.0f;  // of the chosen token under the unmodified distribution (log-softmax of raw logits)
+  PositionLogprobs logprobs;  // empty unless asked for
+  std::string error;          // not empty: this sequence failed (NaN logits, a processor that threw)
+};
+
+struct PromptLogprobs {
+  SeqId seq;
+  int32_t first_position;  // of entries[0]; entries follow position by position
+  std::vector<PositionLogprobs> entries;
+};
+
+struct StepOutput {
+  std::vector<SampledToken> sampled;
+  std::vector<PromptLogprobs> prompt_logprobs;
+};
+
+struct KvCacheConfig {
+  int block_size;
+  int64_t num_blocks;
+};
+
+class Executor {
+ public:
+  virtual ~Executor() = default;
+  virtual int vocab_size() const = 0;
+  virtual int max_model_len() const = 0;
+  virtual KvCacheConfig kv_cache() const = 0;
+  // Throws only when the step as a whole failed; a single sequence's failure is in its SampledToken.
+  virtual StepOutput run(const StepPlan& plan) = 0;
+  virtual void idle() {}  // nothing to do for a while
+};
+
+}  // namespace taco

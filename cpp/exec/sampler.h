@@ -1,0 +1,32 @@
+// From a row of logits to a token: every rule of SamplingParams, on the host.
+#pragma once
+
+#include <span>
+
+#include "exec/executor.h"
+
+namespace taco {
+
+// Order of the rules (vLLM 0.6): raw logprobs are taken first; then allowed ids, bad words, no_repeat_ngram,
+// min_tokens masking, logit_bias, logits_processor, repetition / presence / frequency penalties, temperature,
+// top-k, top-p, min-p, draw.
+//
+// The draw is a function of (sequence.seed, output position) alone: Philox4x32-10. Batch composition,
+// chunking and preemption do not change it.
+class Sampler {
+ public:
+  explicit Sampler(int vocab_size);
+  ~Sampler();
+
+  // logits: [vocab_size], changed in place. Never throws: a failure is in SampledToken::error.
+  SampledToken sample(std::span<float> logits, const Sequence& sequence);
+
+  // Logprobs of `token` and of the k most likely, from raw logits.
+  static PositionLogprobs logprobs(std::span<const float> logits, int32_t token, int k);
+
+ private:
+  struct Scratch;
+  Scratch* scratch_;
+};
+
+}  // namespace taco

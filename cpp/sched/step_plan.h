@@ -1,0 +1,34 @@
+// What one step computes: made by the scheduler, read by an executor. Plain data.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "sched/sequence.h"
+
+namespace taco {
+
+struct BlockCopy {
+  BlockId from, to;
+};
+
+// `count` tokens of a sequence, from position `start` on. There is no prefill and no decode: a sequence has
+// tokens computed and tokens known, and is given a part of the step's budget.
+struct SeqStep {
+  const Sequence* sequence;
+  int32_t start, count;
+  // The sequences that sample from the last row: empty while known tokens remain; itself; or, at the end of a
+  // prompt with best_of > 1, all of the request's sequences.
+  std::vector<const Sequence*> samplers;
+  // Logprobs of the prompt tokens at positions start + 1 .. start + count (those inside the prompt) are wanted.
+  bool prompt_logprobs = false;
+};
+
+struct StepPlan {
+  uint64_t number = 0;
+  std::vector<BlockCopy> copies;  // before anything else (copy on write)
+  std::vector<SeqStep> seqs;
+  int32_t num_tokens = 0;  // sum of counts
+};
+
+}  // namespace taco

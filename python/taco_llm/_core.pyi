@@ -1,0 +1,255 @@
+"""The native core: models, the CPU backend, the engine. See the README for embedding it without the rest.
+
+Arrays are NumPy's; the core keeps no reference to what it is handed unless it says so.
+Errors: ValueError (bad argument), KeyError (unknown name), MemoryError (out of memory or blocks),
+NotImplementedError, RuntimeError (draining, dead, internal).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+__version__: str
+
+# --- models as data: every field of cpp/model/model_spec.def is a keyword of the constructor and an attribute.
+# Enumerations are strings: norm kind "none|rms|layer"; activation "none|silu|gelu|gelu_tanh|gelu_quick|relu|relu2";
+# routing "softmax_topk|topk_softmax|sigmoid_topk".
+class NormSpec:
+    kind: str
+    eps: float
+    bias: bool
+    weight: bool
+    weight_offset: float
+    def __init__(self, **fields: Any) -> None: ...
+
+class RopeSpec:
+    rotary_dim: int
+    interleaved: bool
+    inv_freq: list[float]
+    attention_factor: float
+    def __init__(self, **fields: Any) -> None: ...
+
+class AttentionSpec:
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    qkv_bias: bool
+    out_bias: bool
+    qk_norm: bool
+    qk_norm_eps: float
+    window: int
+    softcap: float
+    rope: int
+    alibi_slopes: list[float]
+    sinks: bool
+    def __init__(self, **fields: Any) -> None: ...
+
+class FfnSpec:
+    intermediate: int
+    activation: str
+    gated: bool
+    bias: bool
+    num_experts: int
+    top_k: int
+    routing: str
+    renormalize: bool
+    def __init__(self, **fields: Any) -> None: ...
+
+class LayerSpec:
+    attn_norm: NormSpec
+    post_attn_norm: NormSpec
+    ffn_norm: NormSpec
+    post_ffn_norm: NormSpec
+    attn: AttentionSpec
+    ffn: FfnSpec
+    parallel: bool
+    residual_post_norm: bool
+    residual_scale: float
+    def __init__(self, **fields: Any) -> None: ...
+
+class ModelSpec:
+    architecture: str
+    vocab_size: int
+    hidden: int
+    max_positions: int
+    embed_dim: int
+    embed_scale: float
+    learned_positions: bool
+    position_offset: int
+    embed_norm: NormSpec
+    ropes: list[RopeSpec]
+    layers: list[LayerSpec]
+    final_norm: NormSpec
+    tied_head: bool
+    head_bias: bool
+    logit_scale: float
+    logit_softcap: float
+    def __init__(self, **fields: Any) -> None: ...
+
+class Backend:
+    """device: "cpu". threads 0: one for each core of the process."""
+
+    def __init__(self, device: str = "cpu", threads: int = 0) -> None: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+    @property
+    def memory(self) -> tuple[int, int]:
+        """(total, available) bytes."""
+
+class Model: 
+    @property
+    def spec(self) -> ModelSpec: ...
+    @property
+    def num_parameters(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+
+class ModelBuilder:
+    """Takes a checkpoint's tensors one by one, in any order, and repacks each as soon as it can.
+
+    Slots: embed.tokens [vocab, embed_dim or hidden], embed.positions [max_positions + position_offset, hidden],
+    embed.project_in [hidden, embed_dim], embed.project_out [embed_dim, hidden], embed.norm.{weight,bias},
+    layers.I.{attn_norm,post_attn_norm,ffn_norm,post_ffn_norm}.{weight,bias},
+    layers.I.attn.{q,k,v,o}.{weight,bias}, layers.I.attn.{q_norm,k_norm}.weight, layers.I.attn.sinks,
+    layers.I.ffn.{gate,up,down}.{weight,bias}, layers.I.moe.router.weight,
+    layers.I.moe.experts.E.{gate,up,down}.weight, final_norm.{weight,bias}, head.{weight,bias}.
+    Linear weights are [out, in].
+    """
+
+    def __init__(self, spec: ModelSpec, backend: Backend, dtype: str = "bfloat16") -> None:
+        """dtype: what unquantised matrices are kept in: float32, float16 or bfloat16."""
+    def slots(self) -> dict[str, tuple[int, ...]]:
+        """Every slot that the spec has, with its shape."""
+    def add(self, slot: str, data: np.ndarray, format: str, shape: Sequence[int]) -> None:
+        """data: a contiguous uint8 view of the tensor's bytes, kept until the slot's group has been repacked.
+        format: "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K" (quantised: matrices only).
+        KeyError: no such slot. ValueError: given twice, wrong shape or byte count."""
+    def missing(self) -> list[str]:
+        """Slots not yet given."""
+    def finish(self) -> Model:
+        """ValueError naming the slots that are missing."""
+
+class Executor: ...
+
+class ModelExecutor(Executor):
+    def __init__(
+        self,
+        model: Model,
+        *,
+        max_model_len: int,
+        block_size: int = 16,
+        num_blocks: int,
+        kv_dtype: str = "auto",
+        max_num_batched_tokens: int = 2048,
+        max_num_seqs: int = 256,
+    ) -> None: ...
+    @staticmethod
+    def block_bytes(model: Model, block_size: int, kv_dtype: str = "auto") -> int:
+        """Bytes of one KV block over all layers."""
+    def forward(self, token_ids: Sequence[int], chunks: Sequence[int] | None = None) -> np.ndarray:
+        """Logits float32 [len(token_ids), vocab] of one sequence, computed in chunks of the given sizes.
+        For tests and evaluation, before an Engine takes the executor over."""
+
+class NullExecutor(Executor):
+    """token = f(hash of the prompt, position): an oracle for servers and schedulers, without a model."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        max_model_len: int = 4096,
+        block_size: int = 16,
+        num_blocks: int = 65536,
+        step_seconds: float = 0.0,
+        eos_token_id: int = -1,
+    ) -> None: ...
+
+class Vocabulary:
+    def __init__(self, pieces: Sequence[bytes], special: Sequence[int], strip_leading_space: bool = False) -> None: ...
+    def piece(self, id: int) -> bytes: ...
+    def __len__(self) -> int: ...
+
+class SamplingParams:
+    """Plain fields of cpp/sched/sampling_params.h; taco_llm.SamplingParams is the one for people."""
+
+    def __init__(self, **fields: Any) -> None: ...
+
+class TokenLogprob:
+    token: int
+    logprob: float
+    rank: int
+
+class Output:
+    request: int
+    index: int
+    text: str
+    text_json: bytes
+    """text, escaped for the inside of a JSON string (no quotes), UTF-8."""
+    token_ids: list[int]
+    logprobs: list[list[TokenLogprob]]
+    prompt_logprobs: list[list[TokenLogprob]]
+    finish_reason: str | None
+    """None, "stop", "length", "abort" or "error"."""
+    stop_reason: int | str | None
+    error: str
+    cumulative_logprob: float
+    request_finished: bool
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_cached_tokens: int
+    times: tuple[float, float, float, float, float]
+    """arrival, first scheduled, first token, last token, finished: seconds of time.monotonic(); 0: not yet."""
+
+class EngineStats:
+    running: int
+    waiting: int
+    num_blocks: int
+    free_blocks: int
+    steps: int
+    preemptions: int
+    prompt_tokens: int
+    generation_tokens: int
+    finished_stop: int
+    finished_length: int
+    finished_abort: int
+    finished_error: int
+    last_step_end: float
+    current_step_start: float
+    dead: bool
+    death_reason: str
+
+class Engine:
+    """Takes the executor over. All methods are thread-safe and release the GIL where they wait."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        vocabulary: Vocabulary | None = None,
+        *,
+        max_num_batched_tokens: int = 2048,
+        max_num_seqs: int = 256,
+        enable_chunked_prefill: bool = True,
+        priority_scheduling: bool = False,
+        max_waiting: int = -1,
+        seed: int = 0,
+    ) -> None: ...
+    def submit(self, prompt: Sequence[int], params: SamplingParams, priority: int = 0) -> int: ...
+    def abort(self, request: int) -> None: ...
+    def abort_all(self) -> None: ...
+    def poll(self, timeout: float = 0.0) -> list[Output]: ...
+    def event_fd(self) -> int: ...
+    def drain(self, timeout: float) -> bool: ...
+    def shutdown(self) -> None: ...
+    def stats(self) -> EngineStats: ...
+    @property
+    def max_model_len(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+
+def cpu_info() -> dict[str, Any]:
+    """{"isa": chosen level, "detected": best level, "model": CPU name, "cores": usable, "features": [...]}"""
+
+LogitsProcessor = Callable[[list[int], list[int], np.ndarray], np.ndarray | None]
