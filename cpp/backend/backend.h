@@ -1,6 +1,8 @@
 // A device that runs the model: memory, prepared weights and the ops of ops.h.
 #pragma once
 
+#include <cstring>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -25,7 +27,16 @@ class Backend {
   virtual void* allocate(size_t bytes, bool zero = false) = 0;
   virtual void release(void* data) noexcept = 0;
   virtual void synchronize() = 0;
+  // Between host memory and memory of `allocate`. Both return when `source` may be reused.
+  virtual void upload(void* device, const void* source, size_t bytes) { std::memcpy(device, source, bytes); }
+  virtual void download(void* host, const void* source, size_t bytes) { std::memcpy(host, source, bytes); }
   virtual void idle() {}  // nothing will be asked for a while
+
+  // Host work between ops, such as sampling: fn(item, thread) for items [0, count), thread < host_threads().
+  virtual int host_threads() const { return 1; }
+  virtual void host_parallel(int64_t count, const std::function<void(int64_t, int)>& fn) {
+    for (int64_t i = 0; i < count; ++i) fn(i, 0);
+  }
 
   // Stacks `parts` by rows into one weight. `compute` is the dtype that unquantised matrices are kept in.
   // bias: [sum of rows] float32 or null. Throws kUnimplemented for a format it cannot hold.
@@ -40,6 +51,7 @@ class Backend {
   virtual void attention(const AttentionParams&) = 0;
   virtual void moe(const MoeParams&) = 0;
   virtual void gather_rows(const GatherRowsParams&) = 0;
+  virtual void scale_logits(const ScaleLogitsParams&) = 0;
   virtual void copy_blocks(const CopyBlocksParams&) = 0;
 };
 

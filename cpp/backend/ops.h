@@ -21,12 +21,14 @@ struct EmbeddingParams {
   const Embedding* table;
   const int32_t* ids;  // [rows]
   int64_t rows;
+  int32_t id_offset = 0;    // added to each id (learned positions)
   float scale = 1.0f;       // multiplies the looked-up row
   bool accumulate = false;  // out += instead of out = (learned positions)
   float* out;               // [rows, cols]
 };
 
-// residual != nullptr: residual += in * residual_scale first, and the sum is what is normalised.
+// residual != nullptr: residual += in * residual_scale first, and the sum is what is normalised. With kind kNone the
+// sum itself (or `in`) goes to out.
 struct NormParams {
   NormKind kind;
   const float* in;              // [rows, dim], stride in_stride
@@ -127,6 +129,13 @@ struct GatherRowsParams {
   const int32_t* index;  // [rows]
   int64_t rows, dim, in_stride;
   float* out;  // [rows, dim] dense
+};
+
+// x = softcap * tanh(x * scale / softcap), or x * scale where softcap is 0.
+struct ScaleLogitsParams {
+  float* logits;  // in place
+  int64_t count;
+  float scale, softcap;
 };
 
 struct CopyBlocksParams {

@@ -1,0 +1,363 @@
+#include "model/decoder.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+
+namespace taco {
+
+size_t kv_block_bytes(const ModelSpec& spec, int block_size, DType dtype) {
+  const AttentionSpec& a = spec.layers[0].attn;
+  return spec.layers.size() * 2 * a.num_kv_heads * static_cast<size_t>(block_size) * a.head_dim * dtype_size(dtype);
+}
+
+Decoder::Decoder(std::shared_ptr<const Model> model, int max_rows, int max_positions)
+    : model_(std::move(model)), backend_(*model_->backend), max_rows_(max_rows) {
+  const ModelSpec& s = model_->spec;
+  for (const RopeSpec& r : s.ropes) ropes_.emplace_back(r, model_->backend, max_positions);
+  int64_t qkv = 0, heads = 0, inner = 0, experts = 0;
+  bool second_norm = false, block_out = false;
+  for (const LayerSpec& l : s.layers) {
+    const AttentionSpec& a = l.attn;
+    qkv = std::max(qkv, int64_t{a.num_heads + 2 * a.num_kv_heads} * a.head_dim);
+    heads = std::max(heads, int64_t{a.num_heads} * a.head_dim);
+    if (l.ffn.num_experts == 0) inner = std::max<int64_t>(inner, l.ffn.intermediate);
+    experts = std::max<int64_t>(experts, l.ffn.num_experts);
+    second_norm |= l.parallel && l.ffn_norm.kind != NormKind::kNone;
+    block_out |= l.post_attn_norm.kind != NormKind::kNone || l.post_ffn_norm.kind != NormKind::kNone ||
+                 l.residual_post_norm || l.ffn.num_experts > 0;
+  }
+  int64_t hidden = s.hidden, rows = max_rows;
+  residual_ = buffer(rows * hidden);
+  normed_ = buffer(rows * hidden);
+  if (second_norm) normed2_ = buffer(rows * hidden);
+  if (block_out) block_out_ = buffer(rows * hidden);
+  qkv_ = buffer(rows * qkv);
+  heads_ = buffer(rows * heads);
+  if (inner) inner_ = buffer(rows * inner);
+  if (experts) router_ = buffer(rows * experts);
+  picked_ = buffer(rows * hidden);
+  picked_block_ = buffer(rows * hidden);
+  if (model_->project_in) projected_ = buffer(rows * s.embed_dim);
+}
+
+Decoder::Buffer Decoder::buffer(int64_t floats) const {
+  std::shared_ptr<Backend> backend = model_->backend;
+  return Buffer(static_cast<float*>(backend->allocate(static_cast<size_t>(floats) * sizeof(float))),
+                [backend](float* p) { backend->release(p); });
+}
+
+void Decoder::normalize(const NormSpec& spec, const NormWeights& w, const float* in, float* out, int64_t rows,
+                        bool add_to_residual) {
+  int64_t dim = model_->spec.hidden;
+  backend_.norm({.kind = spec.kind,
+                 .in = in,
+                 .residual = add_to_residual ? residual_.get() : nullptr,
+                 .weight = w.weight.data(),
+                 .bias = w.bias.data(),
+                 .weight_offset = spec.weight_offset,
+                 .eps = spec.eps,
+                 .rows = rows,
+                 .dim = dim,
+                 .in_stride = dim,
+                 .out_stride = dim,
+                 .out = out});
+}
+
+void Decoder::embed(const DecoderBatch& batch) {
+  const ModelSpec& s = model_->spec;
+  bool project = model_->project_in != nullptr;
+  backend_.embedding({.table = model_->tokens.get(),
+                      .ids = batch.ids,
+                      .rows = batch.rows,
+                      .scale = s.embed_scale,
+                      .out = project ? projected_.get() : residual_.get()});
+  if (project) {
+    backend_.linear({.weight = model_->project_in.get(),
+                     .in = projected_.get(),
+                     .rows = batch.rows,
+                     .in_stride = s.embed_dim,
+                     .out_stride = s.hidden,
+                     .out = residual_.get()});
+  }
+  if (s.learned_positions) {
+    // Positions are looked up in a table that starts position_offset rows late.
+    backend_.embedding({.table = model_->positions.get(),
+                        .ids = batch.positions,
+                        .rows = batch.rows,
+                        .id_offset = s.position_offset,
+                        .accumulate = true,
+                        .out = residual_.get()});
+  }
+  if (s.embed_norm.kind != NormKind::kNone) {
+    normalize(s.embed_norm, model_->embed_norm, residual_.get(), residual_.get(), batch.rows);
+  }
+  pending_ = false;
+}
+
+void Decoder::attention(size_t index, const float* in, const DecoderBatch& batch, const KvCache& cache, float* out,
+                        Epilogue epilogue) {
+  const ModelSpec& s = model_->spec;
+  const AttentionSpec& a = s.layers[index].attn;
+  const LayerWeights& w = model_->layers[index];
+  int64_t q_dim = int64_t{a.num_heads} * a.head_dim;
+  int64_t stride = q_dim + 2 * int64_t{a.num_kv_heads} * a.head_dim;
+  size_t layer_bytes = kv_block_bytes(s, cache.block_size, cache.dtype) / s.layers.size() * cache.num_blocks;
+  KvCacheView view{.data = static_cast<char*>(cache.data) + layer_bytes * index,
+                   .dtype = cache.dtype,
+                   .num_blocks = cache.num_blocks,
+                   .block_size = cache.block_size,
+                   .num_kv_heads = a.num_kv_heads,
+                   .head_dim = a.head_dim};
+  backend_.linear({.weight = w.qkv.get(),
+                   .in = in,
+                   .rows = batch.rows,
+                   .in_stride = s.hidden,
+                   .out_stride = stride,
+                   .out = qkv_.get()});
+  const RopeSpec* rope = a.rope >= 0 ? &s.ropes[a.rope] : nullptr;
+  backend_.rope_and_cache({.qkv = qkv_.get(),
+                           .rows = batch.rows,
+                           .stride = stride,
+                           .num_heads = a.num_heads,
+                           .num_kv_heads = a.num_kv_heads,
+                           .head_dim = a.head_dim,
+                           .positions = batch.positions,
+                           .cos_sin = rope ? ropes_[a.rope].get(batch.max_kv_len) : nullptr,
+                           .rotary_dim = rope ? rope->rotary_dim : 0,
+                           .interleaved = rope && rope->interleaved,
+                           .slots = batch.slots,
+                           .q_norm = w.q_norm.data(),
+                           .k_norm = w.k_norm.data(),
+                           .qk_norm_eps = a.qk_norm_eps,
+                           .cache = view});
+  backend_.attention({.q = qkv_.get(),
+                      .q_stride = stride,
+                      .num_heads = a.num_heads,
+                      .cache = view,
+                      .num_seqs = batch.num_seqs,
+                      .q_start = batch.q_start,
+                      .kv_len = batch.kv_len,
+                      .block_tables = batch.block_tables,
+                      .max_blocks = batch.max_blocks,
+                      .scale = a.scale != 0 ? a.scale : 1.0f / std::sqrt(static_cast<float>(a.head_dim)),
+                      .softcap = a.softcap,
+                      .window = a.window,
+                      .alibi_slopes = w.alibi_slopes.data(),
+                      .sinks = w.sinks.data(),
+                      .out = heads_.get(),
+                      .out_stride = q_dim});
+  backend_.linear({.weight = w.attn_out.get(),
+                   .in = heads_.get(),
+                   .rows = batch.rows,
+                   .in_stride = q_dim,
+                   .out_stride = s.hidden,
+                   .epilogue = epilogue,
+                   .out_scale = s.layers[index].residual_scale,
+                   .out = out});
+}
+
+void Decoder::ffn(size_t index, const float* in, int64_t rows, float* out, Epilogue epilogue) {
+  const ModelSpec& s = model_->spec;
+  const LayerSpec& layer = s.layers[index];
+  const FfnSpec& f = layer.ffn;
+  const LayerWeights& w = model_->layers[index];
+  backend_.linear({.weight = w.ffn_in.get(),
+                   .in = in,
+                   .rows = rows,
+                   .in_stride = s.hidden,
+                   .out_stride = f.intermediate,
+                   .epilogue = f.gated ? Epilogue::kGated : Epilogue::kActivation,
+                   .activation = f.activation,
+                   .out = inner_.get()});
+  backend_.linear({.weight = w.ffn_out.get(),
+                   .in = inner_.get(),
+                   .rows = rows,
+                   .in_stride = f.intermediate,
+                   .out_stride = s.hidden,
+                   .epilogue = epilogue,
+                   .out_scale = layer.residual_scale,
+                   .out = out});
+}
+
+void Decoder::layer(size_t index, const DecoderBatch& batch, const KvCache& cache) {
+  const ModelSpec& s = model_->spec;
+  const LayerSpec& l = s.layers[index];
+  const LayerWeights& w = model_->layers[index];
+  int64_t rows = batch.rows;
+  float* residual = residual_.get();
+  float* normed = normed_.get();
+  float* block = block_out_.get();
+  bool moe = l.ffn.num_experts > 0;
+
+  auto run_moe = [&](const float* in, float* out) {
+    backend_.linear({.weight = w.router.get(),
+                     .in = in,
+                     .rows = rows,
+                     .in_stride = s.hidden,
+                     .out_stride = l.ffn.num_experts,
+                     .out = router_.get()});
+    std::vector<const Linear*> experts_in, experts_out;
+    for (const auto& e : w.experts_in) experts_in.push_back(e.get());
+    for (const auto& e : w.experts_out) experts_out.push_back(e.get());
+    backend_.moe({.in = in,
+                  .router_logits = router_.get(),
+                  .rows = rows,
+                  .hidden = s.hidden,
+                  .intermediate = l.ffn.intermediate,
+                  .num_experts = l.ffn.num_experts,
+                  .top_k = l.ffn.top_k,
+                  .routing = l.ffn.routing,
+                  .renormalize = l.ffn.renormalize,
+                  .gate_up = experts_in.data(),
+                  .down = experts_out.data(),
+                  .gated = l.ffn.gated,
+                  .activation = l.ffn.activation,
+                  .out = out});
+  };
+  // residual += block_out_ * residual_scale, where no norm follows that could do it in passing.
+  auto add_pending = [&](float scale) {
+    backend_.norm({.kind = NormKind::kNone,
+                   .in = block,
+                   .residual = residual,
+                   .residual_scale = scale,
+                   .eps = 0,
+                   .rows = rows,
+                   .dim = s.hidden,
+                   .in_stride = s.hidden,
+                   .out_stride = s.hidden,
+                   .out = normed});
+    pending_ = false;
+  };
+
+  if (l.residual_post_norm) {
+    attention(index, residual, batch, cache, block, Epilogue::kStore);
+    normalize(l.attn_norm, w.attn_norm, block, normed, rows, true);
+    std::swap(residual_, normed_);
+    if (moe) {
+      run_moe(residual_.get(), block);
+    } else {
+      ffn(index, residual_.get(), rows, block, Epilogue::kStore);
+    }
+    normalize(l.ffn_norm, w.ffn_norm, block, normed_.get(), rows, true);
+    std::swap(residual_, normed_);
+    return;
+  }
+
+  const float* attn_in = residual;
+  if (l.attn_norm.kind != NormKind::kNone) {
+    normalize(l.attn_norm, w.attn_norm, pending_ ? block : residual, normed, rows, pending_);
+    pending_ = false;
+    attn_in = normed;
+  } else if (pending_) {
+    add_pending(1.0f);
+  }
+
+  if (l.parallel) {
+    const float* ffn_in = attn_in;
+    if (l.ffn_norm.kind != NormKind::kNone) {
+      normalize(l.ffn_norm, w.ffn_norm, residual, normed2_.get(), rows);
+      ffn_in = normed2_.get();
+    }
+    attention(index, attn_in, batch, cache, residual, Epilogue::kAccumulate);
+    if (moe) {
+      run_moe(ffn_in, block);
+      add_pending(l.residual_scale);
+    } else {
+      ffn(index, ffn_in, rows, residual, Epilogue::kAccumulate);
+    }
+    return;
+  }
+
+  if (l.post_attn_norm.kind != NormKind::kNone) {
+    attention(index, attn_in, batch, cache, block, Epilogue::kStore);
+    normalize(l.post_attn_norm, w.post_attn_norm, block, block, rows);
+    if (l.residual_scale != 1.0f) {
+      add_pending(l.residual_scale);
+    } else {
+      pending_ = true;
+    }
+  } else {
+    attention(index, attn_in, batch, cache, residual, Epilogue::kAccumulate);
+  }
+
+  const float* ffn_in = residual;
+  if (l.ffn_norm.kind != NormKind::kNone) {
+    normalize(l.ffn_norm, w.ffn_norm, pending_ ? block : residual, normed, rows, pending_);
+    pending_ = false;
+    ffn_in = normed;
+  } else if (pending_) {
+    add_pending(1.0f);
+  }
+  bool post_norm = l.post_ffn_norm.kind != NormKind::kNone;
+  if (!moe && !post_norm) {
+    ffn(index, ffn_in, rows, residual, Epilogue::kAccumulate);
+    return;
+  }
+  if (moe) {
+    run_moe(ffn_in, block);
+  } else {
+    ffn(index, ffn_in, rows, block, Epilogue::kStore);
+  }
+  if (post_norm) normalize(l.post_ffn_norm, w.post_ffn_norm, block, block, rows);
+  if (l.residual_scale != 1.0f) {
+    add_pending(l.residual_scale);
+  } else {
+    pending_ = true;
+  }
+}
+
+void Decoder::forward(const DecoderBatch& batch, const KvCache& cache) {
+  TACO_CHECK(batch.rows > 0 && batch.rows <= max_rows_, "rows ", batch.rows, ", room for ", max_rows_);
+  embed(batch);
+  for (size_t i = 0; i < model_->layers.size(); ++i) layer(i, batch, cache);
+}
+
+void Decoder::logits(const int32_t* index, int64_t count, float* out) {
+  const ModelSpec& s = model_->spec;
+  int64_t hidden = s.hidden;
+  auto gather = [&](const Buffer& from, const Buffer& to) {
+    backend_.gather_rows({.in = from.get(), .index = index, .rows = count, .dim = hidden, .in_stride = hidden, .out = to.get()});
+  };
+  gather(residual_, picked_);
+  if (pending_) gather(block_out_, picked_block_);
+  float* in = picked_.get();
+  if (s.final_norm.kind != NormKind::kNone || pending_) {
+    backend_.norm({.kind = s.final_norm.kind,
+                   .in = pending_ ? picked_block_.get() : picked_.get(),
+                   .residual = pending_ ? picked_.get() : nullptr,
+                   .weight = model_->final_norm.weight.data(),
+                   .bias = model_->final_norm.bias.data(),
+                   .weight_offset = s.final_norm.weight_offset,
+                   .eps = s.final_norm.eps,
+                   .rows = count,
+                   .dim = hidden,
+                   .in_stride = hidden,
+                   .out_stride = hidden,
+                   .out = picked_block_.get()});
+    in = picked_block_.get();
+  }
+  int64_t width = hidden;
+  if (model_->project_out) {
+    width = s.embed_dim;
+    backend_.linear({.weight = model_->project_out.get(),
+                     .in = in,
+                     .rows = count,
+                     .in_stride = hidden,
+                     .out_stride = width,
+                     .out = projected_.get()});
+    in = projected_.get();
+  }
+  backend_.linear({.weight = model_->head.get(),
+                   .in = in,
+                   .rows = count,
+                   .in_stride = width,
+                   .out_stride = s.vocab_size,
+                   .out = out});
+  if (s.logit_scale != 1.0f || s.logit_softcap != 0.0f) {
+    backend_.scale_logits({.logits = out, .count = count * s.vocab_size, .scale = s.logit_scale, .softcap = s.logit_softcap});
+  }
+}
+
+}  // namespace taco

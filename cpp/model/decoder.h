@@ -1,0 +1,70 @@
+// Runs a ModelSpec's layers over backend ops: one decoder for every architecture.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "model/model.h"
+#include "model/rope_table.h"
+
+namespace taco {
+
+// The rows of one step, sequence after sequence. Arrays are in the backend's memory.
+struct DecoderBatch {
+  int64_t rows = 0;
+  const int32_t* ids = nullptr;        // [rows]
+  const int32_t* positions = nullptr;  // [rows]
+  const int64_t* slots = nullptr;      // [rows] where each row's K and V go
+  int num_seqs = 0;
+  const int32_t* q_start = nullptr;       // [num_seqs + 1]
+  const int32_t* kv_len = nullptr;        // [num_seqs]
+  const int32_t* block_tables = nullptr;  // [num_seqs, max_blocks]
+  int64_t max_blocks = 0;
+  int max_kv_len = 0;
+};
+
+struct KvCache {
+  void* data;  // [layers][num_blocks][2][kv heads][block_size][head_dim]
+  DType dtype;
+  int64_t num_blocks;
+  int block_size;
+};
+
+class Decoder {
+ public:
+  Decoder(std::shared_ptr<const Model> model, int max_rows, int max_positions);
+
+  // Runs all layers; the residual stream of every row stays inside for `logits`.
+  void forward(const DecoderBatch& batch, const KvCache& cache);
+
+  // Logits [count, vocab] of chosen rows of the last forward. index: [count] row numbers, backend memory.
+  void logits(const int32_t* index, int64_t count, float* out);
+
+  const Model& model() const { return *model_; }
+
+ private:
+  using Buffer = std::shared_ptr<float>;
+  Buffer buffer(int64_t floats) const;
+  void embed(const DecoderBatch& batch);
+  void layer(size_t index, const DecoderBatch& batch, const KvCache& cache);
+  void attention(size_t index, const float* in, const DecoderBatch& batch, const KvCache& cache, float* out,
+                 Epilogue epilogue);
+  void ffn(size_t index, const float* in, int64_t rows, float* out, Epilogue epilogue);
+  void normalize(const NormSpec& spec, const NormWeights& w, const float* in, float* out, int64_t rows,
+                 bool add_to_residual = false);
+
+  std::shared_ptr<const Model> model_;
+  Backend& backend_;
+  int64_t max_rows_;
+  std::vector<RopeTable> ropes_;
+  Buffer residual_;  // [max_rows, hidden]
+  Buffer normed_, normed2_, block_out_;
+  Buffer qkv_, heads_, inner_, router_;
+  Buffer picked_, picked_block_, projected_;  // rows chosen for the logits
+  bool pending_ = false;  // block_out_ has not been added to residual_ yet
+};
+
+// The slots of K and V bytes of one block over all layers.
+size_t kv_block_bytes(const ModelSpec& spec, int block_size, DType dtype);
+
+}  // namespace taco

@@ -1,0 +1,26 @@
+// Cosines and sines of one RopeSpec for the positions of a context, filled as far as they are needed.
+#pragma once
+
+#include <memory>
+
+#include "backend/backend.h"
+#include "model/model_spec.h"
+
+namespace taco {
+
+class RopeTable {
+ public:
+  RopeTable(const RopeSpec& spec, std::shared_ptr<Backend> backend, int max_positions);
+
+  // [max_positions][rotary_dim], valid below `positions`. Angles are formed in float32, as checkpoints were
+  // trained with: float(position) * inv_freq, then cos and sin of that float.
+  const float* get(int positions);
+
+ private:
+  RopeSpec spec_;
+  std::shared_ptr<Backend> backend_;
+  std::shared_ptr<float> data_;
+  int max_positions_, filled_ = 0;
+};
+
+}  // namespace taco
