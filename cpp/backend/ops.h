@@ -36,7 +36,7 @@ struct NormParams {
   float residual_scale = 1.0f;
   const float* weight = nullptr;  // [dim] or null (ones)
   const float* bias = nullptr;    // [dim] or null
-  float weight_offset = 0.0f;     // Gemma's (1 + w)
+  float weight_offset = 0.0f;     // 1 for norms that multiply by (1 + w)
   float eps;
   int64_t rows, dim, in_stride, out_stride;
   float* out;  // may be `in`
