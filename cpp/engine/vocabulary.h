@@ -12,8 +12,8 @@ class Vocabulary {
  public:
   // pieces[id]: the bytes that the token stands for (a SentencePiece "▁" already made a space, <0x0A> already
   // the byte). special: ids left out of the text under skip_special_tokens.
-  // strip_leading_space: one leading space of a text is dropped (SentencePiece's dummy prefix), for a text that
-  // starts at the beginning of the sequence.
+  // strip_leading_space: one leading space of a text is dropped (SentencePiece's dummy prefix), for a text
+  // that starts at the beginning of the sequence.
   Vocabulary(std::vector<std::string> pieces, const std::vector<int32_t>& special, bool strip_leading_space);
 
   int size() const { return static_cast<int>(pieces_.size()); }

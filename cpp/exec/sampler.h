@@ -1,6 +1,7 @@
 // From a row of logits to a token: every rule of SamplingParams, on the host.
 #pragma once
 
+#include <memory>
 #include <span>
 
 #include "exec/executor.h"
@@ -13,12 +14,17 @@ namespace taco {
 //
 // The draw is a function of (sequence.seed, output position) alone: Philox4x32-10. Batch composition,
 // chunking and preemption do not change it.
+//
+// Top-k keeps what equals the k-th logit too; top-p removes tokens from the least likely on while the removed
+// mass is at most 1 - top_p (of what top-k left), the higher id first among equals; min-p compares with the
+// most likely. A temperature under 1e-5 is greedy.
 class Sampler {
  public:
   explicit Sampler(int vocab_size);
   ~Sampler();
 
-  // logits: [vocab_size], changed in place. Never throws: a failure is in SampledToken::error.
+  // logits: [vocab_size], changed in place. Never throws: a failure is in SampledToken::error. One caller at
+  // a time.
   SampledToken sample(std::span<float> logits, const Sequence& sequence);
 
   // Logprobs of `token` and of the k most likely, from raw logits.
@@ -26,7 +32,7 @@ class Sampler {
 
  private:
   struct Scratch;
-  Scratch* scratch_;
+  std::unique_ptr<Scratch> scratch_;
 };
 
 }  // namespace taco

@@ -1,0 +1,426 @@
+#include "exec/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "base/error.h"
+#include "exec/philox.h"
+#include "exec/sampler_kernels.h"
+
+namespace taco {
+namespace {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kGreedyBelow = 1e-5f;
+
+void check_row(const sampling::RowMax& row, const char* where) {
+  TACO_REQUIRE(!row.has_nan, "The logits ", where, " contain NaN.");
+  TACO_REQUIRE(row.max > -kInf, "The logits ", where, " are all -Infinity: every token is forbidden.");
+}
+
+// One token's candidates for top-k, top-p, min-p; kept in the order of ids.
+struct Candidates {
+  std::vector<int32_t> ids;
+  std::vector<float> logits, weights;
+  size_t count = 0;
+
+  void reserve(size_t n) {
+    ids.resize(n);
+    logits.resize(n);
+    weights.resize(n);
+  }
+};
+
+}  // namespace
+
+struct Sampler::Scratch {
+  explicit Scratch(int n)
+      : vocab_size(n),
+        raw(static_cast<size_t>(n)),
+        weights(static_cast<size_t>(n)),
+        counts(static_cast<size_t>(n), 0),
+        block_max(static_cast<size_t>(sampling::num_blocks(n))),
+        block_sums(block_max.size()) {
+    candidates.reserve(static_cast<size_t>(n));
+  }
+
+  int vocab_size;
+  std::vector<float> raw;       // the logits before any rule, when a rule changes them
+  std::vector<float> weights;   // exp of the scaled logits
+  std::vector<int32_t> counts;  // of tokens seen; all zero between calls
+  std::vector<int32_t> seen;    // the tokens with a count
+  std::vector<float> block_max, block_sums, order;
+  Candidates candidates;
+
+  bool apply_rules(std::span<float> logits, const Sequence& sequence);
+  void forbid_all_but(std::span<float> logits, const std::vector<int32_t>& allowed);
+  void penalise(std::span<float> logits, const Sequence& sequence);
+  void collect(std::span<const float> logits, float least);
+  void keep_top_k(std::span<const float> logits, int k);
+  void keep_top_p(double limit);
+  void keep_min_p(float min_p);
+  int32_t draw_from_candidates(double u) const;
+  int32_t draw_from_row(double u, double total) const;
+  int32_t choose(std::span<float> logits, float max, const Sequence& sequence);
+};
+
+namespace {
+
+bool changes_logits(const SamplingParams& p, const Sequence& sequence) {
+  return !p.allowed_token_ids.empty() || !p.bad_words.empty() || p.no_repeat_ngram_size > 0 ||
+         sequence.output_len() < p.min_tokens || !p.logit_bias.empty() || p.logits_processor != nullptr ||
+         p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f;
+}
+
+void forbid(std::span<float> logits, int32_t id) {
+  if (id >= 0 && static_cast<size_t>(id) < logits.size()) logits[static_cast<size_t>(id)] = -kInf;
+}
+
+// The last token of a bad word is forbidden where the output ends with the rest of it.
+void forbid_bad_words(std::span<float> logits, const Sequence& sequence) {
+  std::span<const int32_t> output = sequence.output();
+  for (const auto& word : sequence.params->bad_words) {
+    if (word.empty() || word.size() - 1 > output.size()) continue;
+    if (std::equal(word.begin(), word.end() - 1, output.end() - static_cast<ptrdiff_t>(word.size() - 1)))
+      forbid(logits, word.back());
+  }
+}
+
+// Every n-gram of prompt and output may occur once: what followed an earlier occurrence of the last n - 1
+// tokens is forbidden.
+void forbid_repeated_ngrams(std::span<float> logits, const Sequence& sequence, size_t n) {
+  std::span<const int32_t> tokens = sequence.tokens;
+  if (tokens.size() < n) return;
+  auto last = tokens.last(n - 1);
+  for (size_t i = 0; i + n <= tokens.size(); ++i)
+    if (std::equal(last.begin(), last.end(), tokens.begin() + static_cast<ptrdiff_t>(i)))
+      forbid(logits, tokens[i + n - 1]);
+}
+
+}  // namespace
+
+void Sampler::Scratch::forbid_all_but(std::span<float> logits, const std::vector<int32_t>& allowed) {
+  for (int32_t id : allowed)
+    if (id >= 0 && id < vocab_size) counts[static_cast<size_t>(id)] = 1;
+  for (size_t i = 0; i < logits.size(); ++i) logits[i] = counts[i] ? logits[i] : -kInf;
+  for (int32_t id : allowed)
+    if (id >= 0 && id < vocab_size) counts[static_cast<size_t>(id)] = 0;
+}
+
+// Repetition looks at prompt and output; presence and frequency at the output alone.
+void Sampler::Scratch::penalise(std::span<float> logits, const Sequence& sequence) {
+  const SamplingParams& p = *sequence.params;
+  auto see = [&](std::span<const int32_t> tokens) {
+    for (int32_t id : tokens)
+      if (id >= 0 && id < vocab_size && counts[static_cast<size_t>(id)]++ == 0) seen.push_back(id);
+  };
+  if (p.repetition_penalty != 1.0f) {
+    see(sequence.tokens);
+    for (int32_t id : seen) {
+      float& x = logits[static_cast<size_t>(id)];
+      x = x > 0 ? x / p.repetition_penalty : x * p.repetition_penalty;
+      counts[static_cast<size_t>(id)] = 0;
+    }
+    seen.clear();
+  }
+  if (p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f) {
+    see(sequence.output());
+    for (int32_t id : seen) {
+      int32_t& count = counts[static_cast<size_t>(id)];
+      logits[static_cast<size_t>(id)] -= p.frequency_penalty * static_cast<float>(count) + p.presence_penalty;
+      count = 0;
+    }
+    seen.clear();
+  }
+}
+
+// Returns whether the logits may have changed; `raw` then holds them as they were.
+bool Sampler::Scratch::apply_rules(std::span<float> logits, const Sequence& sequence) {
+  const SamplingParams& p = *sequence.params;
+  if (!changes_logits(p, sequence)) return false;
+  std::copy(logits.begin(), logits.end(), raw.begin());
+  if (!p.allowed_token_ids.empty()) forbid_all_but(logits, p.allowed_token_ids);
+  if (!p.bad_words.empty()) forbid_bad_words(logits, sequence);
+  if (p.no_repeat_ngram_size > 0)
+    forbid_repeated_ngrams(logits, sequence, static_cast<size_t>(p.no_repeat_ngram_size));
+  if (sequence.output_len() < p.min_tokens) {
+    if (!p.ignore_eos)
+      for (int32_t id : p.eos_token_ids) forbid(logits, id);
+    for (int32_t id : p.stop_token_ids) forbid(logits, id);
+  }
+  for (const auto& [id, bias] : p.logit_bias)
+    if (id >= 0 && id < vocab_size) logits[static_cast<size_t>(id)] += bias;
+  if (p.logits_processor) p.logits_processor(sequence.prompt(), sequence.output(), logits);
+  penalise(logits, sequence);
+  return true;
+}
+
+// The candidates become the tokens with a logit of at least `least`, in the order of ids.
+void Sampler::Scratch::collect(std::span<const float> logits, float least) {
+  int32_t* ids = candidates.ids.data();
+  float* values = candidates.logits.data();
+  size_t count = 0;
+  for (size_t b = 0; b < block_max.size(); ++b) {
+    if (!(block_max[b] >= least)) continue;
+    size_t end = std::min(logits.size(), (b + 1) * sampling::kBlock);
+    for (size_t i = b * sampling::kBlock; i < end; ++i) {  // without branches: about a cycle an element
+      ids[count] = static_cast<int32_t>(i);
+      values[count] = logits[i];
+      count += logits[i] >= least;
+    }
+  }
+  candidates.count = count;
+}
+
+// The k largest, and what equals the smallest of them.
+void Sampler::Scratch::keep_top_k(std::span<const float> logits, int k) {
+  auto kth_largest = [&](const float* values, size_t count) {
+    order.assign(values, values + count);
+    auto kth = order.begin() + (k - 1);
+    std::nth_element(order.begin(), kth, order.end(), std::greater<float>());
+    return *kth;
+  };
+  // At least k elements reach the k-th largest block maximum, so nothing below it is wanted.
+  float least =
+      static_cast<size_t>(k) <= block_max.size() ? kth_largest(block_max.data(), block_max.size()) : -kInf;
+  collect(logits, least);
+  if (candidates.count <= static_cast<size_t>(k)) return;
+  least = kth_largest(candidates.logits.data(), candidates.count);
+  size_t kept = 0;
+  for (size_t i = 0; i < candidates.count; ++i) {
+    float value = candidates.logits[i];
+    candidates.ids[kept] = candidates.ids[i];
+    candidates.logits[kept] = value;
+    kept += value >= least;
+  }
+  candidates.count = kept;
+}
+
+// Keeps a candidate when the mass of the likelier ones is below `limit`. The candidates are first spread over
+// bins of equal width in the logit, which a comparison of two tokens never contradicts; only the bin in which
+// the mass passes the limit is sorted.
+void Sampler::Scratch::keep_top_p(double limit) {
+  constexpr size_t kBins = 1024;
+  const size_t count = candidates.count;
+  float *values = candidates.logits.data(), *weights = candidates.weights.data();
+  auto [least, most] = std::minmax_element(values, values + count);
+  float top = *most, width = std::max(top - std::max(*least, top - 88.0f), 1e-30f);
+  float scale = static_cast<float>(kBins) / width;
+  auto bin_of = [&](float value) {
+    float bin = (top - value) * scale;
+    return bin < static_cast<float>(kBins - 1) ? static_cast<size_t>(bin) : kBins - 1;
+  };
+  double mass[kBins] = {};
+  for (size_t i = 0; i < count; ++i) mass[bin_of(values[i])] += weights[i];
+  double above = 0;
+  size_t crossing = 0;
+  while (crossing < kBins && above + mass[crossing] < limit) above += mass[crossing++];
+
+  std::vector<size_t> inside;
+  for (size_t i = 0; i < count; ++i)
+    if (bin_of(values[i]) == crossing) inside.push_back(i);
+  std::sort(inside.begin(), inside.end(),
+            [&](size_t a, size_t b) { return values[a] != values[b] ? values[a] > values[b] : a < b; });
+  float last_value = -kInf;  // the least likely token kept
+  size_t last_index = count;
+  for (size_t i : inside) {
+    if (above >= limit) break;
+    above += weights[i];
+    last_value = values[i];
+    last_index = i;
+  }
+  size_t kept = 0;
+  for (size_t i = 0; i < count; ++i) {
+    size_t bin = bin_of(values[i]);
+    bool keep = bin < crossing ||
+                (bin == crossing && (values[i] > last_value || (values[i] == last_value && i <= last_index)));
+    candidates.ids[kept] = candidates.ids[i];
+    values[kept] = values[i];
+    weights[kept] = weights[i];
+    kept += keep;
+  }
+  candidates.count = kept;
+}
+
+// The most likely token's weight is 1.
+void Sampler::Scratch::keep_min_p(float min_p) {
+  size_t kept = 0;
+  for (size_t i = 0; i < candidates.count; ++i) {
+    float weight = candidates.weights[i];
+    candidates.ids[kept] = candidates.ids[i];
+    candidates.weights[kept] = weight;
+    kept += weight >= min_p;
+  }
+  candidates.count = kept;
+}
+
+// The first token at which the running sum, in the order of ids, exceeds u of the whole.
+int32_t Sampler::Scratch::draw_from_candidates(double u) const {
+  double total = 0, sum = 0;
+  for (size_t i = 0; i < candidates.count; ++i) total += candidates.weights[i];
+  int32_t last = -1;
+  for (size_t i = 0; i < candidates.count; ++i) {
+    if (candidates.weights[i] <= 0) continue;
+    last = candidates.ids[i];
+    sum += candidates.weights[i];
+    if (sum > u * total) break;
+  }
+  return last;
+}
+
+int32_t Sampler::Scratch::draw_from_row(double u, double total) const {
+  double target = u * total, sum = 0;
+  size_t block = 0, last_block = 0;
+  for (; block < block_sums.size(); ++block) {
+    if (block_sums[block] > 0) last_block = block;
+    if (sum + block_sums[block] > target) break;
+    sum += block_sums[block];
+  }
+  if (block == block_sums.size()) {  // rounding: u close to 1
+    block = last_block;
+    target = std::numeric_limits<double>::infinity();
+  }
+  size_t end = std::min(weights.size(), (block + 1) * sampling::kBlock);
+  int32_t last = -1;
+  for (size_t i = block * sampling::kBlock; i < end; ++i) {
+    if (weights[i] <= 0) continue;
+    last = static_cast<int32_t>(i);
+    sum += weights[i];
+    if (sum > target) break;
+  }
+  return last;
+}
+
+// block_max belongs to `logits`, and max is their finite maximum.
+int32_t Sampler::Scratch::choose(std::span<float> logits, float max, const Sequence& sequence) {
+  const SamplingParams& p = *sequence.params;
+  if (p.temperature < kGreedyBelow)
+    return sampling::first_index_of(logits.data(), vocab_size, block_max.data(), max);
+
+  const float scale = 1.0f / p.temperature;
+  const double u = philox_uniform(sequence.seed, static_cast<uint64_t>(sequence.output_len()));
+  const bool top_k = p.top_k >= 1 && p.top_k < vocab_size;
+  const bool top_p = p.top_p<1.0f, min_p = p.min_p> 0.0f;
+  if (!top_k && !top_p && !min_p) {
+    double total =
+        sampling::sum_exp(logits.data(), vocab_size, max, scale, weights.data(), block_sums.data());
+    return draw_from_row(u, total);
+  }
+
+  double total = 0;
+  if (top_k) {
+    keep_top_k(logits, p.top_k);
+  } else {
+    // What is below both bounds cannot be kept: tokens with less than (1 - top_p) / vocab_size of the mass
+    // weigh less than 1 - top_p all together. The margin covers rounding; the exact rules follow.
+    float bound = -kInf;
+    if (top_p) {
+      total = sampling::sum_exp(logits.data(), vocab_size, max, scale, nullptr, nullptr);
+      double share = (1.0 - static_cast<double>(p.top_p)) * total / vocab_size;
+      bound = static_cast<float>(std::log(share)) - 0.01f;
+    }
+    if (min_p) bound = std::max(bound, std::log(p.min_p) - 0.01f);
+    // min-p alone may lift the bound, as what it removes lies below everything that it keeps.
+    float least = max + bound * p.temperature;
+    collect(logits, std::min(least - std::abs(least) * 1e-6f, max));
+  }
+  double mass = sampling::sum_exp(candidates.logits.data(), static_cast<int>(candidates.count), max, scale,
+                                  candidates.weights.data(), nullptr);
+  if (top_p) keep_top_p(static_cast<double>(p.top_p) * (top_k ? mass : total));
+  if (min_p) keep_min_p(p.min_p);
+  return draw_from_candidates(u);
+}
+
+Sampler::Sampler(int vocab_size) {
+  TACO_REQUIRE(vocab_size > 0, "vocab_size must be positive.");
+  scratch_ = std::make_unique<Scratch>(vocab_size);
+}
+
+Sampler::~Sampler() = default;
+
+SampledToken Sampler::sample(std::span<float> logits, const Sequence& sequence) {
+  SampledToken out;
+  out.seq = sequence.id;
+  Scratch& s = *scratch_;
+  try {
+    TACO_CHECK(logits.size() == static_cast<size_t>(s.vocab_size));
+    sampling::RowMax row = sampling::row_max(logits.data(), s.vocab_size, s.block_max.data());
+    check_row(row, "of the model");
+    TACO_REQUIRE(row.max < kInf, "The logits of the model contain Infinity.");
+    const double log_sum =
+        row.max + std::log(sampling::sum_exp(logits.data(), s.vocab_size, row.max, 1.0f, nullptr, nullptr));
+
+    std::span<const float> raw = logits;
+    if (s.apply_rules(logits, sequence)) {
+      raw = s.raw;
+      row = sampling::row_max(logits.data(), s.vocab_size, s.block_max.data());
+      check_row(row, "after the rules of the request");
+      if (row.max == kInf) {  // a processor that forces tokens
+        for (float& x : logits) x = std::min(x, std::numeric_limits<float>::max());
+        row = sampling::row_max(logits.data(), s.vocab_size, s.block_max.data());
+      }
+    }
+    out.token = s.choose(logits, row.max, sequence);
+    TACO_CHECK(out.token >= 0);
+    out.logprob = static_cast<float>(raw[static_cast<size_t>(out.token)] - log_sum);
+    if (sequence.params->logprobs >= 0) out.logprobs = logprobs(raw, out.token, sequence.params->logprobs);
+  } catch (const std::exception& e) {
+    out.token = -1;
+    out.error = e.what();
+    if (out.error.empty()) out.error = "Sampling failed.";
+  } catch (...) {
+    out.token = -1;
+    out.error = "Sampling failed.";
+  }
+  if (!out.error.empty()) {  // what an interrupted rule left behind
+    std::fill(s.counts.begin(), s.counts.end(), 0);
+    s.seen.clear();
+  }
+  return out;
+}
+
+PositionLogprobs Sampler::logprobs(std::span<const float> logits, int32_t token, int k) {
+  const int n = static_cast<int>(logits.size());
+  TACO_REQUIRE(token >= 0 && token < n, "token id ", token, " is not in the vocabulary (0 to ", n - 1, ").");
+  thread_local std::vector<float> block_max;
+  thread_local std::vector<std::pair<float, int32_t>> best;
+  block_max.resize(static_cast<size_t>(sampling::num_blocks(n)));
+  sampling::RowMax row = sampling::row_max(logits.data(), n, block_max.data());
+  check_row(row, "of the model");
+  TACO_REQUIRE(row.max < kInf, "The logits of the model contain Infinity.");
+  const double log_sum =
+      row.max + std::log(sampling::sum_exp(logits.data(), n, row.max, 1.0f, nullptr, nullptr));
+
+  PositionLogprobs out;
+  k = std::clamp(k, 0, n);
+  out.reserve(static_cast<size_t>(k) + 1);
+  float chosen = logits[static_cast<size_t>(token)];
+  out.push_back(
+      {token, static_cast<float>(chosen - log_sum), sampling::count_greater(logits.data(), n, chosen) + 1});
+  if (k == 0) return out;
+
+  float least = -kInf;  // the k-th largest block maximum: nothing below it can be among the k
+  if (static_cast<size_t>(k) <= block_max.size()) {
+    std::vector<float> order = block_max;
+    std::nth_element(order.begin(), order.begin() + (k - 1), order.end(), std::greater<float>());
+    least = order[static_cast<size_t>(k - 1)];
+  }
+  best.clear();
+  for (size_t b = 0; b < block_max.size(); ++b) {
+    if (!(block_max[b] >= least)) continue;
+    size_t end = std::min(logits.size(), (b + 1) * sampling::kBlock);
+    for (size_t i = b * sampling::kBlock; i < end; ++i)
+      if (logits[i] >= least) best.emplace_back(logits[i], static_cast<int32_t>(i));
+  }
+  auto likelier = [](const auto& a, const auto& b) {
+    return a.first != b.first ? a.first > b.first : a.second < b.second;
+  };
+  std::partial_sort(best.begin(), best.begin() + k, best.end(), likelier);
+  for (int i = 0; i < k; ++i)
+    out.push_back({best[static_cast<size_t>(i)].second,
+                   static_cast<float>(best[static_cast<size_t>(i)].first - log_sum), i + 1});
+  return out;
+}
+
+}  // namespace taco
