@@ -1,0 +1,107 @@
+// ModelSpec and its parts as Python classes, generated from model_spec.def. Enumerations are strings.
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <array>
+#include <string_view>
+
+#include "bindings/bindings.h"
+#include "model/model_spec.h"
+
+namespace taco::bindings {
+
+template <typename E>
+struct EnumNames;
+template <>
+struct EnumNames<NormKind> {
+  static constexpr std::array<const char*, 3> names{"none", "rms", "layer"};
+};
+template <>
+struct EnumNames<Activation> {
+  static constexpr std::array<const char*, 7> names{"none", "silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2"};
+};
+template <>
+struct EnumNames<MoeRouting> {
+  static constexpr std::array<const char*, 3> names{"softmax_topk", "topk_softmax", "sigmoid_topk"};
+};
+
+}  // namespace taco::bindings
+
+namespace nanobind::detail {
+template <typename E>
+struct EnumCaster {
+  NB_TYPE_CASTER(E, const_name("str"))
+  bool from_python(handle src, uint8_t, cleanup_list*) noexcept {
+    if (!PyUnicode_Check(src.ptr())) return false;
+    const char* text = PyUnicode_AsUTF8(src.ptr());
+    if (!text) {
+      PyErr_Clear();
+      return false;
+    }
+    for (size_t i = 0; i < taco::bindings::EnumNames<E>::names.size(); ++i) {
+      if (std::string_view(text) == taco::bindings::EnumNames<E>::names[i]) {
+        value = static_cast<E>(i);
+        return true;
+      }
+    }
+    return false;
+  }
+  static handle from_cpp(E e, rv_policy, cleanup_list*) noexcept {
+    return PyUnicode_FromString(taco::bindings::EnumNames<E>::names[static_cast<size_t>(e)]);
+  }
+};
+
+template <>
+struct type_caster<taco::NormKind> : EnumCaster<taco::NormKind> {};
+template <>
+struct type_caster<taco::Activation> : EnumCaster<taco::Activation> {};
+template <>
+struct type_caster<taco::MoeRouting> : EnumCaster<taco::MoeRouting> {};
+}  // namespace nanobind::detail
+
+namespace nb = nanobind;
+
+namespace taco::bindings {
+namespace {
+
+template <typename T>
+nb::class_<T> spec_class(nb::module_& m, const char* name, const char* doc) {
+  nb::class_<T> c(m, name, doc);
+  c.def("__init__", [](nb::pointer_and_handle<T> self, const nb::kwargs& fields) {
+    new (self.p) T();
+    set_fields(self.h, fields);
+  });
+  return c;
+}
+
+}  // namespace
+
+void bind_spec(nb::module_& m) {
+#define TACO_SPEC_BEGIN(Name, doc_)                  \
+  {                                                  \
+    using Struct = Name;                             \
+    nb::class_<Name> c = spec_class<Name>(m, #Name, doc_); \
+    std::string shown;
+#define TACO_FIELD(type, name, default_, doc_) \
+  c.def_rw(#name, &Struct::name, doc_);        \
+  shown += std::string(shown.empty() ? "" : " ") + #name;
+#define TACO_SPEC_END(Name)                                                                            \
+  c.attr("_fields") = shown;                                                                           \
+  c.def("__repr__", [](nb::handle self) {                                                              \
+    std::string out = #Name "(";                                                                       \
+    bool first = true;                                                                                 \
+    for (nb::handle f : nb::cast<nb::list>(nb::object(self.attr("_fields")).attr("split")())) {        \
+      out += std::string(first ? "" : ", ") + nb::cast<std::string>(f) + "=" +                         \
+             nb::cast<std::string>(nb::repr(self.attr(nb::cast<std::string>(f).c_str())));             \
+      first = false;                                                                                   \
+    }                                                                                                  \
+    return out + ")";                                                                                  \
+  });                                                                                                  \
+  }
+#include "model/model_spec.def"
+#undef TACO_SPEC_BEGIN
+#undef TACO_FIELD
+#undef TACO_SPEC_END
+}
+
+}  // namespace taco::bindings
