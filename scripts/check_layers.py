@@ -47,27 +47,18 @@ CASED_FAMILIES = ("OPT", "Phi", "Phi3", "PhiMoE", "QWen")
 # Programs and file formats that merely share a name with a family.
 NOT_ARCHITECTURES = re.compile(r"llama\.cpp|llama-cpp|llama-bench", re.IGNORECASE)
 
-# --- Python: part of the package -> the parts that it may import. A part is the first name below taco_llm.
-LEAVES = ("_core", "logging")
-PYTHON_LAYERS: dict[str, tuple[str, ...]] = {
-    "logging": (),
-    "default_model": ("logging",),
-    "sampling_params": LEAVES,
-    "outputs": ("_core",),
-    "output_hub": LEAVES,
-    "archs": LEAVES,
-    "loading": (*LEAVES, "archs", "default_model"),
-    "tokenizer": (*LEAVES, "loading"),
-    "flag_table": (),
-    "refusal_reasons": (),
-    "engine_args": (*LEAVES, "sampling_params", "default_model", "flag_table", "refusal_reasons"),
-    "engine": (*LEAVES, "archs", "loading", "tokenizer", "sampling_params", "engine_args", "default_model"),
-    "llm": (*LEAVES, "sampling_params", "outputs", "engine_args", "engine", "tokenizer", "output_hub"),
-    "async_engine": (*LEAVES, "sampling_params", "outputs", "engine_args", "engine", "tokenizer", "output_hub"),
-    "doctor": (*LEAVES, "archs", "default_model"),
-    "server": (*LEAVES, "sampling_params", "outputs", "output_hub", "engine", "engine_args", "tokenizer",
-               "default_model"),
-}  # fmt: skip
+# --- Python: the parts of the package (the first name below taco_llm), from the lowest floor to the highest.
+# A part may import those of lower floors; not its neighbours and nothing above.
+PYTHON_FLOORS: tuple[tuple[str, ...], ...] = (
+    ("_core", "logging", "flag_table"),
+    ("archs", "sampling_params", "outputs", "output_hub", "default_model", "refusal_reasons", "memory"),
+    ("loading",),
+    ("tokenizer", "engine_args"),
+    ("null_model",),
+    ("engine",),
+    ("llm", "async_engine", "server", "doctor"),
+)
+FLOOR = {part: number for number, parts in enumerate(PYTHON_FLOORS) for part in parts}
 DOORS = ("__init__", "__main__", "cli")  # may import everything; nothing below may import them
 # Slow to import or not installed with the package: inside the function that needs them, never at module level.
 HEAVY = ("torch", "transformers", "openai", "gguf")
@@ -228,8 +219,9 @@ class PythonFile(ast.NodeVisitor):
         part = python_part(module)
         if part is None or part == self.part or self.part in DOORS:
             return
-        if part in DOORS or part not in PYTHON_LAYERS.get(self.part, ()):
-            permitted = ", ".join(PYTHON_LAYERS.get(self.part, ())) or "nothing of the package"
+        if part in DOORS or FLOOR.get(part, len(FLOOR)) >= FLOOR[self.part]:
+            below = [name for parts in PYTHON_FLOORS[: FLOOR[self.part]] for name in parts]
+            permitted = ", ".join(below) or "nothing of the package"
             self.add(node, f"taco_llm.{self.part} may not import {module} (allowed: {permitted})")
 
     def visit_Call(self, node: ast.Call) -> None:
@@ -265,7 +257,7 @@ def check_python(root: Path) -> Iterator[Finding]:
         is_package = path.name == "__init__.py"
         module = ".".join(["taco_llm", *inside.with_suffix("").parts[: -1 if is_package else None]])
         part = python_part(module) or ""
-        if part not in PYTHON_LAYERS and part not in DOORS:
+        if part not in FLOOR and part not in DOORS:
             yield Finding(shown, 1, f"taco_llm.{part} is not in the layer map (scripts/check_layers.py)")
             continue
         try:
