@@ -4,18 +4,20 @@
 
 PYTHON=${PYTHON:-python3}
 missing=0
+packages=
 
-say() { # what, the line that installs it
+say() { # what is missing, the packages that bring it
     missing=1
+    packages="$packages $2"
     echo "missing: $1" >&2
-    echo "    $2" >&2
+    echo "    $apt install -y $2" >&2
 }
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
-if [ "$(id -u 2>/dev/null)" = 0 ]; then apt="apt-get install -y"; else apt="sudo apt-get install -y"; fi
+if [ "$(id -u 2>/dev/null)" = 0 ]; then apt=apt-get; else apt="sudo apt-get"; fi
 
-have make || say "make" "$apt make"
+have make || say "make" make
 
 # --- C++ compiler
 cxx=${CXX:-}
@@ -26,7 +28,7 @@ if [ -z "$cxx" ]; then
 fi
 # CXX may hold flags or a launcher ("ccache g++"): its first word is the program.
 if [ -z "$cxx" ] || ! have "${cxx%% *}"; then
-    say "a C++ compiler${cxx:+ (CXX=$cxx is not a program)}" "$apt g++"
+    say "a C++ compiler${cxx:+ (CXX=$cxx is not a program)}" g++
 else
     dir=$(mktemp -d) || exit 1
     trap 'rm -rf "$dir"' EXIT
@@ -35,19 +37,20 @@ else
         'int main() { std::vector<int> v; return size(std::span<int>(v)); }' >"$dir/probe.cc"
     if ! $cxx -std=c++20 -o "$dir/probe" "$dir/probe.cc" >"$dir/log" 2>&1; then
         say "a C++ compiler that builds C++20 programs ($cxx does not: GCC 11 or newer, or Clang 14 or newer)" \
-            "$apt g++"
+            g++
         sed -n '1,3s/^/    | /p' "$dir/log" >&2
     fi
 fi
 
 # --- Python
 if ! have "$PYTHON"; then
-    say "Python 3.10 or newer ($PYTHON is not a program)" "$apt python3 python3-dev python3-venv"
+    say "Python 3.10 or newer ($PYTHON is not a program)" "python3 python3-dev python3-venv"
 else
     version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
     if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
         say "Python 3.10 or newer ($PYTHON is ${version:-not usable})" \
-            "$apt python3.11 python3.11-dev python3.11-venv, then: make PYTHON=python3.11 ..."
+            "python3.11 python3.11-dev python3.11-venv"
+        echo "    then choose it: make PYTHON=python3.11 ..." >&2
     else
         # The distribution's own packages are named after its default version or after the minor version.
         case $PYTHON in
@@ -55,13 +58,13 @@ else
             *) package=python3 ;;
         esac
         header=$("$PYTHON" -c 'import os, sysconfig; print(os.path.join(sysconfig.get_path("include"), "Python.h"))')
-        [ -f "$header" ] || say "the headers of Python $version ($header)" "$apt $package-dev"
+        [ -f "$header" ] || say "the headers of Python $version ($header)" "$package-dev"
         "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null ||
-            say "the venv module of Python $version" "$apt $package-venv"
+            say "the venv module of Python $version" "$package-venv"
     fi
 fi
 
 if [ $missing != 0 ]; then
-    echo "Install what is missing and run the command again." >&2
+    echo "All of it:  $apt update && $apt install -y$packages" >&2
     exit 1
 fi

@@ -163,3 +163,4 @@ def test_everything_missing_is_named_at_once(machine: Machine) -> None:
     status, said = machine.run()
     assert status == 1
     assert said.count("missing: ") == 3
+    assert said.splitlines()[-1].endswith(" install -y make g++ python3 python3-dev python3-venv")
