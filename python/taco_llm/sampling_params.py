@@ -65,10 +65,10 @@ class SamplingParams:
         prompt_logprobs: likewise for each prompt token but the first.
         detokenize: turn the output into text.
         skip_special_tokens: leave special tokens out of the text.
-        spaces_between_special_tokens: accepted for compatibility; the text of special tokens is joined as it is.
+        spaces_between_special_tokens: accepted for compatibility; special tokens are joined as they are.
         logits_processors: callables that change the logits: ``f(output_ids, logits)`` or
-            ``f(prompt_ids, output_ids, logits)``, with ``logits`` a writable float32 array [vocab_size]. It is
-            changed in place, or a new array is returned. Slow: each call takes Python's lock.
+            ``f(prompt_ids, output_ids, logits)``, with ``logits`` a writable float32 array [vocab_size].
+            It is changed in place, or a new array is returned. Slow: each call takes Python's lock.
         include_stop_str_in_output: keep the stop string at the end of the text.
         truncate_prompt_tokens: use only the last so many tokens of the prompt. None: all.
         no_repeat_ngram_size: if above 0, every sequence of so many tokens occurs once at most, in prompt and
@@ -184,7 +184,7 @@ class SamplingParams:
     def _verify(self) -> None:
         if self.use_beam_search:
             raise ValueError(
-                "beam search is not built yet: use use_beam_search=False, with n and best_of for several samples."
+                "beam search is not built yet: leave use_beam_search=False, and use n and best_of for samples."
             )
         if self.guided_decoding is not None:
             raise ValueError("guided decoding is not built yet: leave guided_decoding unset.")
@@ -192,7 +192,8 @@ class SamplingParams:
             raise ValueError("early_stopping is not effective and must be False when not using beam search.")
         if abs(self.length_penalty - 1.0) > 1e-5:
             raise ValueError(
-                "length_penalty is not effective and must be the default value of 1.0 when not using beam search."
+                "length_penalty is not effective and must be the default value of 1.0 when not using "
+                "beam search."
             )
         _at_least("n", self.n, 1)
         assert self.best_of is not None
@@ -216,7 +217,8 @@ class SamplingParams:
         _at_least("min_tokens", self.min_tokens, 0)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(
-                f"min_tokens must be less than or equal to max_tokens={self.max_tokens}, got {self.min_tokens}."
+                f"min_tokens must be less than or equal to max_tokens={self.max_tokens}, "
+                f"got {self.min_tokens}."
             )
         if self.logprobs is not None:
             _at_least("logprobs", self.logprobs, 0)
