@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+
     from taco_llm import _core
     from taco_llm.tokenizer import Tokenizer
 
@@ -184,7 +185,7 @@ class SamplingParams:
     def _verify(self) -> None:
         if self.use_beam_search:
             raise ValueError(
-                "beam search is not built yet: leave use_beam_search=False, and use n and best_of for samples."
+                "beam search is not built yet: leave use_beam_search=False (n and best_of draw samples)."
             )
         if self.guided_decoding is not None:
             raise ValueError("guided decoding is not built yet: leave guided_decoding unset.")
