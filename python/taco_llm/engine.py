@@ -1,0 +1,315 @@
+"""Builds the engine from its settings: checkpoint, backend, model, KV cache, tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taco_llm import default_model
+from taco_llm.engine_args import EngineArgs
+from taco_llm.logging import get_logger
+from taco_llm.memory import GIB, available_bytes, plan_kv_cache, space_from_environment
+
+if TYPE_CHECKING:
+    from taco_llm import _core
+    from taco_llm.loading import Checkpoint
+    from taco_llm.tokenizer import Tokenizer
+
+logger = get_logger(__name__)
+
+NULL_MODEL = "null"
+DEFAULT_BATCHED_TOKENS = 2048
+
+
+@dataclass
+class EngineHandle:
+    """A running engine and what its users need to know about it.
+
+    model_name: the first name the API offers the model under; served_names: all of them.
+    tokenizer is None under skip_tokenizer_init; checkpoint is None for the null model.
+    """
+
+    core: _core.Engine
+    tokenizer: Tokenizer | None
+    checkpoint: Checkpoint | None
+    model_name: str
+    served_names: list[str]
+    max_model_len: int
+    eos_token_ids: list[int]
+    generation_config: dict[str, Any]
+    args: EngineArgs
+    vocab_size: int
+    num_kv_blocks: int = 0
+    dtype: str = "auto"
+    hf_config: dict[str, Any] = field(default_factory=dict)
+
+    def shutdown(self) -> None:
+        """Aborts what runs and stops the engine's thread; can be called again."""
+        self.core.shutdown()
+
+
+def build(args: EngineArgs) -> EngineHandle:
+    """Starts an engine.
+
+    Raises ValueError (settings), NotBuiltError (settings that need what is not built), FileNotFoundError (no
+    such model) and what loading the checkpoint raises; each with a sentence that says what to do.
+    """
+    args.check()
+    for note in args.notes():
+        logger.info("%s", note)
+    if args.model == NULL_MODEL:
+        return _build_null(args)
+
+    from taco_llm import _core
+    from taco_llm.loading import load_model, resolve
+
+    started = time.perf_counter()
+    model_path, names = _model_and_names(args)
+    checkpoint = resolve(
+        model_path,
+        revision=args.revision,
+        download_dir=args.download_dir,
+        load_format="gguf"
+        if args.quantization == "gguf" and args.load_format == "auto"
+        else args.load_format,
+        ignore_patterns=args.ignore_patterns,
+    )
+    _check_quantized(checkpoint)
+    tokenizer = None if args.skip_tokenizer_init else _tokenizer(args, checkpoint)
+    backend = _core.Backend("cpu", args.threads)
+    wanted_len = args.max_model_len
+    if args.disable_sliding_window and (window := checkpoint.hf_config.get("sliding_window")):
+        wanted_len = min(wanted_len or window, window)
+    model = load_model(
+        checkpoint,
+        backend=backend,
+        dtype=args.dtype,
+        rope_scaling=args.rope_scaling,
+        rope_theta=args.rope_theta,
+        max_model_len=wanted_len,
+        seed=args.seed,
+        trust_remote_code=args.trust_remote_code,
+    )
+    limit = model.spec.max_positions
+    if wanted_len is not None and wanted_len > limit:
+        raise ValueError(
+            f"max_model_len={wanted_len} is more than the {limit} tokens that the model was made for; "
+            "lower it, or stretch the context with --rope-scaling"
+        )
+    loaded = time.perf_counter()
+    block_bytes = _core.ModelExecutor.block_bytes(model, args.block_size, args.kv_cache_dtype)
+    plan = plan_kv_cache(
+        block_bytes=block_bytes,
+        block_size=args.block_size,
+        model_limit=limit,
+        max_model_len=wanted_len,
+        max_num_seqs=args.max_num_seqs,
+        num_blocks=args.num_gpu_blocks_override,
+        available=min(available_bytes(), backend.memory[1]),
+        asked_bytes=space_from_environment(),
+    )
+    if plan.message:
+        logger.warning("%s", plan.message)
+    batched = _batched_tokens(args, plan.max_model_len)
+    executor = _core.ModelExecutor(
+        model,
+        max_model_len=plan.max_model_len,
+        block_size=args.block_size,
+        num_blocks=plan.num_blocks,
+        kv_dtype=args.kv_cache_dtype,
+        max_num_batched_tokens=batched,
+        max_num_seqs=args.max_num_seqs,
+    )
+    vocabulary = tokenizer.core_vocabulary() if tokenizer is not None else None
+    core = _engine(args, executor, vocabulary, batched)
+    logger.info(
+        "Loaded %s: %s parameters, %.0f MB, in %.2f s, on %s",
+        names[0],
+        _count(model.num_parameters),
+        model.weight_bytes / 1e6,
+        loaded - started,
+        backend.description,
+    )
+    tokens = plan.num_blocks * args.block_size
+    logger.info(
+        "KV cache: room for %s tokens (%.2f GiB, used as it fills), %.1f sequences of the full %s tokens",
+        f"{tokens:,}",
+        plan.num_blocks * block_bytes / GIB,
+        tokens / plan.max_model_len,
+        f"{plan.max_model_len:,}",
+    )
+    return EngineHandle(
+        core=core,
+        tokenizer=tokenizer,
+        checkpoint=checkpoint,
+        model_name=names[0],
+        served_names=names,
+        max_model_len=plan.max_model_len,
+        eos_token_ids=eos_token_ids(checkpoint, tokenizer),
+        generation_config=dict(checkpoint.generation_config or {}),
+        args=args,
+        vocab_size=model.spec.vocab_size,
+        num_kv_blocks=plan.num_blocks,
+        dtype=args.dtype,
+        hf_config=checkpoint.hf_config,
+    )
+
+
+def _engine(args: EngineArgs, executor: Any, vocabulary: Any, batched: int) -> _core.Engine:
+    from taco_llm import _core
+
+    return _core.Engine(
+        executor,
+        vocabulary,
+        max_num_batched_tokens=batched,
+        max_num_seqs=args.max_num_seqs,
+        enable_chunked_prefill=args.enable_chunked_prefill is not False,
+        priority_scheduling=args.scheduling_policy == "priority",
+        seed=args.seed,
+    )
+
+
+def _batched_tokens(args: EngineArgs, max_model_len: int) -> int:
+    chunked = args.enable_chunked_prefill is not False
+    if args.max_num_batched_tokens is None:
+        return DEFAULT_BATCHED_TOKENS if chunked else max(DEFAULT_BATCHED_TOKENS, max_model_len)
+    if not chunked and args.max_num_batched_tokens < max_model_len:
+        raise ValueError(
+            f"without chunked prefill a prompt is computed in one step: max_num_batched_tokens="
+            f"{args.max_num_batched_tokens} must be at least max_model_len={max_model_len}; "
+            f"raise it, or turn "
+            "chunked prefill on"
+        )
+    return args.max_num_batched_tokens
+
+
+def _model_and_names(args: EngineArgs) -> tuple[str, list[str]]:
+    """The model to load, and the names to serve it under."""
+    model, name = args.model, args.model
+    if model is None:
+        model, name = str(default_model.path()), default_model.NAME
+        logger.info("No model was named: serving the embedded default, %s", default_model.NAME)
+    served = args.served_model_name
+    names = [served] if isinstance(served, str) else list(served or [])
+    return model, names or [name or model]
+
+
+def _check_quantized(checkpoint: Checkpoint) -> None:
+    """Refuses a checkpoint that is quantised in a format without kernels, before it is read."""
+    config = checkpoint.hf_config.get("quantization_config")
+    if isinstance(config, dict):
+        from taco_llm import refusal_reasons
+        from taco_llm.flag_table import NotBuiltError
+
+        method = str(config.get("quant_method", "unknown"))
+        raise NotBuiltError(
+            f"the checkpoint is quantised as {method}, which {refusal_reasons.quantization(method)}"
+        )
+
+
+def _tokenizer(args: EngineArgs, checkpoint: Checkpoint) -> Tokenizer:
+    from taco_llm.tokenizer import load_tokenizer
+
+    source = checkpoint
+    if args.tokenizer is not None and args.tokenizer != args.model:
+        source = _other_tokenizer(args, checkpoint)
+    return load_tokenizer(
+        source,
+        mode=args.tokenizer_mode,
+        revision=args.tokenizer_revision or args.revision,
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+# What a tokenizer can be made of; nothing else is fetched for --tokenizer.
+_TOKENIZER_FILES = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*",
+                    "merges.txt", "*.model"]  # fmt: skip
+
+
+def _other_tokenizer(args: EngineArgs, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with the tokenizer of --tokenizer in place of its own."""
+    name = str(args.tokenizer)
+    folder = Path(name).expanduser()
+    if folder.suffix == ".gguf":
+        from taco_llm.loading import resolve
+
+        return resolve(name, download_dir=args.download_dir)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(
+                snapshot_download(
+                    name,
+                    revision=args.tokenizer_revision or args.revision,
+                    cache_dir=args.download_dir,
+                    allow_patterns=_TOKENIZER_FILES,
+                )
+            )
+        except (
+            Exception
+        ) as error:  # the hub's errors have no common base: no network, no such name, no access
+            raise FileNotFoundError(
+                f"no tokenizer at {name!r}: it is no folder of this machine, and the hub says: {error}"
+            ) from error
+    return dataclasses.replace(checkpoint, tokenizer_files=folder, gguf_metadata=None, format="safetensors")
+
+
+def eos_token_ids(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> list[int]:
+    """The ids that end an answer: the generation config's, else the model config's, and the tokenizer's."""
+    found: list[int] = []
+
+    def add(value: Any) -> None:
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, int) and not isinstance(one, bool) and one >= 0 and one not in found:
+                found.append(one)
+
+    add((checkpoint.generation_config or {}).get("eos_token_id"))
+    if not found:
+        add(checkpoint.hf_config.get("eos_token_id"))
+    if tokenizer is not None:
+        add(tokenizer.eos_token_id)
+    metadata = checkpoint.gguf_metadata or {}
+    for key in ("eos_token_id", "eot_token_id", "eom_token_id"):
+        add(metadata.get(f"tokenizer.ggml.{key}"))
+    return found
+
+
+def _build_null(args: EngineArgs) -> EngineHandle:
+    """The null model: token = f(prompt, position). TACO_NULL_STEP_SECONDS makes a step take that long."""
+    from taco_llm import _core
+    from taco_llm.null_model import VOCAB_SIZE, NullTokenizer
+
+    length = args.max_model_len or 4096
+    blocks = args.num_gpu_blocks_override or min(args.max_num_seqs, 4096) * -(-length // args.block_size)
+    step = float(os.environ.get("TACO_NULL_STEP_SECONDS", "0"))
+    executor = _core.NullExecutor(VOCAB_SIZE, length, args.block_size, blocks, step)
+    tokenizer = None if args.skip_tokenizer_init else NullTokenizer()
+    batched = _batched_tokens(args, length)
+    vocabulary = tokenizer.core_vocabulary() if tokenizer is not None else None
+    names = [args.served_model_name] if isinstance(args.served_model_name, str) else args.served_model_name
+    logger.info("Null model: no weights, answers are made up of the prompt's hash (a test model)")
+    return EngineHandle(
+        core=_engine(args, executor, vocabulary, batched),
+        tokenizer=tokenizer,  # type: ignore[arg-type]
+        checkpoint=None,
+        model_name=names[0] if names else NULL_MODEL,
+        served_names=list(names) if names else [NULL_MODEL],
+        max_model_len=length,
+        eos_token_ids=[],
+        generation_config={},
+        args=args,
+        vocab_size=VOCAB_SIZE,
+        num_kv_blocks=blocks,
+    )
+
+
+def _count(number: int) -> str:
+    for size, unit in ((1e9, " billion"), (1e6, " million")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)

@@ -1,0 +1,72 @@
+"""Why a setting is refused or without effect: the sentences' ends that follow a flag's name."""
+
+from __future__ import annotations
+
+from taco_llm.flag_table import Verdict
+
+QUANTIZATIONS = (
+    "aqlm", "awq", "deepspeedfp", "tpu_int8", "fp8", "fbgemm_fp8", "modelopt", "marlin", "gguf",
+    "gptq_marlin_24", "gptq_marlin", "awq_marlin", "gptq", "compressed-tensors", "bitsandbytes",
+    "experts_int8", "qqq", "neuron_quant",
+)  # fmt: skip
+
+LORA = "needs LoRA adapters, which are not built yet; merge the adapter into the weights and serve those"
+PROMPT_ADAPTERS = "needs prompt adapters, which are not built yet; put the text into the prompt"
+SPECULATION = "needs speculative decoding, which is not built yet; leave it out to decode token by token"
+LOOKAHEAD = "needs the lookahead cache, which is not built yet; leave it out to decode token by token"
+OFFLOAD = "needs prefix caching with offload to memory, which is not built yet; leave it out"
+TRACES = "needs OpenTelemetry tracing, which is not built yet; /metrics has the latencies"
+GUIDED = "needs guided decoding, which is not built yet; leave it out"
+RAY = "needs execution over Ray, which is not built yet; one process runs the whole model: leave it out"
+POOL = "tokenising runs in this process's threads; there is no pool to set up"
+GRAPHS = "there are no CUDA graphs on the CPU"
+
+
+def quantization(value: str) -> str | None:
+    if value == "gguf":
+        return None
+    other = "use a GGUF file (Q8_0, Q4_0, Q4_1, Q4_K, Q6_K) or unquantised weights"
+    if value in ("neuron_quant", "tpu_int8", "deepspeedfp"):
+        return f"belongs to hardware or a library that taco_llm does not use; {other}"
+    return f"needs kernels for that format, which are not built yet; {other}"
+
+
+def load_format(value: str) -> str | None:
+    if value in ("tensorizer", "sharded_state", "bitsandbytes", "mistral"):
+        return "needs a loader that is not built yet; convert the checkpoint to safetensors or GGUF"
+    return None
+
+
+def device(value: str) -> str | None:
+    if value == "cuda":
+        return "needs the CUDA backend, which is not built yet; use --device cpu"
+    if value in ("neuron", "tpu", "openvino", "xpu"):
+        return "names hardware that taco_llm does not run on; use --device cpu (x86-64), or auto"
+    return None
+
+
+def more_than_one(what: str) -> Verdict:
+    def verdict(value: int) -> str | None:
+        return f"needs {what}, which is not built yet; leave it at 1" if value != 1 else None
+
+    return verdict
+
+
+def executor(value: str) -> str | None:
+    return RAY if value == "ray" else None
+
+
+def swap(value: float) -> str | None:
+    if value == 0:
+        return None
+    return "needs swapping to memory, which is not built yet (preempted requests are recomputed); use 0"
+
+
+def preemption(value: str) -> str | None:
+    return "needs swapping to memory, which is not built yet; use recompute" if value == "swap" else None
+
+
+def config_format(value: str) -> str | None:
+    if value == "mistral":
+        return "needs a reader of params.json, which is not built yet; use the checkpoint's config.json form"
+    return None
