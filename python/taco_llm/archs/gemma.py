@@ -1,0 +1,96 @@
+"""Gemma 2: sandwich norms with weight + 1, softcaps, alternating windows, scaled embedding."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from taco_llm._core import AttentionSpec, FfnSpec, LayerSpec, ModelSpec, NormSpec
+
+from .config import Config, divide, windows
+from .llama_like import IGNORE, RULES
+from .rope import make_rope
+from .rules import Rule, WeightRules
+
+GEMMA2_RULES = [
+    *(r for r in RULES if "post_attention_layernorm" not in r.name),
+    Rule("model.layers.{i}.post_attention_layernorm.weight", ("layers.{i}.post_attn_norm.weight",)),
+    Rule("model.layers.{i}.pre_feedforward_layernorm.weight", ("layers.{i}.ffn_norm.weight",)),
+    Rule("model.layers.{i}.post_feedforward_layernorm.weight", ("layers.{i}.post_ffn_norm.weight",)),
+]
+
+
+def embed_scale(hidden: int, dtype: str) -> float:
+    """sqrt(hidden), rounded to the checkpoint's dtype: transformers keeps the factor in it."""
+    scale = np.float32(hidden**0.5)
+    if dtype == "float16":
+        return float(np.float16(scale))
+    if dtype == "bfloat16":
+        bits = int(scale.view(np.uint32))
+        return float(np.uint32((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32))
+    return float(scale)
+
+
+def gemma2(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
+    hidden = c.int("hidden_size", default=2304)
+    heads = c.int("num_attention_heads", default=8)
+    kv_heads = c.int("num_key_value_heads", default=4)
+    divide("num_attention_heads / num_key_value_heads", heads, kv_heads)
+    size = c.int("head_dim", default=256)
+    layers = c.int("num_hidden_layers", default=26)
+    window = c.optional_int("sliding_window") if "sliding_window" in c.data else 4096
+    layer_windows = windows(c, layers, window, [i % 2 == 0 for i in range(layers)])
+    rope = make_rope(
+        c,
+        head_dim=size,
+        max_positions=c.int("max_position_embeddings", default=8192),
+        max_model_len=max_model_len,
+    )
+    bias = c.bool("attention_bias", default=False)
+    norm = NormSpec(
+        kind="rms",
+        eps=c.float("rms_norm_eps", default=1e-6),
+        weight_offset=c.float("norm_weight_offset", default=1.0),  # GGUF files have the 1 in the weights already
+    )
+    ffn = FfnSpec(
+        intermediate=c.int("intermediate_size", default=9216),
+        activation=c.activation("hidden_activation", "hidden_act", default="gelu_pytorch_tanh"),
+        gated=True,
+    )
+    spec = ModelSpec(
+        architecture="Gemma2ForCausalLM",
+        vocab_size=c.int("vocab_size", default=256000),
+        hidden=hidden,
+        max_positions=rope.max_positions,
+        embed_scale=embed_scale(hidden, c.str("dtype", "torch_dtype", default="float32")),
+        ropes=[rope.spec],
+        layers=[
+            LayerSpec(
+                attn_norm=norm,
+                post_attn_norm=norm,
+                ffn_norm=norm,
+                post_ffn_norm=norm,
+                attn=AttentionSpec(
+                    num_heads=heads,
+                    num_kv_heads=kv_heads,
+                    head_dim=size,
+                    scale=c.float("query_pre_attn_scalar", default=256) ** -0.5,
+                    qkv_bias=bias,
+                    out_bias=bias,
+                    window=layer_windows[i],
+                    # null: no cap
+                    softcap=c.float("attn_logit_softcapping", default=0.0)
+                    if "attn_logit_softcapping" in c.data
+                    else 50.0,
+                    rope=0,
+                ),
+                ffn=ffn,
+            )
+            for i in range(layers)
+        ],
+        final_norm=norm,
+        tied_head=c.bool("tie_word_embeddings", default=True),
+        logit_softcap=c.float("final_logit_softcapping", default=0.0)
+        if "final_logit_softcapping" in c.data
+        else 30.0,
+    )
+    return spec, WeightRules(GEMMA2_RULES, layers, prefix="model.", ignore=IGNORE)

@@ -1,0 +1,187 @@
+"""The Llama shape: RMS norms, rotary attention, gated feed-forward. Llama, Mistral, Qwen2 and Mixtral are made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from taco_llm._core import AttentionSpec, FfnSpec, LayerSpec, ModelSpec, NormSpec
+
+from .config import Config, divide, head_dim, windows
+from .rope import make_rope
+from .rules import Rule, WeightRules
+
+RULES = [
+    Rule("model.embed_tokens.weight", ("embed.tokens",)),
+    Rule("model.layers.{i}.input_layernorm.*", ("layers.{i}.attn_norm.*",)),
+    Rule("model.layers.{i}.self_attn.q_proj.*", ("layers.{i}.attn.q.*",)),
+    Rule("model.layers.{i}.self_attn.k_proj.*", ("layers.{i}.attn.k.*",)),
+    Rule("model.layers.{i}.self_attn.v_proj.*", ("layers.{i}.attn.v.*",)),
+    Rule("model.layers.{i}.self_attn.o_proj.*", ("layers.{i}.attn.o.*",)),
+    Rule("model.layers.{i}.post_attention_layernorm.*", ("layers.{i}.ffn_norm.*",)),
+    Rule("model.layers.{i}.mlp.gate_proj.*", ("layers.{i}.ffn.gate.*",)),
+    Rule("model.layers.{i}.mlp.up_proj.*", ("layers.{i}.ffn.up.*",)),
+    Rule("model.layers.{i}.mlp.down_proj.*", ("layers.{i}.ffn.down.*",)),
+    Rule("model.norm.*", ("final_norm.*",)),
+    Rule("lm_head.weight", ("head.weight",)),
+]
+IGNORE = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq")
+
+
+def weight_rules(num_layers: int, extra: Sequence[Rule] = (), num_experts: int = 0) -> WeightRules:
+    return WeightRules([*RULES, *extra], num_layers, num_experts, prefix="model.", ignore=IGNORE)
+
+
+def llama_like(
+    c: Config,
+    max_model_len: int | None,
+    *,
+    architecture: str,
+    qkv_bias: bool = False,
+    out_bias: bool = False,
+    mlp_bias: bool = False,
+    theta: float = 10000.0,
+    tied: bool = False,
+    num_kv_heads: int | None = None,
+    num_layers: int = 32,
+    max_positions: int = 2048,
+    eps: float = 1e-6,
+    hidden: int = 4096,
+    intermediate: int = 11008,
+    vocab: int = 32000,
+    layer_windows: Callable[[int], list[int]] | None = None,
+    ffn: dict[str, Any] | None = None,
+) -> ModelSpec:
+    """The keywords are what families differ in: structure, and the defaults of their HF config classes.
+
+    num_kv_heads: the default; None: as many as there are heads. ffn: overrides of the FfnSpec's fields.
+    """
+    hidden = c.int("hidden_size", default=hidden)
+    heads = c.int("num_attention_heads", default=32)
+    kv_heads = c.int("num_key_value_heads", default=num_kv_heads or heads)
+    divide("num_attention_heads / num_key_value_heads", heads, kv_heads)
+    layers = c.int("num_hidden_layers", default=num_layers)
+    size = head_dim(c, hidden, heads)
+    max_positions = c.int("max_position_embeddings", default=max_positions)
+    rope = make_rope(
+        c, head_dim=size, max_positions=max_positions, max_model_len=max_model_len, default_theta=theta
+    )
+    norm = NormSpec(kind="rms", eps=c.float("rms_norm_eps", default=eps))
+    spec_windows = layer_windows(layers) if layer_windows else [0] * layers
+    ffn_fields: dict[str, Any] = dict(
+        intermediate=c.int("intermediate_size", default=intermediate),
+        activation=c.activation("hidden_act", default="silu"),
+        gated=True,
+        bias=mlp_bias,
+    )
+    ffn_spec = FfnSpec(**{**ffn_fields, **(ffn or {})})
+    return ModelSpec(
+        architecture=architecture,
+        vocab_size=c.int("vocab_size", default=vocab),
+        hidden=hidden,
+        max_positions=rope.max_positions,
+        ropes=[rope.spec],
+        layers=[
+            LayerSpec(
+                attn_norm=norm,
+                ffn_norm=norm,
+                attn=AttentionSpec(
+                    num_heads=heads,
+                    num_kv_heads=kv_heads,
+                    head_dim=size,
+                    qkv_bias=qkv_bias,
+                    out_bias=out_bias,
+                    window=spec_windows[i],
+                    rope=0,
+                ),
+                ffn=ffn_spec,
+            )
+            for i in range(layers)
+        ],
+        final_norm=norm,
+        tied_head=c.bool("tie_word_embeddings", default=tied),
+    )
+
+
+def llama(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
+    if c.int("pretraining_tp", default=1) != 1 and c.data.get("quantization_config"):
+        raise ValueError("config.json: pretraining_tp other than 1 with quantised weights is not supported")
+    bias = c.bool("attention_bias", "bias", default=False)
+    spec = llama_like(
+        c,
+        max_model_len,
+        architecture="LlamaForCausalLM",
+        qkv_bias=bias,
+        out_bias=c.bool("attention_out_bias", default=bias),  # GGUF files may have biases for q, k and v alone
+        mlp_bias=c.bool("mlp_bias", default=False),
+    )
+    return spec, weight_rules(len(spec.layers))
+
+
+def mistral(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
+    # An absent sliding_window is the HF class's 4096; null is none.
+    window = c.optional_int("sliding_window") if "sliding_window" in c.data else 4096
+    spec = llama_like(
+        c,
+        max_model_len,
+        architecture="MistralForCausalLM",
+        num_kv_heads=8,
+        max_positions=4096 * 32,
+        intermediate=14336,
+        layer_windows=lambda n: windows(c, n, window, [True] * n),
+    )
+    return spec, weight_rules(len(spec.layers))
+
+
+def qwen2(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
+    sliding = c.bool("use_sliding_window", default=False)
+    window = c.int("sliding_window", default=4096) if sliding else None
+    first = c.int("max_window_layers", default=28, minimum=0)
+    spec = llama_like(
+        c,
+        max_model_len,
+        architecture="Qwen2ForCausalLM",
+        qkv_bias=True,
+        num_kv_heads=32,
+        max_positions=32768,
+        intermediate=22016,
+        vocab=151936,
+        layer_windows=lambda n: windows(c, n, window, [sliding and i >= first for i in range(n)]),
+    )
+    return spec, weight_rules(len(spec.layers))
+
+
+MIXTRAL_RULES = [
+    Rule("model.layers.{i}.block_sparse_moe.gate.weight", ("layers.{i}.moe.router.weight",)),
+    Rule("model.layers.{i}.block_sparse_moe.experts.{e}.w1.weight", ("layers.{i}.moe.experts.{e}.gate.weight",)),
+    Rule("model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight", ("layers.{i}.moe.experts.{e}.down.weight",)),
+    Rule("model.layers.{i}.block_sparse_moe.experts.{e}.w3.weight", ("layers.{i}.moe.experts.{e}.up.weight",)),
+    # The same with the experts stacked, as transformers 5 names them in memory.
+    Rule("model.layers.{i}.mlp.gate.weight", ("layers.{i}.moe.router.weight",)),
+    Rule(
+        "model.layers.{i}.mlp.experts.gate_up_proj",
+        ("layers.{i}.moe.experts.{e}.gate.weight", "layers.{i}.moe.experts.{e}.up.weight"),
+    ),
+    Rule("model.layers.{i}.mlp.experts.down_proj", ("layers.{i}.moe.experts.{e}.down.weight",)),
+]
+
+
+def mixtral(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
+    experts = c.int("num_local_experts", "num_experts", default=8, maximum=1 << 16)
+    top_k = c.int("num_experts_per_tok", default=2)
+    if top_k > experts:
+        raise ValueError(f"config.json: num_experts_per_tok {top_k} of num_local_experts {experts}")
+    window = c.optional_int("sliding_window")
+    spec = llama_like(
+        c,
+        max_model_len,
+        architecture="MixtralForCausalLM",
+        num_kv_heads=8,
+        max_positions=4096 * 32,
+        intermediate=14336,
+        eps=1e-5,
+        theta=1e6,
+        layer_windows=lambda n: windows(c, n, window, [True] * n),
+        ffn=dict(num_experts=experts, top_k=top_k, routing="softmax_topk", renormalize=True),
+    )
+    return spec, weight_rules(len(spec.layers), MIXTRAL_RULES, experts)

@@ -1,0 +1,58 @@
+"""Architecture names -> functions, imported when asked for. One line for each name of `config.json`'s architectures."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from taco_llm._core import ModelSpec
+
+    from .config import Config
+    from .rules import WeightRules
+
+    Builder = Callable[[Config, int | None], tuple[ModelSpec, WeightRules]]
+
+ARCHITECTURES: dict[str, tuple[str, str]] = {
+    "BloomForCausalLM": ("bloom", "bloom"),
+    "FalconForCausalLM": ("falcon", "falcon"),
+    "GPT2LMHeadModel": ("gpt2", "gpt2"),
+    "GPTNeoXForCausalLM": ("gpt_neox", "gpt_neox"),
+    "Gemma2ForCausalLM": ("gemma", "gemma2"),
+    "LlamaForCausalLM": ("llama_like", "llama"),
+    "MistralForCausalLM": ("llama_like", "mistral"),
+    "MixtralForCausalLM": ("llama_like", "mixtral"),
+    "OPTForCausalLM": ("opt", "opt"),
+    "Qwen2ForCausalLM": ("llama_like", "qwen2"),
+}
+
+# Names under which older checkpoints have the same models.
+ALIASES = {
+    "LLaMAForCausalLM": "LlamaForCausalLM",
+    "RWForCausalLM": "FalconForCausalLM",
+}
+
+
+def supported() -> list[str]:
+    """Architecture names that can be loaded, sorted."""
+    return sorted([*ARCHITECTURES, *ALIASES])
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """'; did you mean X?', or nothing where no known name is near."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def find(name: str) -> Builder:
+    """The function of an architecture. ValueError naming the nearest known one and all supported."""
+    target = ARCHITECTURES.get(ALIASES.get(name, name))
+    if target is None:
+        raise ValueError(
+            f"architecture {name!r} is not supported{nearest(name, supported())}. Supported: {', '.join(supported())}"
+        )
+    module, function = target
+    builder: Builder = getattr(importlib.import_module(f"{__package__}.{module}"), function)
+    return builder
