@@ -4,6 +4,7 @@
 //  * activations are row-major [rows, dim] in the backend's activation dtype (CPU: always float32), one row
 //    per token of the step; strides are in elements.
 //  * a paged KV cache of one layer is [num_blocks][2 (K, V)][num_kv_heads][block_size][head_dim].
+//    The order inside one (block, K or V, head) panel is the backend's own (CPU: backend/cpu/isa/kv_layout.h).
 //  * a slot is block * block_size + offset in the block.
 #pragma once
 
