@@ -120,7 +120,7 @@ $(STAMP)/build-tools: $(STAMP)/venv-$(PYTHON_VERSION) pyproject.toml scripts/req
 
 $(STAMP)/wheel: $(STAMP)/build-tools $(WHEEL_SOURCES)
 	@echo "== wheel (the first build takes some minutes)"
-	@SKBUILD_BUILD_DIR=$(BUILD) $(PIP) install --no-build-isolation .
+	@SKBUILD_BUILD_DIR=$(BUILD) $(PIP) install -q --no-build-isolation .
 	@touch $@
 
 $(STAMP)/model: $(STAMP)/venv-$(PYTHON_VERSION)
