@@ -3,14 +3,15 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "cache/block_id.h"
 #include "sched/sampling_params.h"
 
 namespace taco {
 
-using BlockId = int32_t;
 using SeqId = uint64_t;      // unique in the process
 using RequestId = uint64_t;  // the core's own number; clients' ids stay outside
 

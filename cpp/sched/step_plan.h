@@ -8,10 +8,6 @@
 
 namespace taco {
 
-struct BlockCopy {
-  BlockId from, to;
-};
-
 // `count` tokens of a sequence, from position `start` on. There is no prefill and no decode: a sequence has
 // tokens computed and tokens known, and is given a part of the step's budget.
 struct SeqStep {

@@ -1,0 +1,75 @@
+#include "engine/engine.h"
+
+#include <mutex>
+#include <thread>
+
+#include "base/error.h"
+#include "engine/engine_loop.h"
+
+namespace taco {
+
+struct Engine::Impl {
+  Impl(std::unique_ptr<Executor> executor, std::shared_ptr<const Vocabulary> vocabulary_in, EngineConfig config_in)
+      : config(config_in),
+        vocabulary(std::move(vocabulary_in)),
+        loop(std::move(executor), config),
+        inbox(config.max_waiting),
+        thread([this] { loop.run(inbox, queue); }) {}
+
+  const EngineConfig config;
+  const std::shared_ptr<const Vocabulary> vocabulary;
+  EngineLoop loop;
+  Inbox inbox;
+  OutputQueue queue;
+  std::mutex join_mutex;
+  std::thread thread;  // last: everything else must outlive it
+};
+
+Engine::Engine(std::unique_ptr<Executor> executor, std::shared_ptr<const Vocabulary> vocabulary, EngineConfig config) {
+  TACO_REQUIRE(executor != nullptr, "an engine needs an executor");
+  impl_ = std::make_unique<Impl>(std::move(executor), std::move(vocabulary), config);
+}
+
+Engine::~Engine() { shutdown(); }
+
+RequestId Engine::submit(std::vector<int32_t> prompt, SamplingParams params, int priority) {
+  int vocab_size = impl_->loop.vocab_size();
+  validate(params, vocab_size);
+  impl_->loop.scheduler().check_admissible(static_cast<int64_t>(prompt.size()), params.best_of);
+  for (int32_t token : prompt) {
+    TACO_REQUIRE(token >= 0 && token < vocab_size, "the prompt has token id ", token,
+                 ", which is not in the vocabulary of ", vocab_size);
+  }
+  TACO_REQUIRE(params.stop.empty() || (params.detokenize && impl_->vocabulary != nullptr),
+               params.detokenize ? "stop strings need a vocabulary, which this engine was made without"
+                                 : "stop strings need detokenize");
+  auto shared = std::make_shared<const SamplingParams>(std::move(params));
+  return impl_->inbox.submit([&](RequestId number) {
+    uint64_t seed = shared->seed ? *shared->seed : mix_seed(impl_->config.seed, number);
+    return std::make_unique<EngineRequest>(number, std::move(prompt), shared, priority, seed, impl_->vocabulary);
+  });
+}
+
+void Engine::abort(RequestId request) { impl_->inbox.abort(request); }
+
+void Engine::abort_all() { impl_->inbox.abort_all(); }
+
+std::vector<Output> Engine::poll(std::chrono::duration<double> timeout) { return impl_->queue.poll(timeout); }
+
+int Engine::event_fd() const { return impl_->queue.event_fd(); }
+
+bool Engine::drain(std::chrono::duration<double> timeout) { return impl_->inbox.drain(timeout); }
+
+void Engine::shutdown() {
+  impl_->inbox.stop();
+  std::lock_guard lock(impl_->join_mutex);
+  if (impl_->thread.joinable()) impl_->thread.join();
+}
+
+EngineStats Engine::stats() const {
+  EngineStats stats = impl_->loop.stats();
+  stats.waiting += impl_->inbox.num_unfetched();
+  return stats;
+}
+
+}  // namespace taco

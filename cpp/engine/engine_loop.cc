@@ -1,0 +1,315 @@
+#include "engine/engine_loop.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "sched/invariants.h"
+#include "sched/stop_rules.h"
+
+namespace taco {
+
+SchedulerConfig EngineLoop::scheduler_config(const Executor& executor, const EngineConfig& config) {
+  KvCacheConfig cache = executor.kv_cache();
+  SchedulerConfig out;
+  out.max_num_batched_tokens = config.max_num_batched_tokens;
+  out.max_num_seqs = config.max_num_seqs;
+  out.enable_chunked_prefill = config.enable_chunked_prefill;
+  out.priority_scheduling = config.priority_scheduling;
+  out.watermark = config.watermark;
+  out.max_model_len = executor.max_model_len();
+  out.block_size = cache.block_size;
+  out.num_blocks = cache.num_blocks;
+  return out;
+}
+
+EngineLoop::EngineLoop(std::unique_ptr<Executor> executor, const EngineConfig& config)
+    : executor_(std::move(executor)), scheduler_(scheduler_config(*executor_, config)) {
+  update_stats(0);
+}
+
+void EngineLoop::run(Inbox& inbox, OutputQueue& queue) {
+  Mail mail;
+  try {
+    for (;;) {
+      inbox.fetch(mail);
+      if (mail.empty() && !scheduler_.has_work()) {
+        executor_->idle();
+        inbox.wait();
+        continue;
+      }
+      take(mail);
+      if (mail.stop) break;
+      if (scheduler_.has_work()) {
+        step();
+      } else {
+        update_stats(0);
+      }
+      publish(inbox, queue);
+    }
+    end_all(FinishReason::kAbort, "");
+    update_stats(0);
+    publish(inbox, queue);
+  } catch (const std::exception& error) {
+    die(error.what(), inbox, queue);
+  } catch (...) {
+    die("an exception of unknown type", inbox, queue);
+  }
+  queue.close();
+}
+
+void EngineLoop::take(Mail& mail) {
+  for (std::unique_ptr<EngineRequest>& request : mail.submissions) {
+    scheduler_.add(*request);
+    requests_.emplace(request->id, std::move(request));
+  }
+  for (RequestId id : mail.aborts) {
+    auto it = requests_.find(id);
+    if (it != requests_.end()) end_request(*it->second, FinishReason::kAbort, "");
+  }
+  if (mail.abort_before == 0) return;
+  for (auto& [id, request] : requests_) {
+    if (id < mail.abort_before) end_request(*request, FinishReason::kAbort, "");
+  }
+}
+
+void EngineLoop::step() {
+  double start = monotonic_seconds();
+  {
+    std::lock_guard lock(stats_mutex_);
+    stats_.current_step_start = start;
+  }
+  scheduler_.plan(proposal_);
+  TACO_CHECK(!proposal_.empty(), "there are sequences, but none can run");
+  const StepPlan& plan = scheduler_.reserve(proposal_);
+  StepOutput output;
+  try {
+    mark_scheduled(proposal_, start);
+    output = executor_->run(plan);
+    choices_.clear();
+    for (const SampledToken& sampled : output.sampled) {
+      choices_.push_back({sampled.seq, sampled.token, sampled.logprob, !sampled.error.empty()});
+    }
+    scheduler_.commit(choices_, sampled_);
+  } catch (...) {
+    if (scheduler_.plan_in_flight() != nullptr) scheduler_.rollback();
+    throw;
+  }
+  double now = monotonic_seconds();
+  collect_prompt_logprobs(plan, output.prompt_logprobs);
+  for (size_t i = 0; i < sampled_.size(); ++i) advance(*sampled_[i], output.sampled[i], now);
+#ifdef TACO_CHECK_STEPS
+  check_invariants(scheduler_);
+#endif
+  ++num_steps_;
+  update_stats(now);
+}
+
+void EngineLoop::mark_scheduled(const Proposal& proposal, double now) {
+  for (SeqState* seq : proposal.admit) {
+    auto& request = static_cast<EngineRequest&>(*seq->owner);
+    if (request.times.first_scheduled != 0) continue;
+    request.times.first_scheduled = now;
+    ++newly_scheduled_;
+  }
+}
+
+void EngineLoop::collect_prompt_logprobs(const StepPlan& plan, std::vector<PromptLogprobs>& collected) {
+  for (PromptLogprobs& part : collected) {
+    auto step = std::find_if(plan.seqs.begin(), plan.seqs.end(),
+                             [&](const SeqStep& s) { return s.sequence->id == part.seq; });
+    TACO_CHECK(step != plan.seqs.end() && step->prompt_logprobs, "prompt logprobs that nobody asked for");
+    auto& request = static_cast<EngineRequest&>(*static_cast<const SeqState*>(step->sequence)->owner);
+    std::vector<PositionLogprobs>& have = request.prompt_logprobs;  // [i]: of position i + 1
+    for (size_t i = 0; i < part.entries.size(); ++i) {
+      size_t at = static_cast<size_t>(part.first_position) - 1 + i;
+      if (at < have.size()) continue;  // computed again after a preemption
+      TACO_CHECK(at == have.size(), "prompt logprobs with a gap at position ", have.size() + 1);
+      have.push_back(std::move(part.entries[i]));
+    }
+  }
+}
+
+// The newest token of a sequence: its text, and whether it was the last.
+void EngineLoop::advance(SeqState& seq, SampledToken& sampled, double now) {
+  auto& request = static_cast<EngineRequest&>(*seq.owner);
+  SequenceOutput& out = request.outputs[static_cast<size_t>(seq.index)];
+  touch(request, seq.index);
+  if (!sampled.error.empty()) {
+    out.delta.error = std::move(sampled.error);
+    finish(request, seq, FinishReason::kError, now);
+    return;
+  }
+  if (request.times.first_token == 0) request.times.first_token = now;
+  request.times.last_token = now;
+  out.delta.token_ids.push_back(sampled.token);
+  if (seq.params->logprobs >= 0) out.delta.logprobs.push_back(std::move(sampled.logprobs));
+
+  StopVerdict verdict = check_stop_tokens(seq);
+  bool is_stop_token = verdict.reason != FinishReason::kNone;
+  if (verdict.is_stop_token) out.delta.stop_reason = sampled.token;
+  if (out.detokenizer && (!is_stop_token || seq.params->include_stop_str_in_output)) {
+    std::optional<std::string> stop =
+        out.detokenizer->add(sampled.token, !is_stop_token && stops_active(seq), out.delta.text);
+    if (stop) {
+      out.delta.stop_reason = std::move(*stop);
+      out.detokenizer.reset();  // nothing may be added any more
+      verdict.reason = FinishReason::kStop;
+    }
+  }
+  if (verdict.reason == FinishReason::kNone && reached_length(seq, scheduler_.max_len())) {
+    verdict.reason = FinishReason::kLength;
+  }
+  if (verdict.reason != FinishReason::kNone) finish(request, seq, verdict.reason, now);
+}
+
+void EngineLoop::finish(EngineRequest& request, SeqState& seq, FinishReason reason, double now) {
+  SequenceOutput& out = request.outputs[static_cast<size_t>(seq.index)];
+  if (out.detokenizer) out.detokenizer->finish(out.delta.text);
+  out.delta.finish_reason = reason;
+  scheduler_.finish(seq, reason);
+  if (request.num_unfinished == 0) request.times.finished = now;
+}
+
+void EngineLoop::end_request(EngineRequest& request, FinishReason reason, const std::string& error) {
+  double now = monotonic_seconds();
+  for (SeqState& seq : request.sequences) {
+    if (seq.status == SeqStatus::kFinished) continue;
+    touch(request, seq.index);
+    request.outputs[static_cast<size_t>(seq.index)].delta.error = error;
+    finish(request, seq, reason, now);
+  }
+}
+
+void EngineLoop::end_all(FinishReason reason, const std::string& error) {
+  for (auto& [id, request] : requests_) end_request(*request, reason, error);
+}
+
+void EngineLoop::touch(EngineRequest& request, int index) {
+  SequenceOutput& out = request.outputs[static_cast<size_t>(index)];
+  if (out.touched) return;
+  out.touched = true;
+  touched_.emplace_back(&request, index);
+}
+
+// Moves the delta of a sequence to the outgoing items, as number `index` of the request.
+void EngineLoop::collect(EngineRequest& request, int sequence, int index) {
+  SequenceOutput& from = request.outputs[static_cast<size_t>(sequence)];
+  const SeqState& seq = request.sequences[static_cast<size_t>(sequence)];
+  items_.push_back({std::move(from.delta), &from.slot});
+  from.delta = Output{};
+  Output& output = items_.back().output;
+  output.request = request.id;
+  output.index = index;
+  output.cumulative_logprob = seq.cumulative_logprob;
+  output.num_prompt_tokens = request.prompt_len;
+  output.num_output_tokens = seq.output_len();
+  output.times = request.times;
+  if (!request.first_published && index == 0) {
+    output.prompt_logprobs = std::move(request.prompt_logprobs);
+    request.first_published = true;
+  }
+}
+
+// The n best of best_of, failed ones last. Equal ones keep their order.
+void EngineLoop::collect_best(EngineRequest& request) {
+  std::vector<const SeqState*> ranked;
+  for (const SeqState& seq : request.sequences) ranked.push_back(&seq);
+  std::stable_sort(ranked.begin(), ranked.end(), [](const SeqState* a, const SeqState* b) {
+    bool a_failed = a->finish_reason == FinishReason::kError, b_failed = b->finish_reason == FinishReason::kError;
+    if (a_failed != b_failed) return b_failed;
+    return a->cumulative_logprob > b->cumulative_logprob;
+  });
+  for (int i = 0; i < request.params->n; ++i) collect(request, ranked[static_cast<size_t>(i)]->index, i);
+}
+
+void EngineLoop::count(const EngineRequest& request) {
+  FinishReason reason = request.sequences.front().finish_reason;
+  for (const SeqState& seq : request.sequences) {
+    if (seq.finish_reason == FinishReason::kError) reason = FinishReason::kError;
+  }
+  switch (reason) {
+    case FinishReason::kNone: break;
+    case FinishReason::kStop: ++totals_.finished_stop; break;
+    case FinishReason::kLength: ++totals_.finished_length; break;
+    case FinishReason::kAbort: ++totals_.finished_abort; break;
+    case FinishReason::kError: ++totals_.finished_error; break;
+  }
+}
+
+void EngineLoop::publish(Inbox& inbox, OutputQueue& queue) {
+  finished_.clear();
+  for (auto [request, index] : touched_) {
+    request->outputs[static_cast<size_t>(index)].touched = false;
+    bool is_finished = request->num_unfinished == 0;
+    if (!request->held_back()) {
+      collect(*request, index, index);
+      request->last_item = items_.size() - 1;
+    } else if (is_finished && !request->ended) {
+      collect_best(*request);
+      request->last_item = items_.size() - 1;
+    }
+    if (is_finished && !request->ended) {
+      request->ended = true;
+      finished_.push_back(request);
+    }
+  }
+  touched_.clear();
+  for (EngineRequest* request : finished_) items_[request->last_item].output.request_finished = true;
+  int64_t scheduled = newly_scheduled_;
+  newly_scheduled_ = 0;
+  for (EngineRequest* request : finished_) scheduled += request->times.first_scheduled == 0;
+  // Readers may look at the counters as soon as they see the outputs.
+  if (!finished_.empty()) {
+    for (EngineRequest* request : finished_) count(*request);
+    std::lock_guard lock(stats_mutex_);
+    copy_totals();
+  }
+  queue.publish(items_);
+  for (EngineRequest* request : finished_) requests_.erase(request->id);
+  inbox.account(scheduled, static_cast<int64_t>(finished_.size()));
+}
+
+void EngineLoop::die(const std::string& reason, Inbox& inbox, OutputQueue& queue) {
+  Mail mail;
+  inbox.die(reason, mail);
+  for (std::unique_ptr<EngineRequest>& request : mail.submissions) {
+    scheduler_.add(*request);
+    requests_.emplace(request->id, std::move(request));
+  }
+  {
+    std::lock_guard lock(stats_mutex_);
+    stats_.dead = true;
+    stats_.death_reason = reason;
+  }
+  end_all(FinishReason::kError, reason);
+  update_stats(0);
+  publish(inbox, queue);
+}
+
+void EngineLoop::copy_totals() {
+  stats_.finished_stop = totals_.finished_stop;
+  stats_.finished_length = totals_.finished_length;
+  stats_.finished_abort = totals_.finished_abort;
+  stats_.finished_error = totals_.finished_error;
+}
+
+void EngineLoop::update_stats(double step_end) {
+  std::lock_guard lock(stats_mutex_);
+  stats_.running = scheduler_.num_running_requests();
+  stats_.waiting = scheduler_.num_requests() - stats_.running;
+  stats_.num_blocks = scheduler_.pool().size();
+  stats_.free_blocks = scheduler_.pool().num_free();
+  stats_.steps = num_steps_;
+  stats_.preemptions = scheduler_.num_preemptions();
+  stats_.prompt_tokens = scheduler_.num_prompt_tokens();
+  stats_.generation_tokens = scheduler_.num_generation_tokens();
+  if (step_end != 0) stats_.last_step_end = step_end;
+  stats_.current_step_start = 0;
+}
+
+EngineStats EngineLoop::stats() const {
+  std::lock_guard lock(stats_mutex_);
+  return stats_;
+}
+
+}  // namespace taco

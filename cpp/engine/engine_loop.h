@@ -1,0 +1,68 @@
+// The part of the engine that runs on its thread: steps, and what follows from each sampled token.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/engine_request.h"
+#include "engine/inbox.h"
+#include "sched/scheduler.h"
+
+namespace taco {
+
+// All functions but stats() and scheduler().check_admissible() belong to the engine thread.
+class EngineLoop {
+ public:
+  EngineLoop(std::unique_ptr<Executor> executor, const EngineConfig& config);
+
+  // Until the inbox says stop; then what is unfinished is aborted. A step that throws ends it as well: all requests
+  // get an error, and nothing is accepted any more. Closes the queue.
+  void run(Inbox& inbox, OutputQueue& queue);
+
+  EngineStats stats() const;
+  const Scheduler& scheduler() const { return scheduler_; }
+  int vocab_size() const { return executor_->vocab_size(); }
+
+ private:
+  static SchedulerConfig scheduler_config(const Executor& executor, const EngineConfig& config);
+
+  void take(Mail& mail);
+  void step();
+  void mark_scheduled(const Proposal& proposal, double now);
+  void collect_prompt_logprobs(const StepPlan& plan, std::vector<PromptLogprobs>& collected);
+  void advance(SeqState& seq, SampledToken& sampled, double now);
+  void finish(EngineRequest& request, SeqState& seq, FinishReason reason, double now);
+  void end_request(EngineRequest& request, FinishReason reason, const std::string& error);
+  void end_all(FinishReason reason, const std::string& error);
+  void touch(EngineRequest& request, int index);
+  void collect(EngineRequest& request, int sequence, int index);
+  void collect_best(EngineRequest& request);
+  void publish(Inbox& inbox, OutputQueue& queue);
+  void die(const std::string& reason, Inbox& inbox, OutputQueue& queue);
+  void count(const EngineRequest& request);
+  void update_stats(double step_end);  // 0: no step
+  void copy_totals();                  // under the lock
+
+  std::unique_ptr<Executor> executor_;
+  Scheduler scheduler_;
+  std::unordered_map<RequestId, std::unique_ptr<EngineRequest>> requests_;
+
+  // Of the step at hand; kept for their memory.
+  Proposal proposal_;
+  std::vector<Choice> choices_;
+  std::vector<SeqState*> sampled_;
+  std::vector<std::pair<EngineRequest*, int>> touched_;
+  std::vector<OutputQueue::Item> items_;
+  std::vector<EngineRequest*> finished_;
+  int64_t newly_scheduled_ = 0;
+
+  uint64_t num_steps_ = 0;
+  EngineStats totals_;  // finished_*, of the engine thread
+  mutable std::mutex stats_mutex_;
+  EngineStats stats_;
+};
+
+}  // namespace taco

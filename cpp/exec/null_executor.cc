@@ -1,0 +1,202 @@
+#include "exec/null_executor.h"
+
+#include <algorithm>
+#include <chrono>
+#include <thread>
+
+#include "base/error.h"
+
+namespace taco {
+
+namespace {
+
+constexpr uint64_t kEmptyHash = 0x243f6a8885a308d3u;
+
+uint64_t mix(uint64_t z) {
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+uint64_t extend(uint64_t hash, int32_t token) {
+  return mix(hash + 0x9e3779b97f4a7c15u * (static_cast<uint64_t>(static_cast<uint32_t>(token)) + 1));
+}
+
+uint64_t hash_of(std::span<const int32_t> tokens) {
+  uint64_t hash = kEmptyHash;
+  for (int32_t token : tokens) hash = extend(hash, token);
+  return hash;
+}
+
+int32_t choose(uint64_t prompt_hash, int prompt_len, int position, int vocab, int32_t eos) {
+  uint64_t h = mix(prompt_hash ^ mix(static_cast<uint64_t>(position)));
+  if (eos >= 0 && position > prompt_len && (h >> 58) == 0) return eos;
+  auto token = static_cast<int32_t>(h % static_cast<uint64_t>(vocab));
+  return token == eos ? (token + 1) % vocab : token;
+}
+
+}  // namespace
+
+NullExecutor::NullExecutor(int vocab_size, int max_model_len, int block_size, int64_t num_blocks,
+                           double step_seconds, int32_t eos_token_id)
+    : vocab_size_(vocab_size),
+      max_model_len_(max_model_len),
+      block_size_(block_size),
+      num_blocks_(num_blocks),
+      step_seconds_(step_seconds),
+      eos_token_id_(eos_token_id) {
+  TACO_REQUIRE(vocab_size >= 1 && max_model_len >= 1 && block_size >= 1 && num_blocks >= 1,
+               "vocab_size, max_model_len, block_size and num_blocks must be at least 1");
+  TACO_REQUIRE(eos_token_id < vocab_size, "eos_token_id ", eos_token_id, " is not below vocab_size ", vocab_size);
+  slots_.assign(static_cast<size_t>(num_blocks * block_size), 0);
+  written_step_.assign(static_cast<size_t>(num_blocks), 0);
+  written_by_.assign(static_cast<size_t>(num_blocks), 0);
+}
+
+int32_t NullExecutor::token_at(std::span<const int32_t> prompt, int position, int vocab, int32_t eos_token_id) {
+  return choose(hash_of(prompt), static_cast<int>(prompt.size()), position, vocab, eos_token_id);
+}
+
+float NullExecutor::logprob_at(uint64_t sequence_seed, int position) {
+  uint64_t h = mix(sequence_seed ^ mix(static_cast<uint64_t>(position) + 1));
+  return -1.0f - static_cast<float>(h >> 40) / static_cast<float>(1 << 24);
+}
+
+uint64_t& NullExecutor::slot(const Sequence& seq, int32_t position) {
+  auto block = static_cast<int64_t>(seq.blocks[static_cast<size_t>(position / block_size_)]);
+  return slots_[static_cast<size_t>(block * block_size_ + position % block_size_)];
+}
+
+// What is known of the sequence before this step; checks that the step goes on from there.
+NullExecutor::Seen& NullExecutor::find(const SeqStep& step) {
+  const Sequence& seq = *step.sequence;
+  auto [it, is_new] = seen_.try_emplace(seq.id, Seen{0, num_steps_, 0, kEmptyHash});
+  Seen& seen = it->second;
+  if (step.start == 0) {
+    seen = Seen{0, num_steps_, 0, kEmptyHash};
+  } else if (is_new) {  // forked, or forgotten
+    std::span<const int32_t> tokens(seq.tokens);
+    seen.computed = step.start;
+    seen.hash = hash_of(tokens.first(static_cast<size_t>(step.start)));
+    if (step.start >= seq.prompt_len) seen.prompt_hash = hash_of(seq.prompt());
+  }
+  TACO_CHECK(is_new || seen.last_step < num_steps_ || step.start == 0, "sequence ", seq.id, " is twice in a step");
+  TACO_CHECK(step.start == seen.computed, "sequence ", seq.id, " goes on at ", step.start, ", but ended at ",
+             seen.computed);
+  if (step.start > 0) {
+    TACO_CHECK(slot(seq, step.start - 1) == seen.hash, "sequence ", seq.id, ": the cache at position ", step.start - 1,
+               " is not what the sequence put there");
+  }
+  seen.last_step = num_steps_;
+  return seen;
+}
+
+void NullExecutor::check_all_slots(const SeqStep& step) {
+  const Sequence& seq = *step.sequence;
+  uint64_t hash = kEmptyHash;
+  for (int32_t position = 0; position < step.start; ++position) {
+    hash = extend(hash, seq.tokens[static_cast<size_t>(position)]);
+    TACO_CHECK(slot(seq, position) == hash, "sequence ", seq.id, ": the cache at position ", position,
+               " is not what the sequence put there");
+  }
+}
+
+void NullExecutor::compute(const SeqStep& step, StepOutput& out) {
+  const Sequence& seq = *step.sequence;
+  int32_t end = step.start + step.count;
+  TACO_CHECK(step.start >= 0 && step.count > 0 && end <= seq.len(), "sequence ", seq.id, ": step ", step.start, " + ",
+             step.count, " of ", seq.len(), " tokens");
+  TACO_CHECK(static_cast<int64_t>(seq.blocks.size()) * block_size_ >= end, "sequence ", seq.id, ": ",
+             seq.blocks.size(), " blocks do not cover ", end, " tokens");
+  for (BlockId block : seq.blocks) TACO_CHECK(block >= 0 && block < num_blocks_, "block ", block);
+  TACO_CHECK(step.samplers.empty() == (end < seq.len()), "sequence ", seq.id,
+             " must sample at the end of its known tokens, and only there");
+  Seen& seen = find(step);
+  if (thorough_) check_all_slots(step);
+  for (int32_t position = step.start; position < end; ++position) {
+    int32_t token = seq.tokens[static_cast<size_t>(position)];
+    TACO_CHECK(token >= 0 && token < vocab_size_, "token ", token, " of ", vocab_size_);
+    if (position >= seq.prompt_len) {
+      int32_t expected = choose(seen.prompt_hash, seq.prompt_len, position, vocab_size_, eos_token_id_);
+      TACO_CHECK(token == expected, "sequence ", seq.id, " has token ", token, " at position ", position,
+                 ", sampled was ", expected);
+    }
+    seen.hash = extend(seen.hash, token);
+    if (position + 1 == seq.prompt_len) seen.prompt_hash = seen.hash;
+    slot(seq, position) = seen.hash;
+  }
+  for (int32_t i = step.start / block_size_; i <= (end - 1) / block_size_; ++i) {
+    auto block = static_cast<size_t>(seq.blocks[static_cast<size_t>(i)]);
+    TACO_CHECK(written_step_[block] != num_steps_ || written_by_[block] == seq.id, "block ", block,
+               " is written by two sequences in one step");
+    written_step_[block] = num_steps_;
+    written_by_[block] = seq.id;
+  }
+  seen.computed = end;
+  if (!step.samplers.empty()) sample(step, seen.prompt_hash, out);
+  if (step.prompt_logprobs) out.prompt_logprobs.push_back(prompt_logprobs(step));
+}
+
+void NullExecutor::sample(const SeqStep& step, uint64_t prompt_hash, StepOutput& out) {
+  for (const Sequence* sampler : step.samplers) {
+    int32_t position = sampler->len();
+    TACO_CHECK(position == step.start + step.count, "sequence ", sampler->id, " samples from another's row");
+    SampledToken sampled;
+    sampled.seq = sampler->id;
+    sampled.token = choose(prompt_hash, sampler->prompt_len, position, vocab_size_, eos_token_id_);
+    sampled.logprob = logprob_at(sampler->seed, position);
+    if (int k = sampler->params->logprobs; k >= 0) {
+      sampled.logprobs = position_logprobs(sampled.token, sampled.logprob, k);
+    }
+    out.sampled.push_back(std::move(sampled));
+  }
+}
+
+PositionLogprobs NullExecutor::position_logprobs(int32_t token, float logprob, int k) const {
+  PositionLogprobs entry;
+  entry.push_back({token, logprob, 1});
+  for (int rank = 1; rank <= std::min(k, vocab_size_); ++rank) {
+    entry.push_back({static_cast<int32_t>((static_cast<int64_t>(token) + rank - 1) % vocab_size_),
+                     logprob - static_cast<float>(rank - 1), rank});
+  }
+  return entry;
+}
+
+PromptLogprobs NullExecutor::prompt_logprobs(const SeqStep& step) const {
+  const Sequence& seq = *step.sequence;
+  PromptLogprobs out{seq.id, step.start + 1, {}};
+  int32_t last = std::min(step.start + step.count, seq.prompt_len - 1);
+  for (int32_t position = step.start + 1; position <= last; ++position) {
+    out.entries.push_back(position_logprobs(seq.tokens[static_cast<size_t>(position)],
+                                            logprob_at(0, position), seq.params->prompt_logprobs));
+  }
+  return out;
+}
+
+// Sequences end without a word to the executor. What it forgets it can work out again from the tokens.
+void NullExecutor::forget_old() {
+  for (auto it = seen_.begin(); it != seen_.end();) {
+    it = it->second.last_step + 1024 < num_steps_ ? seen_.erase(it) : std::next(it);
+  }
+}
+
+StepOutput NullExecutor::run(const StepPlan& plan) {
+  ++num_steps_;
+  StepOutput out;
+  for (const BlockCopy& copy : plan.copies) {
+    TACO_CHECK(copy.from >= 0 && copy.from < num_blocks_ && copy.to >= 0 && copy.to < num_blocks_);
+    auto from = slots_.begin() + static_cast<int64_t>(copy.from) * block_size_;
+    std::copy(from, from + block_size_, slots_.begin() + static_cast<int64_t>(copy.to) * block_size_);
+  }
+  int64_t num_tokens = 0;
+  for (const SeqStep& step : plan.seqs) {
+    compute(step, out);
+    num_tokens += step.count;
+  }
+  TACO_CHECK(num_tokens == plan.num_tokens, "the plan says ", plan.num_tokens, " tokens, but has ", num_tokens);
+  if (num_steps_ % 1024 == 0) forget_old();
+  if (step_seconds_ > 0) std::this_thread::sleep_for(std::chrono::duration<double>(step_seconds_));
+  return out;
+}
+
+}  // namespace taco

@@ -1,0 +1,65 @@
+// An executor without a model, whose every token can be predicted: the oracle of scheduler, engine and server tests.
+#pragma once
+
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "exec/executor.h"
+
+namespace taco {
+
+// token = f(hash of the prompt, position). It keeps a cache like a real one: the slot of token t holds a hash of
+// the tokens 0 .. t, made from the slot of token t - 1 as found through the block table. Each step is checked, and
+// fails with kInternal, when it does not go on where the sequence's last step ended (or, after a preemption, at 0),
+// when the sequence's output is not what was sampled (a token lost, doubled or of another stream), when blocks do
+// not cover it, or when a slot does not hold what the sequence put there.
+class NullExecutor : public Executor {
+ public:
+  // step_seconds: what each step takes. eos_token_id: -1 for streams without end; else each output position after
+  // the first is EOS with probability 1/64, a function of the prompt again.
+  NullExecutor(int vocab_size, int max_model_len, int block_size, int64_t num_blocks, double step_seconds = 0.0,
+               int32_t eos_token_id = -1);
+
+  // The token at `position` (>= prompt.size()) of a sequence with this prompt.
+  static int32_t token_at(std::span<const int32_t> prompt, int position, int vocab, int32_t eos_token_id = -1);
+  // Its logprob, in [-2, -1]: differs between the sequences of a request, so that best_of has something to choose.
+  static float logprob_at(uint64_t sequence_seed, int position);
+
+  int vocab_size() const override { return vocab_size_; }
+  int max_model_len() const override { return max_model_len_; }
+  KvCacheConfig kv_cache() const override { return {block_size_, num_blocks_}; }
+  StepOutput run(const StepPlan& plan) override;
+
+  // Checks every slot of each sequence in each step, not only the last: O(length).
+  void set_thorough(bool thorough) { thorough_ = thorough; }
+
+ private:
+  struct Seen {
+    int32_t computed;
+    uint64_t last_step;
+    uint64_t prompt_hash;  // 0: prompt not yet complete
+    uint64_t hash;         // of tokens 0 .. computed - 1
+  };
+  uint64_t& slot(const Sequence& seq, int32_t position);
+  Seen& find(const SeqStep& step);
+  void check_all_slots(const SeqStep& step);
+  void compute(const SeqStep& step, StepOutput& out);
+  void sample(const SeqStep& step, uint64_t prompt_hash, StepOutput& out);
+  PromptLogprobs prompt_logprobs(const SeqStep& step) const;
+  PositionLogprobs position_logprobs(int32_t token, float logprob, int k) const;
+  void forget_old();
+
+  int vocab_size_, max_model_len_, block_size_;
+  int64_t num_blocks_;
+  double step_seconds_;
+  int32_t eos_token_id_;
+  bool thorough_ = false;
+  uint64_t num_steps_ = 0;
+  std::vector<uint64_t> slots_;         // [num_blocks * block_size]
+  std::vector<uint64_t> written_step_;  // by block: when, and by whom it was last written
+  std::vector<SeqId> written_by_;
+  std::unordered_map<SeqId, Seen> seen_;
+};
+
+}  // namespace taco

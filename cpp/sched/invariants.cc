@@ -1,0 +1,89 @@
+#include "sched/invariants.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace taco {
+
+namespace {
+
+void check_pool(const BlockPool& pool, const std::vector<int32_t>& holders) {
+  std::vector<bool> is_free(holders.size());
+  for (BlockId block : pool.free_list()) {
+    TACO_CHECK(block >= 0 && block < pool.size() && !is_free[static_cast<size_t>(block)], "block ", block,
+               " twice in the free list");
+    is_free[static_cast<size_t>(block)] = true;
+  }
+  int64_t used = 0;
+  for (size_t i = 0; i < holders.size(); ++i) {
+    auto block = static_cast<BlockId>(i);
+    TACO_CHECK(pool.ref_count(block) == holders[i], "block ", block, " has ", holders[i], " holders, stored are ",
+               pool.ref_count(block));
+    TACO_CHECK(is_free[i] == (holders[i] == 0), "block ", block, " with ", holders[i], " holders");
+    used += holders[i] > 0;
+  }
+  TACO_CHECK(pool.num_free() + used == pool.size());
+}
+
+// A step in flight writes only blocks that nobody else holds, and each sequence is in it once.
+void check_plan(const Scheduler& s, const StepPlan& plan) {
+  int block_size = s.config().block_size;
+  int64_t num_tokens = 0;
+  std::vector<const Sequence*> seen;
+  for (const SeqStep& step : plan.seqs) {
+    const Sequence& seq = *step.sequence;
+    seen.push_back(&seq);
+    num_tokens += step.count;
+    TACO_CHECK(seq.status == SeqStatus::kRunning && step.start == seq.num_computed && step.count > 0 &&
+               step.start + step.count <= seq.len());
+    TACO_CHECK(step.samplers.empty() == (step.start + step.count < seq.len()));
+    int64_t last = blocks_for(step.start + step.count, block_size);
+    TACO_CHECK(last <= static_cast<int64_t>(seq.blocks.size()), "sequence ", seq.id, ": blocks do not cover the step");
+    for (int64_t i = step.start / block_size; i < last; ++i) {
+      TACO_CHECK(!s.pool().is_shared(seq.blocks[static_cast<size_t>(i)]), "sequence ", seq.id,
+                 " would write a block of another");
+    }
+  }
+  TACO_CHECK(num_tokens == plan.num_tokens && num_tokens <= s.config().max_num_batched_tokens);
+  std::sort(seen.begin(), seen.end());
+  TACO_CHECK(std::adjacent_find(seen.begin(), seen.end()) == seen.end(), "a sequence is twice in a plan");
+}
+
+}  // namespace
+
+void check_invariants(const Scheduler& s) {
+  std::vector<int32_t> holders(static_cast<size_t>(s.pool().size()), 0);
+  int slots = 0;
+  const SeqState* previous = nullptr;
+  for (const SeqState* seq : s.running()) {
+    TACO_CHECK(seq->status == SeqStatus::kRunning);
+    TACO_CHECK(seq->owner->forked || seq->index == 0);
+    TACO_CHECK(previous == nullptr || goes_before(previous->key, seq->key), "running sequences out of order");
+    previous = seq;
+    slots += slots_of(*seq);
+    TACO_CHECK(seq->num_computed >= 0 && seq->num_computed < seq->len(), "sequence ", seq->id, ": ", seq->num_computed,
+               " of ", seq->len(), " tokens computed");
+    TACO_CHECK(seq->len() <= s.max_len() || seq->output_len() == 0, "sequence ", seq->id, " is too long");
+    TACO_CHECK(static_cast<int64_t>(seq->blocks.size()) * s.config().block_size >= seq->num_computed, "sequence ",
+               seq->id, ": blocks do not cover what is computed");
+    std::vector<BlockId> table = seq->blocks;
+    for (BlockId block : table) {
+      TACO_CHECK(block >= 0 && block < s.pool().size());
+      ++holders[static_cast<size_t>(block)];
+    }
+    std::sort(table.begin(), table.end());
+    TACO_CHECK(std::adjacent_find(table.begin(), table.end()) == table.end(), "a block is twice in a table");
+  }
+  TACO_CHECK(slots == s.num_slots() && slots <= s.config().max_num_seqs, slots, " slots in use, stored are ",
+             s.num_slots());
+  for (const SeqState* seq : s.waiting()) {
+    TACO_CHECK(seq->status == SeqStatus::kWaiting || seq->status == SeqStatus::kPreempted);
+    TACO_CHECK(seq->owner->forked || seq->index == 0);
+    TACO_CHECK(seq->blocks.empty() && seq->num_computed == 0);
+  }
+  check_pool(s.pool(), holders);
+  if (const StepPlan* plan = s.plan_in_flight()) check_plan(s, *plan);
+}
+
+}  // namespace taco

@@ -1,0 +1,180 @@
+#include "sched/planner.h"
+
+#include <algorithm>
+
+namespace taco {
+
+Scheduler::Planner::Planner(const Scheduler& scheduler, Proposal& out)
+    : s_(scheduler),
+      out_(out),
+      budget_(scheduler.config_.max_num_batched_tokens),
+      free_(scheduler.pool_.num_free()),
+      num_slots_(scheduler.num_slots_),
+      alive_(scheduler.running_.size()) {
+  out.preempt.clear();
+  out.admit.clear();
+  out.items.clear();
+  out.num_tokens = 0;
+  out.prompt_first = false;
+}
+
+Scheduler::Planner::~Planner() {
+  for (BlockId block : s_.given_up_list_) s_.given_up_[static_cast<size_t>(block)] = 0;
+  s_.given_up_list_.clear();
+}
+
+void Scheduler::Planner::plan() {
+  if (s_.config_.priority_scheduling) displace_by_priority();
+  int32_t kept = s_.config_.enable_chunked_prefill ? 0 : tokens_kept_for_a_whole_prompt();
+  plan_last_tokens(budget_ - kept);
+  plan_known_tokens();
+  if (!out_of_blocks_) plan_admissions();
+  out_.prompt_first = kept > 0;
+}
+
+int32_t Scheduler::Planner::holders(BlockId block) const {
+  return s_.pool_.ref_count(block) - s_.given_up_[static_cast<size_t>(block)];
+}
+
+void Scheduler::Planner::give_up(BlockId block) {
+  if (holders(block) == 1) ++free_;
+  s_.given_up_list_.push_back(block);
+  ++s_.given_up_[static_cast<size_t>(block)];
+}
+
+void Scheduler::Planner::give_up_blocks(const SeqState& seq) {
+  for (BlockId block : seq.blocks) give_up(block);
+}
+
+int64_t Scheduler::Planner::blocks_needed(const SeqState& seq, int64_t num_blocks, int32_t count) const {
+  int64_t have = static_cast<int64_t>(seq.blocks.size());
+  int64_t needed = std::max<int64_t>(num_blocks - have, 0);
+  int64_t last = std::min(have, blocks_for(seq.num_computed + count, s_.config_.block_size));
+  for (int64_t i = seq.num_computed / s_.config_.block_size; i < last; ++i) {
+    needed += holders(seq.blocks[static_cast<size_t>(i)]) > 1;  // copy on write
+  }
+  return needed;
+}
+
+void Scheduler::Planner::take(SeqState& seq, int64_t num_blocks, int32_t count) {
+  free_ -= blocks_needed(seq, num_blocks, count);
+  int64_t have = static_cast<int64_t>(seq.blocks.size());
+  int64_t last = std::min(have, blocks_for(seq.num_computed + count, s_.config_.block_size));
+  for (int64_t i = seq.num_computed / s_.config_.block_size; i < last; ++i) {
+    BlockId block = seq.blocks[static_cast<size_t>(i)];
+    if (holders(block) > 1) give_up(block);
+  }
+}
+
+void Scheduler::Planner::preempt_last() {
+  SeqState& victim = *s_.running_[--alive_];
+  give_up_blocks(victim);
+  num_slots_ -= slots_of(victim);
+  out_.preempt.push_back(&victim);
+}
+
+void Scheduler::Planner::forget_preemptions() {
+  for (BlockId block : s_.given_up_list_) s_.given_up_[static_cast<size_t>(block)] = 0;
+  s_.given_up_list_.clear();
+  out_.preempt.clear();
+  alive_ = s_.running_.size();
+  free_ = s_.pool_.num_free();
+  num_slots_ = s_.num_slots_;
+}
+
+void Scheduler::Planner::schedule(SeqState& seq, int32_t count) {
+  out_.items.push_back({&seq, count});
+  out_.num_tokens += count;
+  budget_ -= count;
+}
+
+// Whether the waiting sequence can be admitted now, with all its known tokens, as far as slots and blocks go.
+bool Scheduler::Planner::fits(const SeqState& seq) const {
+  if (num_slots_ + slots_of(seq) > s_.config_.max_num_seqs) return false;
+  int64_t spare = 0;
+  int64_t others = static_cast<int64_t>(alive_ + out_.admit.size());
+  if (others > 0) {
+    spare = s_.watermark_blocks_;
+    // What was preempted comes back only when each of the others could take one more block, lest it be preempted
+    // again before it has been recomputed.
+    if (seq.status == SeqStatus::kPreempted) spare = std::max(spare, others);
+  }
+  return free_ - blocks_for(seq.len(), s_.config_.block_size) >= spare;
+}
+
+// The first in the queue takes the place of running sequences of lower priority, if that is enough to admit it.
+void Scheduler::Planner::displace_by_priority() {
+  if (s_.waiting_.empty() || alive_ == 0) return;
+  const SeqState& head = **s_.waiting_.begin();
+  while (!fits(head)) {
+    if (alive_ == 0 || !may_displace(head.key, s_.running_[alive_ - 1]->key)) {
+      forget_preemptions();
+      return;
+    }
+    preempt_last();
+  }
+  displaced_ = !out_.preempt.empty();
+}
+
+// Without chunking, a prompt that needs more of the budget than the running sequences leave would wait for as long
+// as any of them runs. It goes first instead, and they get what is left; but never in two steps in a row.
+int32_t Scheduler::Planner::tokens_kept_for_a_whole_prompt() {
+  if (s_.last_was_prompt_first_ || s_.waiting_.empty()) return 0;
+  const SeqState& head = **s_.waiting_.begin();
+  int32_t len = head.len();
+  if (len > budget_ || len + static_cast<int64_t>(alive_) <= budget_ || !fits(head)) return 0;
+  return len;
+}
+
+void Scheduler::Planner::plan_last_tokens(int32_t budget) {
+  for (size_t i = 0; i < alive_ && budget > 0; ++i) {
+    SeqState& seq = *s_.running_[i];
+    if (seq.len() - seq.num_computed != 1) continue;
+    int64_t num_blocks = blocks_for(seq.len(), s_.config_.block_size);
+    while (i < alive_ && blocks_needed(seq, num_blocks, 1) > free_) {
+      out_of_blocks_ = true;
+      preempt_last();
+    }
+    if (i >= alive_) return;  // it was itself the last
+    take(seq, num_blocks, 1);
+    schedule(seq, 1);
+    --budget;
+  }
+}
+
+// How many of its known tokens the sequence may compute in this step; 0: none.
+int32_t Scheduler::Planner::chunk(const SeqState& seq) const {
+  int32_t left = seq.len() - seq.num_computed;
+  if (left <= budget_) return left;
+  // Without chunking, only what no step could hold is cut: prompt and output of a preempted sequence.
+  bool may_cut = s_.config_.enable_chunked_prefill || left > s_.config_.max_num_batched_tokens;
+  return may_cut ? budget_ : 0;
+}
+
+void Scheduler::Planner::plan_known_tokens() {
+  for (size_t i = 0; i < alive_ && budget_ > 0; ++i) {
+    SeqState& seq = *s_.running_[i];
+    if (seq.len() - seq.num_computed <= 1) continue;
+    int32_t count = chunk(seq);
+    if (count == 0) break;
+    int64_t num_blocks = blocks_for(seq.num_computed + count, s_.config_.block_size);
+    if (blocks_needed(seq, num_blocks, count) > free_) break;
+    take(seq, num_blocks, count);
+    schedule(seq, count);
+  }
+}
+
+void Scheduler::Planner::plan_admissions() {
+  for (SeqState* seq : s_.waiting_) {
+    if (budget_ == 0 || !fits(*seq)) return;
+    int32_t count = chunk(*seq);
+    if (count == 0) return;
+    take(*seq, blocks_for(seq->len(), s_.config_.block_size), count);
+    num_slots_ += slots_of(*seq);
+    out_.admit.push_back(seq);
+    schedule(*seq, count);
+    if (displaced_) return;  // those who had to give way come before the rest of the queue
+  }
+}
+
+}  // namespace taco

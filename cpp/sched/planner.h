@@ -1,0 +1,45 @@
+// The planning half of the scheduler: reads its state, writes a Proposal.
+#pragma once
+
+#include "sched/scheduler.h"
+
+namespace taco {
+
+class Scheduler::Planner {
+ public:
+  Planner(const Scheduler& scheduler, Proposal& out);
+  ~Planner();
+
+  void plan();
+
+ private:
+  // Blocks that the sequence must take from the pool to have room for `num_blocks` and to write the tokens
+  // num_computed .. num_computed + count - 1.
+  int64_t blocks_needed(const SeqState& seq, int64_t num_blocks, int32_t count) const;
+  void take(SeqState& seq, int64_t num_blocks, int32_t count);
+  int32_t holders(BlockId block) const;
+  void give_up(BlockId block);
+  void give_up_blocks(const SeqState& seq);
+  void preempt_last();
+  void forget_preemptions();
+  void schedule(SeqState& seq, int32_t count);
+  bool fits(const SeqState& seq) const;
+
+  void displace_by_priority();
+  int32_t tokens_kept_for_a_whole_prompt();
+  void plan_last_tokens(int32_t budget);
+  void plan_known_tokens();
+  void plan_admissions();
+  int32_t chunk(const SeqState& seq) const;
+
+  const Scheduler& s_;
+  Proposal& out_;
+  int32_t budget_;
+  int64_t free_;
+  int num_slots_;
+  size_t alive_;  // running_[alive_ ...] are preempted by this plan: victims are always the last in the order
+  bool displaced_ = false;
+  bool out_of_blocks_ = false;
+};
+
+}  // namespace taco

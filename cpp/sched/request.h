@@ -1,0 +1,49 @@
+// A request and its sequences, as the scheduler sees them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "sched/policy.h"
+#include "sched/sequence.h"
+
+namespace taco {
+
+struct Request;
+
+// A sequence and what the scheduler remembers of it.
+struct SeqState : Sequence {
+  Request* owner = nullptr;
+  PolicyKey key;
+  int32_t computed_once = 0;         // high-water mark of num_computed: what is beyond was never counted
+  int32_t prompt_logprobs_from = 1;  // the first prompt position whose logprobs are not collected yet
+};
+
+// Owned by whoever submits to the scheduler, and kept alive until all its sequences are finished.
+struct Request {
+  Request(RequestId id, std::vector<int32_t> prompt, std::shared_ptr<const SamplingParams> params, int priority,
+          uint64_t seed);
+  virtual ~Request() = default;
+  Request(const Request&) = delete;  // sequences point to their owner
+  Request& operator=(const Request&) = delete;
+
+  RequestId id;
+  int priority;
+  std::shared_ptr<const SamplingParams> params;
+  int32_t prompt_len;
+  // best_of of them, never resized: plans point into it. Until the prompt is computed only the first one is known
+  // to the queues; then the others fork from it.
+  std::vector<SeqState> sequences;
+  bool forked;             // true from the start when there is one sequence
+  int num_unfinished;      // sequences
+  int num_running = 0;     // sequences
+};
+
+// How many of max_num_seqs a sequence in a queue stands for: all of its request's before they fork.
+inline int slots_of(const SeqState& seq) { return seq.owner->forked ? 1 : seq.params->best_of; }
+
+// The seed of one sequence's random numbers: a function of the two numbers alone.
+uint64_t mix_seed(uint64_t seed, uint64_t number);
+
+}  // namespace taco
