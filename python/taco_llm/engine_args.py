@@ -242,6 +242,13 @@ class EngineArgs:
     use_v2_block_manager: bool = flag(
         False, "vLLM's second block manager.", PARALLEL, kind="bool", note="taco_llm has one block manager"
     )
+    num_lookahead_slots: int = flag(
+        0,
+        "Slots that vLLM's scheduler keeps for speculation.",
+        PARALLEL,
+        kind="int",
+        note="the scheduler of taco_llm reserves what a step needs",
+    )
     swap_space: float = flag(
         4, "GiB of memory for swapped-out KV blocks, per device.", PARALLEL, kind="float", needs=why.swap
     )

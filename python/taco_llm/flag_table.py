@@ -201,6 +201,8 @@ def add_flags(parser: argparse.ArgumentParser, table: type, *, skip: Sequence[st
 def help_text(field: dataclasses.Field[Any], spec: Flag) -> str:
     """The flag's help: what it does, its default, and whether it is built."""
     text = spec.help
+    if spec.choices and spec.metavar:
+        text += f" One of {', '.join(map(str, spec.choices))}."
     default = default_of(field)
     if spec.kind not in ("bool",) and default not in (None, [], ""):
         text += f" Default: {default}."
@@ -239,12 +241,21 @@ def check_values(settings: Any) -> None:
                 raise ValueError(
                     f"{field.name}={one!r} is not one of {', '.join(map(str, spec.choices))}{hint}"
                 )
-            wanted = {"int": int, "float": (int, float), "bool": bool, "maybe_bool": bool, "json": Mapping,
-                      "pairs": Mapping, "str": str}[spec.kind]  # fmt: skip
+            wanted = _TYPES[spec.kind]
             if not isinstance(one, wanted) or (isinstance(one, bool) and spec.kind in ("int", "float")):
                 raise ValueError(f"{field.name}={one!r} should be {_KIND_NAMES[spec.kind]}")
 
 
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "maybe_bool": (bool,),
+    "json": (Mapping,),
+    "pairs": (Mapping,),
+    "list": (str,),  # of the items
+    "str": (str,),
+}
 _KIND_NAMES = {
     "int": "a whole number",
     "float": "a number",

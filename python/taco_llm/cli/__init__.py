@@ -1,0 +1,1 @@
+"""The command line: `taco_llm COMMAND ...`."""
