@@ -14,9 +14,10 @@ HELP = "/clear forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops 
 
 def make_parser() -> Parser:
     parser = Parser(
-        prog="taco_llm chat", usage="taco_llm chat [MODEL] [options]", description="Talks to a model, loaded
-        here or offered by a server at --url. Answers appear as they are " "made. In the conversation: " +
-        HELP + " Without a terminal, each line of the input is one message.",
+        prog="taco_llm chat",
+        usage="taco_llm chat [MODEL] [options]",
+        description="Talks to a model, loaded here or offered by a server at --url. Answers appear as they "
+        f"are made. In the conversation: {HELP} Without a terminal, each line of the input is one message.",
     )
     parser.add_argument(
         "--system-prompt", metavar="TEXT", help="What the model is told before the conversation."

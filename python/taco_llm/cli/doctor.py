@@ -10,8 +10,9 @@ from taco_llm.cli.parser import Parser
 
 def run(argv: Sequence[str]) -> int:
     parser = Parser(
-        prog="taco_llm doctor", description="Looks at this machine and installation, and says what is missing
-        and what to do about it. " "Exit status 1 if taco_llm cannot run a model here.",
+        prog="taco_llm doctor",
+        description="Looks at this machine and installation, and says what is missing and what to do "
+        "about it. Exit status 1 if taco_llm cannot run a model here.",
     )
     parser.add_argument("--json", action="store_true", help="Print the findings as JSON.")
     settings = parser.parse(argv)

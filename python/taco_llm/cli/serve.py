@@ -17,9 +17,10 @@ logger = taco_logging.get_logger(__name__)
 
 def make_parser() -> Parser:
     parser = Parser(
-        prog="taco_llm serve", usage="taco_llm serve [MODEL] [options]", description="Offers a model over
-        HTTP: OpenAI's completions and chat API at /v1, and a chat page at /. " "Without a model it serves the
-        embedded SmolLM2-135M-Instruct.",
+        prog="taco_llm serve",
+        usage="taco_llm serve [MODEL] [options]",
+        description="Offers a model over HTTP: OpenAI's completions and chat API at /v1, and a chat page "
+        "at /. Without a model it serves the embedded SmolLM2-135M-Instruct.",
     )
     add_model_tag(parser)
     parser.add_argument(
