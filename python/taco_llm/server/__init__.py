@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP server. `taco_llm.server.app` has make_app and run."""
