@@ -1,7 +1,7 @@
 """Models as data: from a Hugging Face config to the core's ModelSpec and the rules that fill it with weights.
 
-A new architecture is one function here (`Config -> (ModelSpec, WeightRules)`), one line in registry.py and one
-fixture in tests/python/archs.
+A new architecture is one function here (`Config -> (ModelSpec, WeightRules)`), one line in registry.py and
+one fixture in tests/python/archs.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["build_spec", "supported"]
 
 
-def build_spec(hf_config: Mapping[str, Any], max_model_len: int | None = None) -> tuple[ModelSpec, WeightRules]:
+def build_spec(
+    hf_config: Mapping[str, Any], max_model_len: int | None = None
+) -> tuple[ModelSpec, WeightRules]:
     """The model that a config.json describes, and the rules for its weights.
 
-    max_model_len: the context length that will be served; only what depends on it uses it (dynamic rope scaling,
-    the nominal context of ALiBi models). None: the model's own.
+    max_model_len: the context length that will be served; only what depends on it uses it (dynamic rope
+    scaling, the nominal context of ALiBi models). None: the model's own.
 
     Raises ValueError for an unknown architecture, or a config that is incomplete or not supported.
     """

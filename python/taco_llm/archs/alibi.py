@@ -8,7 +8,9 @@ import numpy as np
 
 
 def alibi_slopes(heads: int) -> list[float]:
-    """A geometric series for the largest power of two of heads, then every other one of the next finer series."""
+    """A geometric series for the largest power of two of heads, then every other one of the next finer
+    series.
+    """
     power = 2 ** math.floor(math.log2(heads))
 
     def series(n: int) -> np.ndarray:

@@ -10,13 +10,13 @@ from .rules import Rule, WeightRules, grouped_qkv
 
 
 def bloom(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
-    hidden = c.int("hidden_size", "n_embed", default=64)
-    heads = c.int("n_head", "num_attention_heads", default=8)
-    layers = c.int("n_layer", "num_hidden_layers", default=2)
+    hidden = c.integer("hidden_size", "n_embed", default=64)
+    heads = c.integer("n_head", "num_attention_heads", default=8)
+    layers = c.integer("n_layer", "num_hidden_layers", default=2)
     size = divide("hidden_size / n_head", hidden, heads)
-    if c.bool("apply_residual_connection_post_layernorm", default=False):
+    if c.flag("apply_residual_connection_post_layernorm", default=False):
         raise ValueError("config.json: apply_residual_connection_post_layernorm is not supported")
-    norm = NormSpec(kind="layer", eps=c.float("layer_norm_epsilon", default=1e-5), bias=True)
+    norm = NormSpec(kind="layer", eps=c.number("layer_norm_epsilon", default=1e-5), bias=True)
     layer = LayerSpec(
         attn_norm=norm,
         ffn_norm=norm,
@@ -32,14 +32,14 @@ def bloom(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]
     )
     spec = ModelSpec(
         architecture="BloomForCausalLM",
-        vocab_size=c.int("vocab_size", default=250880),
+        vocab_size=c.integer("vocab_size", default=250880),
         hidden=hidden,
         # ALiBi has no last position; without seq_length, the context that a longer max_model_len asks for.
-        max_positions=max(c.int("seq_length", default=2048), max_model_len or 0),
+        max_positions=max(c.integer("seq_length", default=2048), max_model_len or 0),
         embed_norm=norm,
         layers=[layer] * layers,
         final_norm=norm,
-        tied_head=c.bool("tie_word_embeddings", default=True),
+        tied_head=c.flag("tie_word_embeddings", default=True),
     )
     rules = [
         Rule("transformer.word_embeddings.weight", ("embed.tokens",)),

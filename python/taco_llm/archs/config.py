@@ -50,7 +50,7 @@ class Config:
             raise ValueError(f"config.json: {names[0]} must be {what}, it is {value!r}")
         return value
 
-    def int(self, *names: str, default: Any = _MISSING, minimum: int = 1, maximum: int = 1 << 31) -> int:
+    def integer(self, *names: str, default: Any = _MISSING, minimum: int = 1, maximum: int = 1 << 31) -> int:
         value = self._get(names, default, (int, float), "an integer")
         if value != int(value):
             raise ValueError(f"config.json: {names[0]} must be an integer, it is {value!r}")
@@ -58,22 +58,22 @@ class Config:
             raise ValueError(f"config.json: {names[0]} must be at least {minimum}, it is {value!r}")
         return int(value)
 
-    def optional_int(self, *names: str) -> int | None:
+    def optional_integer(self, *names: str) -> int | None:
         """None where the field is absent, null or not positive."""
         value = self._get(names, None, (int, float), "an integer or null")
         return int(value) if value is not None and value > 0 else None
 
-    def float(self, *names: str, default: Any = _MISSING) -> float:
+    def number(self, *names: str, default: Any = _MISSING) -> float:
         return float(self._get(names, default, (int, float), "a number"))
 
-    def bool(self, *names: str, default: Any = _MISSING) -> bool:
+    def flag(self, *names: str, default: Any = _MISSING) -> bool:
         return self._get(names, default, (bool,), "true or false")  # type: ignore[no-any-return]
 
-    def str(self, *names: str, default: Any = _MISSING) -> str:
+    def text(self, *names: str, default: Any = _MISSING) -> str:
         return self._get(names, default, (str,), "a string")  # type: ignore[no-any-return]
 
     def activation(self, *names: str, default: str) -> str:
-        name = self.str(*names, default=default)
+        name = self.text(*names, default=default)
         if name not in ACTIVATIONS:
             raise ValueError(
                 f"config.json: {names[0]} {name!r} is not an activation this engine has "
@@ -101,7 +101,7 @@ def divide(what: str, total: int, parts: int) -> int:
 
 def head_dim(c: Config, hidden: int, heads: int) -> int:
     """The `head_dim` field, else hidden_size / num_attention_heads."""
-    explicit = c.optional_int("head_dim")
+    explicit = c.optional_integer("head_dim")
     return explicit or divide("hidden_size / num_attention_heads", hidden, heads)
 
 

@@ -31,37 +31,39 @@ def embed_scale(hidden: int, dtype: str) -> float:
 
 
 def gemma2(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
-    hidden = c.int("hidden_size", default=2304)
-    heads = c.int("num_attention_heads", default=8)
-    kv_heads = c.int("num_key_value_heads", default=4)
+    hidden = c.integer("hidden_size", default=2304)
+    heads = c.integer("num_attention_heads", default=8)
+    kv_heads = c.integer("num_key_value_heads", default=4)
     divide("num_attention_heads / num_key_value_heads", heads, kv_heads)
-    size = c.int("head_dim", default=256)
-    layers = c.int("num_hidden_layers", default=26)
-    window = c.optional_int("sliding_window") if "sliding_window" in c.data else 4096
+    size = c.integer("head_dim", default=256)
+    layers = c.integer("num_hidden_layers", default=26)
+    window = c.optional_integer("sliding_window") if "sliding_window" in c.data else 4096
     layer_windows = windows(c, layers, window, [i % 2 == 0 for i in range(layers)])
     rope = make_rope(
         c,
         head_dim=size,
-        max_positions=c.int("max_position_embeddings", default=8192),
+        max_positions=c.integer("max_position_embeddings", default=8192),
         max_model_len=max_model_len,
     )
-    bias = c.bool("attention_bias", default=False)
+    bias = c.flag("attention_bias", default=False)
     norm = NormSpec(
         kind="rms",
-        eps=c.float("rms_norm_eps", default=1e-6),
-        weight_offset=c.float("norm_weight_offset", default=1.0),  # GGUF files have the 1 in the weights already
+        eps=c.number("rms_norm_eps", default=1e-6),
+        weight_offset=c.number(
+            "norm_weight_offset", default=1.0
+        ),  # GGUF files have the 1 in the weights already
     )
     ffn = FfnSpec(
-        intermediate=c.int("intermediate_size", default=9216),
+        intermediate=c.integer("intermediate_size", default=9216),
         activation=c.activation("hidden_activation", "hidden_act", default="gelu_pytorch_tanh"),
         gated=True,
     )
     spec = ModelSpec(
         architecture="Gemma2ForCausalLM",
-        vocab_size=c.int("vocab_size", default=256000),
+        vocab_size=c.integer("vocab_size", default=256000),
         hidden=hidden,
         max_positions=rope.max_positions,
-        embed_scale=embed_scale(hidden, c.str("dtype", "torch_dtype", default="float32")),
+        embed_scale=embed_scale(hidden, c.text("dtype", "torch_dtype", default="float32")),
         ropes=[rope.spec],
         layers=[
             LayerSpec(
@@ -73,12 +75,12 @@ def gemma2(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules
                     num_heads=heads,
                     num_kv_heads=kv_heads,
                     head_dim=size,
-                    scale=c.float("query_pre_attn_scalar", default=256) ** -0.5,
+                    scale=c.number("query_pre_attn_scalar", default=256) ** -0.5,
                     qkv_bias=bias,
                     out_bias=bias,
                     window=layer_windows[i],
                     # null: no cap
-                    softcap=c.float("attn_logit_softcapping", default=0.0)
+                    softcap=c.number("attn_logit_softcapping", default=0.0)
                     if "attn_logit_softcapping" in c.data
                     else 50.0,
                     rope=0,
@@ -88,8 +90,8 @@ def gemma2(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules
             for i in range(layers)
         ],
         final_norm=norm,
-        tied_head=c.bool("tie_word_embeddings", default=True),
-        logit_softcap=c.float("final_logit_softcapping", default=0.0)
+        tied_head=c.flag("tie_word_embeddings", default=True),
+        logit_softcap=c.number("final_logit_softcapping", default=0.0)
         if "final_logit_softcapping" in c.data
         else 30.0,
     )

@@ -1,7 +1,8 @@
 """GGUF models: a config.json made of the file's metadata, and the rules for GGUF's tensor names.
 
-GGUF names tensors alike in every architecture, and its converters have split, transposed and de-interleaved them
-already, so one table serves all; what is left is the order of rows that the `llama` architecture stores q and k in.
+GGUF names tensors alike in every architecture, and its converters have split, transposed and de-interleaved
+them already, so one table serves all; what is left is the order of rows that the `llama` architecture stores
+q and k in.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Metadata:
     def get(self, key: str, default: Any = None) -> Any:
         return self.values.get(f"{self.architecture}.{key}", default)
 
-    def int(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None) -> int:
         value = self.get(key, default)
         if isinstance(value, list) and value and all(v == value[0] for v in value):
             value = value[0]
@@ -35,7 +36,7 @@ class Metadata:
             raise ValueError(f"GGUF metadata: {self.architecture}.{key} must be one integer, it is {value!r}")
         return value
 
-    def float(self, key: str, default: float | None = None) -> float:
+    def number(self, key: str, default: float | None = None) -> float:
         value = self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"GGUF metadata: {self.architecture}.{key} must be a number, it is {value!r}")
@@ -46,41 +47,43 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 def _rope(m: Metadata) -> dict[str, Any]:
-    params: dict[str, Any] = {"rope_type": "default", "rope_theta": m.float("rope.freq_base", 10000.0)}
+    params: dict[str, Any] = {"rope_type": "default", "rope_theta": m.number("rope.freq_base", 10000.0)}
     kind = m.get("rope.scaling.type", "none")
     if kind in ("linear", "yarn"):
-        params |= {"rope_type": kind, "factor": m.float("rope.scaling.factor", 1.0)}
+        params |= {"rope_type": kind, "factor": m.number("rope.scaling.factor", 1.0)}
         if kind == "yarn":
-            params["original_max_position_embeddings"] = m.int(
-                "rope.scaling.original_context_length", m.int("context_length")
+            params["original_max_position_embeddings"] = m.integer(
+                "rope.scaling.original_context_length", m.integer("context_length")
             )
     elif kind not in ("none", ""):
         raise ValueError(f"GGUF metadata: rope scaling {kind!r} is not supported (linear, yarn)")
     elif m.get("rope.scale_linear"):  # the name in the first GGUF files
-        params |= {"rope_type": "linear", "factor": m.float("rope.scale_linear")}
+        params |= {"rope_type": "linear", "factor": m.number("rope.scale_linear")}
     return params
 
 
 def _context(m: Metadata) -> int:
-    """The context before scaling, as config.json has it: GGUF's context_length is the scaled one for yarn only."""
-    return m.int("rope.scaling.original_context_length", m.int("context_length"))
+    """The context before scaling, as config.json has it: GGUF's context_length is the scaled one for yarn
+    only.
+    """
+    return m.integer("rope.scaling.original_context_length", m.integer("context_length"))
 
 
 def _llama_like(m: Metadata, shapes: Shapes) -> dict[str, Any]:
-    heads = m.int("attention.head_count")
-    head_dim = m.int("attention.key_length", m.int("embedding_length") // max(heads, 1))
-    if m.int("attention.value_length", head_dim) != head_dim:
+    heads = m.integer("attention.head_count")
+    head_dim = m.integer("attention.key_length", m.integer("embedding_length") // max(heads, 1))
+    if m.integer("attention.value_length", head_dim) != head_dim:
         raise ValueError("GGUF metadata: value heads of another size than key heads are not supported")
     params = _rope(m)
-    params["partial_rotary_factor"] = m.int("rope.dimension_count", head_dim) / max(head_dim, 1)
+    params["partial_rotary_factor"] = m.integer("rope.dimension_count", head_dim) / max(head_dim, 1)
     return {
-        "hidden_size": m.int("embedding_length"),
-        "num_hidden_layers": m.int("block_count"),
+        "hidden_size": m.integer("embedding_length"),
+        "num_hidden_layers": m.integer("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": m.int("attention.head_count_kv", heads),
+        "num_key_value_heads": m.integer("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "intermediate_size": m.int("feed_forward_length"),
-        "rms_norm_eps": m.float("attention.layer_norm_rms_epsilon"),
+        "intermediate_size": m.integer("feed_forward_length"),
+        "rms_norm_eps": m.number("attention.layer_norm_rms_epsilon"),
         "max_position_embeddings": _context(m),
         "rope_parameters": params,
         "hidden_act": "silu",
@@ -95,13 +98,13 @@ def _llama(m: Metadata, shapes: Shapes) -> dict[str, Any]:
         "attention_out_bias": "blk.0.attn_output.bias" in shapes,
         "mlp_bias": "blk.0.ffn_up.bias" in shapes,
     }
-    experts = m.int("expert_count", 0)
+    experts = m.integer("expert_count", 0)
     if experts:
         config |= {
             "architectures": ["MixtralForCausalLM"],
             "model_type": "mixtral",
             "num_local_experts": experts,
-            "num_experts_per_tok": m.int("expert_used_count"),
+            "num_experts_per_tok": m.integer("expert_used_count"),
             "sliding_window": None,
         }
     return config
@@ -113,7 +116,8 @@ def _qwen2(m: Metadata, shapes: Shapes) -> dict[str, Any]:
 
 def _gemma2(m: Metadata, shapes: Shapes) -> dict[str, Any]:
     config = _llama_like(m, shapes)
-    # The file does not say what divides the scores: 27b (46 layers) takes hidden / heads, the others the head size.
+    # The file does not say what divides the scores: 27b (46 layers) takes hidden / heads, the others the
+    # head size.
     large = config["num_hidden_layers"] == 46
     scalar = config["hidden_size"] // config["num_attention_heads"] if large else config["head_dim"]
     return config | {
@@ -121,9 +125,9 @@ def _gemma2(m: Metadata, shapes: Shapes) -> dict[str, Any]:
         "model_type": "gemma2",
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": scalar,
-        "sliding_window": m.int("attention.sliding_window", 4096),
-        "attn_logit_softcapping": m.float("attn_logit_softcapping", 50.0),
-        "final_logit_softcapping": m.float("final_logit_softcapping", 30.0),
+        "sliding_window": m.integer("attention.sliding_window", 4096),
+        "attn_logit_softcapping": m.number("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": m.number("final_logit_softcapping", 30.0),
         "norm_weight_offset": 0.0,
     }
 
@@ -132,12 +136,12 @@ def _gpt2(m: Metadata, shapes: Shapes) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        "n_embd": m.int("embedding_length"),
-        "n_head": m.int("attention.head_count"),
-        "n_layer": m.int("block_count"),
-        "n_inner": m.int("feed_forward_length"),
-        "n_positions": m.int("context_length"),
-        "layer_norm_epsilon": m.float("attention.layer_norm_epsilon"),
+        "n_embd": m.integer("embedding_length"),
+        "n_head": m.integer("attention.head_count"),
+        "n_layer": m.integer("block_count"),
+        "n_inner": m.integer("feed_forward_length"),
+        "n_positions": m.integer("context_length"),
+        "layer_norm_epsilon": m.number("attention.layer_norm_epsilon"),
     }
 
 
@@ -145,47 +149,47 @@ def _bloom(m: Metadata, shapes: Shapes) -> dict[str, Any]:
     return {
         "architectures": ["BloomForCausalLM"],
         "model_type": "bloom",
-        "hidden_size": m.int("embedding_length"),
-        "n_head": m.int("attention.head_count"),
-        "n_layer": m.int("block_count"),
-        "seq_length": m.int("context_length"),
-        "layer_norm_epsilon": m.float("attention.layer_norm_epsilon"),
+        "hidden_size": m.integer("embedding_length"),
+        "n_head": m.integer("attention.head_count"),
+        "n_layer": m.integer("block_count"),
+        "seq_length": m.integer("context_length"),
+        "layer_norm_epsilon": m.number("attention.layer_norm_epsilon"),
     }
 
 
 def _falcon(m: Metadata, shapes: Shapes) -> dict[str, Any]:
-    heads = m.int("attention.head_count")
+    heads = m.integer("attention.head_count")
     two_norms = "blk.0.attn_norm_2.weight" in shapes
     return {
         "architectures": ["FalconForCausalLM"],
         "model_type": "falcon",
-        "hidden_size": m.int("embedding_length"),
+        "hidden_size": m.integer("embedding_length"),
         "num_attention_heads": heads,
-        "num_hidden_layers": m.int("block_count"),
-        "num_kv_heads": m.int("attention.head_count_kv", heads),
+        "num_hidden_layers": m.integer("block_count"),
+        "num_kv_heads": m.integer("attention.head_count_kv", heads),
         "new_decoder_architecture": two_norms,
-        "multi_query": m.int("attention.head_count_kv", heads) == 1,
+        "multi_query": m.integer("attention.head_count_kv", heads) == 1,
         "max_position_embeddings": _context(m),
         "rope_parameters": _rope(m),
-        "ffn_hidden_size": m.int("feed_forward_length", 4 * m.int("embedding_length")),
-        "layer_norm_epsilon": m.float("attention.layer_norm_epsilon"),
+        "ffn_hidden_size": m.integer("feed_forward_length", 4 * m.integer("embedding_length")),
+        "layer_norm_epsilon": m.number("attention.layer_norm_epsilon"),
     }
 
 
 def _gpt_neox(m: Metadata, shapes: Shapes) -> dict[str, Any]:
-    hidden, heads = m.int("embedding_length"), m.int("attention.head_count")
+    hidden, heads = m.integer("embedding_length"), m.integer("attention.head_count")
     params = _rope(m)
-    params["partial_rotary_factor"] = m.int("rope.dimension_count") / max(hidden // max(heads, 1), 1)
+    params["partial_rotary_factor"] = m.integer("rope.dimension_count") / max(hidden // max(heads, 1), 1)
     return {
         "architectures": ["GPTNeoXForCausalLM"],
         "model_type": "gpt_neox",
         "hidden_size": hidden,
         "num_attention_heads": heads,
-        "num_hidden_layers": m.int("block_count"),
-        "intermediate_size": m.int("feed_forward_length"),
+        "num_hidden_layers": m.integer("block_count"),
+        "intermediate_size": m.integer("feed_forward_length"),
         "max_position_embeddings": _context(m),
         "rope_parameters": params,
-        "layer_norm_eps": m.float("attention.layer_norm_epsilon"),
+        "layer_norm_eps": m.number("attention.layer_norm_epsilon"),
         "use_parallel_residual": bool(m.get("use_parallel_residual", True)),
     }
 
@@ -209,7 +213,8 @@ def architecture(metadata: Mapping[str, Any]) -> str:
     if name not in ARCHITECTURES:
         known = sorted(ARCHITECTURES)
         raise ValueError(
-            f"GGUF architecture {name!r} is not supported{nearest(name, known)}. Supported: {', '.join(known)}"
+            f"GGUF architecture {name!r} is not supported{nearest(name, known)}. "
+            f"Supported: {', '.join(known)}"
         )
     return name
 
@@ -227,7 +232,9 @@ def synthesise_config(
         raise ValueError("GGUF: the tensor token_embd.weight is missing or is no matrix")
     config["vocab_size"] = int(shapes["token_embd.weight"][0])
     config["tie_word_embeddings"] = "output.weight" not in shapes
-    config["dtype"] = "bfloat16" if name != "gemma2" else "float32"  # float32: the embedding's factor is exact
+    config["dtype"] = (
+        "bfloat16" if name != "gemma2" else "float32"
+    )  # float32: the embedding's factor is exact
     if rope_factors is not None:
         config["rope_parameters"] |= {"rope_type": "factors", "factors": list(rope_factors)}
     for field, key in (("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")):
@@ -238,7 +245,7 @@ def synthesise_config(
 
 
 def unpermuted(head_dim: int) -> Cut:
-    """Rows of q and k from llama.cpp's order (rotated pairs side by side) to HF's (halves of a head apart)."""
+    """Rows of q and k from llama.cpp's order (rotated pairs side by side) to HF's (half a head apart)."""
 
     def cut(tensor: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
         if tensor.shape != shapes[0]:

@@ -26,26 +26,26 @@ RULES = [
 
 
 def gpt2(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
-    hidden = c.int("n_embd", "hidden_size", default=768)
-    heads = c.int("n_head", "num_attention_heads", default=12)
-    layers = c.int("n_layer", "num_hidden_layers", default=12)
+    hidden = c.integer("n_embd", "hidden_size", default=768)
+    heads = c.integer("n_head", "num_attention_heads", default=12)
+    layers = c.integer("n_layer", "num_hidden_layers", default=12)
     size = divide("n_embd / n_head", hidden, heads)
-    if c.bool("add_cross_attention", default=False):
+    if c.flag("add_cross_attention", default=False):
         raise ValueError("config.json: GPT-2 with add_cross_attention is not a decoder-only model")
-    scale = size**-0.5 if c.bool("scale_attn_weights", default=True) else 1.0
-    by_layer = c.bool("scale_attn_by_inverse_layer_idx", default=False)
-    norm = NormSpec(kind="layer", eps=c.float("layer_norm_epsilon", default=1e-5), bias=True)
+    scale = size**-0.5 if c.flag("scale_attn_weights", default=True) else 1.0
+    by_layer = c.flag("scale_attn_by_inverse_layer_idx", default=False)
+    norm = NormSpec(kind="layer", eps=c.number("layer_norm_epsilon", default=1e-5), bias=True)
     ffn = FfnSpec(
-        intermediate=c.int("n_inner", default=4 * hidden),
+        intermediate=c.integer("n_inner", default=4 * hidden),
         activation=c.activation("activation_function", default="gelu_new"),
         gated=False,
         bias=True,
     )
     spec = ModelSpec(
         architecture="GPT2LMHeadModel",
-        vocab_size=c.int("vocab_size", default=50257),
+        vocab_size=c.integer("vocab_size", default=50257),
         hidden=hidden,
-        max_positions=c.int("n_positions", "max_position_embeddings", default=1024),
+        max_positions=c.integer("n_positions", "max_position_embeddings", default=1024),
         learned_positions=True,
         layers=[
             LayerSpec(
@@ -64,7 +64,7 @@ def gpt2(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
             for i in range(layers)
         ],
         final_norm=norm,
-        tied_head=c.bool("tie_word_embeddings", default=True),
+        tied_head=c.flag("tie_word_embeddings", default=True),
     )
     # Causal masks that older files carry as buffers.
     ignore = (r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",)

@@ -10,28 +10,28 @@ from .rules import Rule, WeightRules, grouped_qkv
 
 
 def gpt_neox(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
-    hidden = c.int("hidden_size", default=6144)
-    heads = c.int("num_attention_heads", default=64)
-    layers = c.int("num_hidden_layers", default=44)
+    hidden = c.integer("hidden_size", default=6144)
+    heads = c.integer("num_attention_heads", default=64)
+    layers = c.integer("num_hidden_layers", default=44)
     size = divide("hidden_size / num_attention_heads", hidden, heads)
     rope = make_rope(
         c,
         head_dim=size,
-        max_positions=c.int("max_position_embeddings", default=2048),
+        max_positions=c.integer("max_position_embeddings", default=2048),
         max_model_len=max_model_len,
-        partial=c.float("rotary_pct", default=0.25),
+        partial=c.number("rotary_pct", default=0.25),
     )
-    bias = c.bool("attention_bias", default=True)
-    norm = NormSpec(kind="layer", eps=c.float("layer_norm_eps", default=1e-5), bias=True)
+    bias = c.flag("attention_bias", default=True)
+    norm = NormSpec(kind="layer", eps=c.number("layer_norm_eps", default=1e-5), bias=True)
     layer = LayerSpec(
         attn_norm=norm,
         ffn_norm=norm,
-        parallel=c.bool("use_parallel_residual", default=True),
+        parallel=c.flag("use_parallel_residual", default=True),
         attn=AttentionSpec(
             num_heads=heads, num_kv_heads=heads, head_dim=size, qkv_bias=bias, out_bias=bias, rope=0
         ),
         ffn=FfnSpec(
-            intermediate=c.int("intermediate_size", default=24576),
+            intermediate=c.integer("intermediate_size", default=24576),
             activation=c.activation("hidden_act", default="gelu"),
             gated=False,
             bias=True,
@@ -39,13 +39,13 @@ def gpt_neox(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRul
     )
     spec = ModelSpec(
         architecture="GPTNeoXForCausalLM",
-        vocab_size=c.int("vocab_size", default=50432),
+        vocab_size=c.integer("vocab_size", default=50432),
         hidden=hidden,
         max_positions=rope.max_positions,
         ropes=[rope.spec],
         layers=[layer] * layers,
         final_norm=norm,
-        tied_head=c.bool("tie_word_embeddings", default=False),
+        tied_head=c.flag("tie_word_embeddings", default=False),
     )
     rules = [
         Rule("gpt_neox.embed_in.weight", ("embed.tokens",)),

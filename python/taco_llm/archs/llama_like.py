@@ -1,4 +1,6 @@
-"""The Llama shape: RMS norms, rotary attention, gated feed-forward. Llama, Mistral, Qwen2 and Mixtral are made of it."""
+"""The Llama shape: RMS norms, rotary attention, gated feed-forward. Llama, Mistral, Qwen2 and Mixtral are
+made of it.
+"""
 
 from __future__ import annotations
 
@@ -56,20 +58,20 @@ def llama_like(
 
     num_kv_heads: the default; None: as many as there are heads. ffn: overrides of the FfnSpec's fields.
     """
-    hidden = c.int("hidden_size", default=hidden)
-    heads = c.int("num_attention_heads", default=32)
-    kv_heads = c.int("num_key_value_heads", default=num_kv_heads or heads)
+    hidden = c.integer("hidden_size", default=hidden)
+    heads = c.integer("num_attention_heads", default=32)
+    kv_heads = c.integer("num_key_value_heads", default=num_kv_heads or heads)
     divide("num_attention_heads / num_key_value_heads", heads, kv_heads)
-    layers = c.int("num_hidden_layers", default=num_layers)
+    layers = c.integer("num_hidden_layers", default=num_layers)
     size = head_dim(c, hidden, heads)
-    max_positions = c.int("max_position_embeddings", default=max_positions)
+    max_positions = c.integer("max_position_embeddings", default=max_positions)
     rope = make_rope(
         c, head_dim=size, max_positions=max_positions, max_model_len=max_model_len, default_theta=theta
     )
-    norm = NormSpec(kind="rms", eps=c.float("rms_norm_eps", default=eps))
+    norm = NormSpec(kind="rms", eps=c.number("rms_norm_eps", default=eps))
     spec_windows = layer_windows(layers) if layer_windows else [0] * layers
     ffn_fields: dict[str, Any] = dict(
-        intermediate=c.int("intermediate_size", default=intermediate),
+        intermediate=c.integer("intermediate_size", default=intermediate),
         activation=c.activation("hidden_act", default="silu"),
         gated=True,
         bias=mlp_bias,
@@ -77,7 +79,7 @@ def llama_like(
     ffn_spec = FfnSpec(**{**ffn_fields, **(ffn or {})})
     return ModelSpec(
         architecture=architecture,
-        vocab_size=c.int("vocab_size", default=vocab),
+        vocab_size=c.integer("vocab_size", default=vocab),
         hidden=hidden,
         max_positions=rope.max_positions,
         ropes=[rope.spec],
@@ -99,28 +101,30 @@ def llama_like(
             for i in range(layers)
         ],
         final_norm=norm,
-        tied_head=c.bool("tie_word_embeddings", default=tied),
+        tied_head=c.flag("tie_word_embeddings", default=tied),
     )
 
 
 def llama(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
-    if c.int("pretraining_tp", default=1) != 1 and c.data.get("quantization_config"):
+    if c.integer("pretraining_tp", default=1) != 1 and c.data.get("quantization_config"):
         raise ValueError("config.json: pretraining_tp other than 1 with quantised weights is not supported")
-    bias = c.bool("attention_bias", "bias", default=False)
+    bias = c.flag("attention_bias", "bias", default=False)
     spec = llama_like(
         c,
         max_model_len,
         architecture="LlamaForCausalLM",
         qkv_bias=bias,
-        out_bias=c.bool("attention_out_bias", default=bias),  # GGUF files may have biases for q, k and v alone
-        mlp_bias=c.bool("mlp_bias", default=False),
+        out_bias=c.flag(
+            "attention_out_bias", default=bias
+        ),  # GGUF files may have biases for q, k and v alone
+        mlp_bias=c.flag("mlp_bias", default=False),
     )
     return spec, weight_rules(len(spec.layers))
 
 
 def mistral(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
     # An absent sliding_window is the HF class's 4096; null is none.
-    window = c.optional_int("sliding_window") if "sliding_window" in c.data else 4096
+    window = c.optional_integer("sliding_window") if "sliding_window" in c.data else 4096
     spec = llama_like(
         c,
         max_model_len,
@@ -134,9 +138,9 @@ def mistral(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRule
 
 
 def qwen2(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
-    sliding = c.bool("use_sliding_window", default=False)
-    window = c.int("sliding_window", default=4096) if sliding else None
-    first = c.int("max_window_layers", default=28, minimum=0)
+    sliding = c.flag("use_sliding_window", default=False)
+    window = c.integer("sliding_window", default=4096) if sliding else None
+    first = c.integer("max_window_layers", default=28, minimum=0)
     spec = llama_like(
         c,
         max_model_len,
@@ -153,9 +157,15 @@ def qwen2(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]
 
 MIXTRAL_RULES = [
     Rule("model.layers.{i}.block_sparse_moe.gate.weight", ("layers.{i}.moe.router.weight",)),
-    Rule("model.layers.{i}.block_sparse_moe.experts.{e}.w1.weight", ("layers.{i}.moe.experts.{e}.gate.weight",)),
-    Rule("model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight", ("layers.{i}.moe.experts.{e}.down.weight",)),
-    Rule("model.layers.{i}.block_sparse_moe.experts.{e}.w3.weight", ("layers.{i}.moe.experts.{e}.up.weight",)),
+    Rule(
+        "model.layers.{i}.block_sparse_moe.experts.{e}.w1.weight", ("layers.{i}.moe.experts.{e}.gate.weight",)
+    ),
+    Rule(
+        "model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight", ("layers.{i}.moe.experts.{e}.down.weight",)
+    ),
+    Rule(
+        "model.layers.{i}.block_sparse_moe.experts.{e}.w3.weight", ("layers.{i}.moe.experts.{e}.up.weight",)
+    ),
     # The same with the experts stacked, as transformers 5 names them in memory.
     Rule("model.layers.{i}.mlp.gate.weight", ("layers.{i}.moe.router.weight",)),
     Rule(
@@ -167,11 +177,11 @@ MIXTRAL_RULES = [
 
 
 def mixtral(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
-    experts = c.int("num_local_experts", "num_experts", default=8, maximum=1 << 16)
-    top_k = c.int("num_experts_per_tok", default=2)
+    experts = c.integer("num_local_experts", "num_experts", default=8, maximum=1 << 16)
+    top_k = c.integer("num_experts_per_tok", default=2)
     if top_k > experts:
         raise ValueError(f"config.json: num_experts_per_tok {top_k} of num_local_experts {experts}")
-    window = c.optional_int("sliding_window")
+    window = c.optional_integer("sliding_window")
     spec = llama_like(
         c,
         max_model_len,

@@ -26,15 +26,15 @@ RULES = [
 
 
 def opt(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
-    hidden = c.int("hidden_size", default=768)
-    heads = c.int("num_attention_heads", default=12)
-    layers = c.int("num_hidden_layers", default=12)
-    embed = c.int("word_embed_proj_dim", default=hidden)
-    bias = c.bool("enable_bias", default=True)
-    affine = c.bool("layer_norm_elementwise_affine", default=True)
-    pre_norm = c.bool("do_layer_norm_before", default=True)
+    hidden = c.integer("hidden_size", default=768)
+    heads = c.integer("num_attention_heads", default=12)
+    layers = c.integer("num_hidden_layers", default=12)
+    embed = c.integer("word_embed_proj_dim", default=hidden)
+    bias = c.flag("enable_bias", default=True)
+    affine = c.flag("layer_norm_elementwise_affine", default=True)
+    pre_norm = c.flag("do_layer_norm_before", default=True)
     norm = NormSpec(kind="layer", eps=1e-5, weight=affine, bias=affine)
-    has_final = pre_norm and not c.bool("_remove_final_layer_norm", default=False)
+    has_final = pre_norm and not c.flag("_remove_final_layer_norm", default=False)
     layer = LayerSpec(
         attn_norm=norm,
         ffn_norm=norm,
@@ -47,7 +47,7 @@ def opt(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
             out_bias=bias,
         ),
         ffn=FfnSpec(
-            intermediate=c.int("ffn_dim", default=3072),
+            intermediate=c.integer("ffn_dim", default=3072),
             activation=c.activation("activation_function", default="relu"),
             gated=False,
             bias=bias,
@@ -55,14 +55,14 @@ def opt(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
     )
     spec = ModelSpec(
         architecture="OPTForCausalLM",
-        vocab_size=c.int("vocab_size", default=50272),
+        vocab_size=c.integer("vocab_size", default=50272),
         hidden=hidden,
         embed_dim=embed if embed != hidden else 0,
-        max_positions=c.int("max_position_embeddings", default=2048),
+        max_positions=c.integer("max_position_embeddings", default=2048),
         learned_positions=True,
         position_offset=2,
         layers=[layer] * layers,
         final_norm=norm if has_final else NormSpec(),
-        tied_head=c.bool("tie_word_embeddings", default=True),
+        tied_head=c.flag("tie_word_embeddings", default=True),
     )
     return spec, WeightRules(RULES, layers, prefix="model.")

@@ -1,4 +1,6 @@
-"""Architecture names -> functions, imported when asked for. One line for each name of `config.json`'s architectures."""
+"""Architecture names -> functions, imported when asked for. One line for each name of `config.json`'s
+architectures.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ def find(name: str) -> Builder:
     target = ARCHITECTURES.get(ALIASES.get(name, name))
     if target is None:
         raise ValueError(
-            f"architecture {name!r} is not supported{nearest(name, supported())}. Supported: {', '.join(supported())}"
+            f"architecture {name!r} is not supported{nearest(name, supported())}. "
+            f"Supported: {', '.join(supported())}"
         )
     module, function = target
     builder: Builder = getattr(importlib.import_module(f"{__package__}.{module}"), function)

@@ -1,14 +1,16 @@
 """Rotary embeddings: inverse frequencies of every scaling rule, as transformers computes them.
 
-The core only knows the result (`RopeSpec.inv_freq`, `attention_factor`); the arithmetic is float32 in the same
-order as in transformers, so that logits agree to the last digits.
+The core only knows the result (`RopeSpec.inv_freq`, `attention_factor`); the arithmetic is float32 in the
+same order as in transformers, so that logits agree to the last digits.
 
-Rules: default, linear, dynamic (NTK), yarn, llama3; `factors` is GGUF's tensor of divisors (rope_freqs.weight).
+Rules: default, linear, dynamic (NTK), yarn, llama3; `factors` is GGUF's tensor of divisors
+(rope_freqs.weight).
 
 dynamic: transformers recomputes the base whenever a sequence is longer than the original context, so that a
-token's rotation depends on what comes after it, and cached keys disagree with new ones. Here, as in vLLM, the base
-is fixed for the life of the engine: at the length that is served (`max_model_len`). Up to the original length this
-is the plain rotation, which is what transformers does there too; ask for a longer context by max_model_len.
+token's rotation depends on what comes after it, and cached keys disagree with new ones. Here, as in vLLM,
+the base is fixed for the life of the engine: at the length that is served (`max_model_len`). Up to the
+original length this is the plain rotation, which is what transformers does there too; ask for a longer
+context by max_model_len.
 """
 
 from __future__ import annotations
@@ -156,7 +158,7 @@ def parameters(c: Config, default_theta: float = 10000.0) -> dict[str, Any]:
         raise ValueError("config.json: rope_parameters for each layer type are not supported")
     params["rope_type"] = params.get("rope_type") or params.get("type") or "default"
     if params.get("rope_theta") is None:
-        params["rope_theta"] = c.float("rope_theta", "rotary_emb_base", default=default_theta)
+        params["rope_theta"] = c.number("rope_theta", "rotary_emb_base", default=default_theta)
     if params["rope_type"] in ("yarn", "llama3") and c.raw("original_max_position_embeddings"):
         params.setdefault("original_max_position_embeddings", c.raw("original_max_position_embeddings"))
     return params
@@ -176,10 +178,17 @@ def make_rope(
     rule = _RULES.get(str(params["rope_type"]))
     if rule is None:
         known = ", ".join(k for k in _RULES if k != "factors")
-        raise ValueError(f"config.json: rope type {params['rope_type']!r} is not supported; supported: {known}")
-    dim = int(head_dim * _positive(params, "partial_rotary_factor", c.float("partial_rotary_factor", default=partial)))
+        raise ValueError(
+            f"config.json: rope type {params['rope_type']!r} is not supported; supported: {known}"
+        )
+    dim = int(
+        head_dim
+        * _positive(params, "partial_rotary_factor", c.number("partial_rotary_factor", default=partial))
+    )
     if dim < 2 or dim % 2 or dim > head_dim:
-        raise ValueError(f"config.json: {dim} rotated dims of a head of {head_dim}: must be even and at most the head")
+        raise ValueError(
+            f"config.json: {dim} rotated dims of a head of {head_dim}: must be even and at most the head"
+        )
     base = _positive(params, "rope_theta")
     inv_freq, attention_factor, length = rule(_Input(params, base, dim, max_positions, max_model_len))
     spec = RopeSpec(rotary_dim=dim, inv_freq=[float(f) for f in inv_freq], attention_factor=attention_factor)

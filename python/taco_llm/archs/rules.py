@@ -1,11 +1,11 @@
 """Weight rules: which checkpoint tensor fills which slot of the ModelSpec, and how it is cut.
 
-A rule is a name pattern, the slots it fills and a cut. In patterns `{i}` is the layer, `{e}` the expert, and `*`
-stands for weight or bias. Rules name every tensor that the family can have; those whose slots the spec does not
-have fall away, so the spec alone decides about biases, tied heads and the like.
+A rule is a name pattern, the slots it fills and a cut. In patterns `{i}` is the layer, `{e}` the expert, and
+`*` stands for weight or bias. Rules name every tensor that the family can have; those whose slots the spec
+does not have fall away, so the spec alone decides about biases, tied heads and the like.
 
-Cuts work on bytes: an unquantised tensor is an array of unsigned integers as wide as its elements, a quantised one an
-array of blocks' bytes, its last axis a whole row. No element is converted.
+Cuts work on bytes: an unquantised tensor is an array of unsigned integers as wide as its elements, a
+quantised one an array of blocks' bytes, its last axis a whole row. No element is converted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -29,12 +30,14 @@ FORMATS: dict[str, tuple[int, int]] = {
     "Q4_K": (256, 144),
     "Q6_K": (256, 210),
 }
-_UNITS = {"F32": np.dtype("<u4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u2")}
+_UNITS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<u4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u2")}
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor as stored: `data` has the axes of `shape`; the last one counts bytes where the format has blocks."""
+    """A tensor as stored: `data` has the axes of `shape`; the last one counts bytes where the format has
+    blocks.
+    """
 
     format: str
     shape: Shape
@@ -96,7 +99,11 @@ def transposed(tensor: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
     """[in, out] as in GPT-2's Conv1D; the slots stand side by side in the columns. A bias stays as it is."""
     if len(tensor.shape) == 1:
         return stacked(tensor, shapes)
-    if tensor.quantized or len(tensor.shape) != 2 or tensor.shape[::-1] != (sum(s[0] for s in shapes), shapes[0][1]):
+    if (
+        tensor.quantized
+        or len(tensor.shape) != 2
+        or tensor.shape[::-1] != (sum(s[0] for s in shapes), shapes[0][1])
+    ):
         raise Misshapen(f"{(shapes[0][1], sum(s[0] for s in shapes))}")
     return stacked(Tensor(tensor.format, tensor.shape[::-1], tensor.data.T), shapes)
 
@@ -130,7 +137,8 @@ class Rule:
 class WeightRules:
     """The rules of one model.
 
-    prefix: what some checkpoints of the family leave out ("model.", "transformer."), or have where rules do not.
+    prefix: what some checkpoints of the family leave out ("model.", "transformer."), or have where rules do
+    not.
     ignore: patterns (regular expressions, full match) of buffers that are no weights.
     """
 
@@ -214,7 +222,9 @@ _LAYER = re.compile(r"^layers\.(\d+)\.")
 
 
 def load_order(rule: Rule) -> tuple[int, str]:
-    """Sort key: embedding, then layer by layer, slots of one layer together; the last norm and the head at the end."""
+    """Sort key: embedding, then layer by layer, slots of one layer together; the last norm and the head at
+    the end.
+    """
     slot = rule.slots[0]
     match = _LAYER.match(slot)
     if match:

@@ -1,4 +1,4 @@
-"""From what a user calls a model - a folder, a GGUF file, a hub id - to files, config and tokenizer's place."""
+"""From what a user calls a model (a folder, a GGUF file, a hub id) to files, config and tokenizer's place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from .tensors import LoadError
 FORMATS = ("auto", "safetensors", "pt", "npcache", "gguf", "dummy")
 FORMAT_ALIASES = {"np-cache": "npcache"}
 # Files of a training run that end like weights.
-_NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|random_states.*|rng_state.*)\.(bin|pt)|adapter_.*")
+_NOT_WEIGHTS = re.compile(
+    r"(training_args|optimizer|scheduler|scaler|random_states.*|rng_state.*)\.(bin|pt)|adapter_.*"
+)
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _MAX_JSON = 256 << 20
 
@@ -27,8 +29,8 @@ class Checkpoint:
     """A model's files, found but not loaded.
 
     path: the folder, or the GGUF file. hf_config: config.json's content, for GGUF made of its metadata.
-    gguf_metadata: every key of a GGUF file, else None. tokenizer_files: the folder of tokenizer.json and the like;
-    None for GGUF, whose metadata holds the tokenizer. files: the weight files, in name order.
+    gguf_metadata: every key of a GGUF file, else None. tokenizer_files: the folder of tokenizer.json and the
+    like; None for GGUF, whose metadata holds the tokenizer. files: the weight files, in name order.
     """
 
     path: Path
@@ -51,7 +53,8 @@ def resolve(
     ignore_patterns: str | Sequence[str] | None = None,
     token: str | None = None,
 ) -> Checkpoint:
-    """Finds a model: a local folder, a local .gguf file, or a Hugging Face hub id (downloaded, or from its cache).
+    """Finds a model: a local folder, a local .gguf file, or a Hugging Face hub id (downloaded, or from its
+    cache).
 
     load_format: auto takes safetensors where there are any, then .bin/.pt, then a GGUF file.
     Raises LoadError (a ValueError) that says what was looked for and what to do.
@@ -118,10 +121,10 @@ def _resolve_file(path: Path, load_format: str) -> Checkpoint:
         config = synthesise_config(gguf.metadata, {n: t.shape for n, t in gguf.tensors.items()}, values)
     except ValueError as e:
         raise LoadError(f"{path}: {e}") from None
-    generation = {k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if k in config}
-    return Checkpoint(
-        path, "gguf", config, generation, gguf_metadata=gguf.metadata, files=[path], gguf=gguf
-    )
+    generation: dict[str, Any] = {
+        k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if k in config
+    }
+    return Checkpoint(path, "gguf", config, generation, gguf_metadata=gguf.metadata, files=[path], gguf=gguf)
 
 
 def _resolve_folder(folder: Path, load_format: str) -> Checkpoint:
@@ -140,7 +143,9 @@ def _resolve_folder(folder: Path, load_format: str) -> Checkpoint:
     format, files, weight_map = _weight_files(folder, load_format)
     if format == "gguf":
         return _resolve_file(ggufs[0], "gguf")
-    return Checkpoint(folder, format, config, generation, tokenizer_files=folder, files=files, weight_map=weight_map)
+    return Checkpoint(
+        folder, format, config, generation, tokenizer_files=folder, files=files, weight_map=weight_map
+    )
 
 
 def _weight_files(folder: Path, load_format: str) -> tuple[str, list[Path], dict[str, str] | None]:
@@ -192,5 +197,7 @@ def _sharded(folder: Path, index: Path) -> tuple[list[Path], dict[str, str]]:
     files = [folder / name for name in sorted(set(weight_map.values()))]
     missing = [p.name for p in files if not p.is_file()]
     if missing:
-        raise LoadError(f"{folder}: {len(missing)} of {len(files)} weight files are missing: {', '.join(missing[:5])}")
+        raise LoadError(
+            f"{folder}: {len(missing)} of {len(files)} weight files are missing: {', '.join(missing[:5])}"
+        )
     return files, weight_map

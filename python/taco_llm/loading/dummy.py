@@ -28,7 +28,9 @@ def dummy_tensors(
     offset = 0
     for slot, shape in slots.items():
         count = int(np.prod(shape, dtype=np.int64))
-        out[slot] = StoredTensor(slot, path, format, tuple(shape), count * pool.itemsize, _read(pool, offset, count))
+        out[slot] = StoredTensor(
+            slot, path, format, tuple(shape), count * pool.itemsize, _read(pool, offset, count)
+        )
         offset = (offset + count * 7 + 1) % _POOL
     return out
 

@@ -1,8 +1,8 @@
 """A reader of GGUF v2 and v3 files over a memory mapping.
 
-Layout: "GGUF", version u32, tensor count u64, metadata count u64; metadata: key, type u32, value; for each tensor
-its name, rank u32, dims u64 (columns first), type u32, offset u64 into the data, which starts at the next multiple
-of general.alignment (32). Strings are u64 length and UTF-8. All little-endian.
+Layout: "GGUF", version u32, tensor count u64, metadata count u64; metadata: key, type u32, value; for each
+tensor its name, rank u32, dims u64 (columns first), type u32, offset u64 into the data, which starts at the
+next multiple of general.alignment (32). Strings are u64 length and UTF-8. All little-endian.
 
 Nothing in the file is trusted: every count is checked against the bytes that are left before it is used.
 """
@@ -58,8 +58,32 @@ MAX_ARRAY_DEPTH = 4
 
 _STRING, _ARRAY = 8, 9
 # Metadata value type -> struct format.
-_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-_NUMPY = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
+_SCALARS = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<?",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
+_NUMPY = {
+    0: "u1",
+    1: "i1",
+    2: "<u2",
+    3: "<i2",
+    4: "<u4",
+    5: "<i4",
+    6: "<f4",
+    7: "?",
+    10: "<u8",
+    11: "<i8",
+    12: "<f8",
+}
 
 
 @dataclass
@@ -75,7 +99,7 @@ class _Reader:
     """A cursor over the header. `what` says, for messages, what is being read."""
 
     def __init__(self, mapping: Mapping) -> None:
-        self.mapping, self.raw, self.at, self.end = mapping, memoryview(mapping.array), 0, mapping.size
+        self.mapping, self.raw, self.at, self.end = mapping, memoryview(mapping.array.data), 0, mapping.size
         self.what = "header"
 
     def fail(self, why: str) -> LoadError:
@@ -137,7 +161,8 @@ class _Reader:
         return [self.value(_ARRAY, depth + 1) for _ in range(self.count(12))]
 
     def strings(self, n: int) -> list[str]:
-        # The hot loop of a vocabulary: one copy of what is left of the header would be large, so windows of it.
+        # The hot loop of a vocabulary: one copy of what is left of the header would be large, so windows of
+        # it.
         out: list[str] = []
         raw, at, end = self.raw, self.at, self.end
         unpack = struct.Struct("<Q").unpack_from
@@ -157,7 +182,7 @@ class _Reader:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Parses and checks a GGUF file's header; tensors' bytes are only read when asked for. Raises LoadError."""
+    """Parses and checks a GGUF file's header; tensors are only read when asked for. Raises LoadError."""
     mapping = Mapping(path)
     r = _Reader(mapping)
     if mapping.size < 24:
@@ -168,7 +193,9 @@ def read_gguf(path: Path) -> GgufFile:
     version = r.u32()
     if version not in (2, 3):
         big_endian = version & 0xFFFF == 0
-        raise r.fail("big-endian files are not supported" if big_endian else f"version {version} (2 and 3 are known)")
+        raise r.fail(
+            "big-endian files are not supported" if big_endian else f"version {version} (2 and 3 are known)"
+        )
     num_tensors, num_values = r.count(24), r.count(13)
 
     metadata: dict[str, Any] = {}
@@ -206,7 +233,9 @@ def read_gguf(path: Path) -> GgufFile:
     return GgufFile(path, version, metadata, tensors, mapping)
 
 
-def _tensor(r: _Reader, name: str, info: tuple[tuple[int, ...], int, int], start: int, alignment: int) -> StoredTensor:
+def _tensor(
+    r: _Reader, name: str, info: tuple[tuple[int, ...], int, int], start: int, alignment: int
+) -> StoredTensor:
     shape, kind, offset = info
     r.what = f"tensor {name!r}"
     if kind not in TYPES:
@@ -223,13 +252,19 @@ def _tensor(r: _Reader, name: str, info: tuple[tuple[int, ...], int, int], start
         raise r.fail(f"offset {offset} is not a multiple of the alignment {alignment}")
     if start + offset + num_bytes > r.end:
         raise r.fail(
-            f"the file is truncated: {num_bytes} bytes of data at offset {start + offset}, but it has {r.end} bytes"
+            f"the file is truncated: {num_bytes} bytes of data at offset {start + offset}, "
+            f"but it has {r.end} bytes"
         )
     raw = r.mapping.array[start + offset : start + offset + num_bytes]
     if type_name in NATIVE:
         return StoredTensor(name, r.mapping.path, type_name, shape, num_bytes, lambda: raw)
     return StoredTensor(
-        name, r.mapping.path, "BF16", shape, num_bytes, partial(_dequantize, raw, kind, shape, name, r.mapping.path)
+        name,
+        r.mapping.path,
+        "BF16",
+        shape,
+        num_bytes,
+        partial(_dequantize, raw, kind, shape, name, r.mapping.path),
     )
 
 
@@ -261,8 +296,8 @@ def _dequantize(raw: np.ndarray, kind: int, shape: tuple[int, ...], name: str, p
         import gguf
     except ImportError:
         raise LoadError(
-            f"{path}: tensor {name!r} is stored as {type_name}, which is converted to bfloat16 by the gguf package: "
-            "run `pip install gguf`, or use a file of Q8_0, Q4_0, Q4_1, Q4_K or Q6_K"
+            f"{path}: tensor {name!r} is stored as {type_name}, which the gguf package "
+            "converts to bfloat16: run `pip install gguf`, or use a file of Q8_0, Q4_0, Q4_1, Q4_K or Q6_K"
         ) from None
     rows = raw.reshape(int(np.prod(shape[:-1], dtype=np.int64)), -1)
     out = np.empty((rows.shape[0], shape[-1]), dtype="<u2")
@@ -272,6 +307,8 @@ def _dequantize(raw: np.ndarray, kind: int, shape: tuple[int, ...], name: str, p
         try:
             values = gguf.quants.dequantize(part, gguf.GGMLQuantizationType(kind))
         except (NotImplementedError, ValueError) as e:
-            raise LoadError(f"{path}: tensor {name!r}: the gguf package cannot convert {type_name}: {e}") from None
+            raise LoadError(
+                f"{path}: tensor {name!r}: the gguf package cannot convert {type_name}: {e}"
+            ) from None
         out[start : start + step] = to_bfloat16(values)
     return out.reshape(-1).view(np.uint8)

@@ -53,14 +53,20 @@ def download(
             RevisionNotFoundError,
         )
     except ImportError:
-        raise LoadError(f"{model}: not a local path, and huggingface_hub is not installed to fetch it") from None
+        raise LoadError(
+            f"{model}: not a local path, and huggingface_hub is not installed to fetch it"
+        ) from None
 
     extra = [ignore_patterns] if isinstance(ignore_patterns, str) else list(ignore_patterns or [])
-    common: dict[str, Any] = dict(revision=revision, cache_dir=cache_dir, ignore_patterns=_IGNORED + extra, token=token)
+    common: dict[str, Any] = dict(
+        revision=revision, cache_dir=cache_dir, ignore_patterns=_IGNORED + extra, token=token
+    )
 
     def fetch(names: Sequence[str] | None, **more: Any) -> Path:
         return Path(
-            huggingface_hub.snapshot_download(model, allow_patterns=_patterns(load_format, names), **common, **more)
+            huggingface_hub.snapshot_download(
+                model, allow_patterns=_patterns(load_format, names), **common, **more
+            )
         )
 
     offline = constants.HF_HUB_OFFLINE
@@ -77,11 +83,14 @@ def download(
             raise LoadError(f"{model}: the hub has no revision {revision!r} of this model") from None
         except RepositoryNotFoundError:
             raise LoadError(
-                f"{model}: no such local folder, and no such model on the hub (or it is private: set HF_TOKEN)"
+                f"{model}: no such local folder, and no such model on the hub "
+                "(or it is private: set HF_TOKEN)"
             ) from None
         except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as e:
             reason = f"the hub cannot be reached ({type(e).__name__})"
-        except Exception as e:  # the HTTP library's own errors: their types differ between versions of the hub client
+        except (
+            Exception
+        ) as e:  # the HTTP library's own errors: their types differ between versions of the hub client
             if type(e).__module__.split(".")[0] not in ("httpx", "httpcore", "requests", "urllib3"):
                 raise
             reason = f"the hub cannot be reached ({type(e).__name__})"
@@ -89,6 +98,6 @@ def download(
         return fetch(None, local_files_only=True)
     except (LocalEntryNotFoundError, OSError, ValueError):
         raise LoadError(
-            f"{model}: no such local folder; {reason}, and the model is not in the cache. Either connect to the "
-            f"network (and unset HF_HUB_OFFLINE), or copy the model's folder here and give its path"
+            f"{model}: no such local folder; {reason}, and the model is not in the cache. Either connect "
+            f"to the network (and unset HF_HUB_OFFLINE), or copy the model's folder here and give its path"
         ) from None

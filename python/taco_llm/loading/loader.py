@@ -26,7 +26,8 @@ _DTYPES = {
     "half": "float16",
     "bfloat16": "bfloat16",
 }
-# Mapped pages are given back each time that so much has been repacked, so that loading never holds two copies.
+# Mapped pages are given back each time that so much has been repacked, so that loading never holds two
+# copies.
 _RELEASE_BYTES = 256 << 20
 
 
@@ -44,13 +45,15 @@ def load_model(
 ) -> _core.Model:
     """Loads a checkpoint's weights into a backend.
 
-    dtype: what unquantised matrices are kept in. auto: as in the checkpoint, but float32 becomes float16 (as vLLM
-    does), and the unquantised matrices of a GGUF file become bfloat16. Quantised GGUF matrices stay as they are.
+    dtype: what unquantised matrices are kept in. auto: as in the checkpoint, but float32 becomes float16 (as
+    vLLM does), and the unquantised matrices of a GGUF file become bfloat16. Quantised GGUF matrices stay as
+    they are.
     rope_scaling, rope_theta: instead of the config's. max_model_len: see archs.build_spec.
     seed: of dummy weights. show_progress: a bar on stderr, when that is a terminal.
     trust_remote_code: accepted and without effect; code in a checkpoint is never run.
 
-    Raises LoadError (a ValueError) naming the tensor and file for what is missing, unknown, misshapen or truncated.
+    Raises LoadError (a ValueError) naming the tensor and file for what is missing, unknown, misshapen or
+    truncated.
     """
     config = _overridden(checkpoint.hf_config, rope_scaling, rope_theta)
     try:
@@ -97,7 +100,12 @@ def _overridden(
     if rope_scaling is None and rope_theta is None:
         return config
     old = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = rope_theta or (rope_scaling or {}).get("rope_theta") or old.get("rope_theta") or config.get("rope_theta")
+    theta = (
+        rope_theta
+        or (rope_scaling or {}).get("rope_theta")
+        or old.get("rope_theta")
+        or config.get("rope_theta")
+    )
     params = dict(rope_scaling if rope_scaling is not None else old)
     if theta is not None:
         params["rope_theta"] = theta
@@ -120,7 +128,9 @@ def _dtype(dtype: str, checkpoint: Checkpoint, tensors: MappingType[str, StoredT
         sizes: dict[str, int] = {}
         for t in tensors.values():
             sizes[t.format] = sizes.get(t.format, 0) + t.num_bytes
-        stored = {"BF16": "bfloat16", "F16": "float16"}.get(max(sizes, key=sizes.__getitem__, default=""), "float32")
+        stored = {"BF16": "bfloat16", "F16": "float16"}.get(
+            max(sizes, key=sizes.__getitem__, default=""), "float32"
+        )
     return "bfloat16" if str(stored).removeprefix("torch.") == "bfloat16" else "float16"
 
 
@@ -144,7 +154,9 @@ def _read(checkpoint: Checkpoint) -> tuple[dict[str, StoredTensor], list[Mapping
                 out[name] = tensor
         for name, file in (checkpoint.weight_map or {}).items():
             if name not in out or out[name].file.name != file:
-                raise LoadError(f"{checkpoint.path / file}: tensor {name!r} is missing (the index says it is there)")
+                raise LoadError(
+                    f"{checkpoint.path / file}: tensor {name!r} is missing (the index says it is there)"
+                )
         return out
 
     if checkpoint.format == "npcache":
@@ -155,7 +167,9 @@ def _read(checkpoint: Checkpoint) -> tuple[dict[str, StoredTensor], list[Mapping
 def _plan(
     bound: BoundRules, tensors: MappingType[str, StoredTensor], architecture: str
 ) -> list[tuple[Rule, StoredTensor]]:
-    """What to add, in an order that completes one layer after the other. LoadError for a tensor without a rule."""
+    """What to add, in an order that completes one layer after the other. LoadError for a tensor without a
+    rule.
+    """
     plan: list[tuple[Rule, StoredTensor]] = []
     unknown: list[StoredTensor] = []
     for name, tensor in tensors.items():
@@ -180,7 +194,9 @@ def _check_missing(bound: BoundRules, plan: list[tuple[Rule, StoredTensor]], che
     filled = {slot for rule, _ in plan for slot in rule.slots}
     missing = [slot for slot in bound.shapes if slot not in filled]
     if missing:
-        names = ", ".join(repr((bound.sources(s) or [s])[0]) for s in missing[:5]) + (", ..." if len(missing) > 5 else "")
+        names = ", ".join(repr((bound.sources(s) or [s])[0]) for s in missing[:5]) + (
+            ", ..." if len(missing) > 5 else ""
+        )
         raise LoadError(
             f"{checkpoint.path}: {len(missing)} tensor{'s' if len(missing) > 1 else ''} missing: {names}"
         )
@@ -191,7 +207,10 @@ def _add(builder: _core.ModelBuilder, bound: BoundRules, rule: Rule, stored: Sto
         return LoadError(f"{stored.file}: tensor {stored.name!r} {why}")
 
     if stored.format not in FORMATS:
-        raise fail(f"is stored as {stored.format}, which is not a weight format of this engine ({', '.join(FORMATS)})")
+        raise fail(
+            f"is stored as {stored.format}, which is not a weight format of this engine "
+            f"({', '.join(FORMATS)})"
+        )
     try:
         parts = bound.cut(rule, Tensor.from_bytes(stored.format, stored.shape, stored.read()))
     except Misshapen as e:

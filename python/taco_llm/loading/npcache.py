@@ -1,7 +1,8 @@
 """load_format npcache: the tensors of `.bin` files as NumPy files, made on the first load (vLLM's layout).
 
-The folder `np` in the checkpoint has one NumPy file for each tensor, named as the tensor, and weight_names.json, the list
-of names. NumPy has no bfloat16: such tensors are stored as uint16, and dtypes.json names them.
+The folder `np` in the checkpoint has one NumPy file for each tensor, named as the tensor, and
+weight_names.json, the list of names. NumPy has no bfloat16: such tensors are stored as uint16, and
+dtypes.json names them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def read_npcache(folder: Path, read_source: Callable[[], dict[str, StoredTensor]
         dtypes_file = cache / "dtypes.json"
         dtypes = json.loads(dtypes_file.read_text(encoding="utf-8")) if dtypes_file.is_file() else {}
     except (OSError, ValueError, RecursionError) as e:
-        raise LoadError(f"{index}: cannot be read ({e}); remove the folder {cache} to make the cache anew") from None
+        raise LoadError(
+            f"{index}: cannot be read ({e}); remove the folder {cache} to make the cache anew"
+        ) from None
     if not isinstance(names, list) or not isinstance(dtypes, dict):
         raise LoadError(f"{index}: must be a list of names; remove the folder {cache} to make the cache anew")
     return {name: _tensor(cache / _checked(name, index), name, dtypes.get(name)) for name in names}
@@ -60,7 +63,9 @@ def _tensor(path: Path, name: str, dtype: str | None) -> StoredTensor:
         format = "BF16"
     else:
         format = _FORMATS.get(array.dtype.str, array.dtype.name)
-    return StoredTensor(name, path, format, array.shape, array.nbytes, lambda: array.reshape(-1).view(np.uint8))
+    return StoredTensor(
+        name, path, format, array.shape, array.nbytes, lambda: array.reshape(-1).view(np.uint8)
+    )
 
 
 def _write(cache: Path, tensors: dict[str, StoredTensor]) -> None:
@@ -72,9 +77,13 @@ def _write(cache: Path, tensors: dict[str, StoredTensor]) -> None:
         temporary = Path(tempfile.mkdtemp(prefix=".np-", dir=cache.parent))
         for name, tensor in tensors.items():
             if tensor.format not in units:
-                raise LoadError(f"{tensor.file}: tensor {name!r} is stored as {tensor.format}, expected a float type")
+                raise LoadError(
+                    f"{tensor.file}: tensor {name!r} is stored as {tensor.format}, expected a float type"
+                )
             with open(temporary / _checked(name, tensor.file), "wb") as file:
-                np.save(file, tensor.read().view(units[tensor.format]).reshape(tensor.shape), allow_pickle=False)
+                np.save(
+                    file, tensor.read().view(units[tensor.format]).reshape(tensor.shape), allow_pickle=False
+                )
         (temporary / "dtypes.json").write_text(json.dumps(dtypes), encoding="utf-8")
         (temporary / "weight_names.json").write_text(json.dumps(list(tensors)), encoding="utf-8")
         try:
@@ -84,7 +93,8 @@ def _write(cache: Path, tensors: dict[str, StoredTensor]) -> None:
                 raise
     except OSError as e:
         raise LoadError(
-            f"{cache}: the NumPy cache cannot be written ({e.strerror}); use --load-format pt, or a writable folder"
+            f"{cache}: the NumPy cache cannot be written ({e.strerror}); use load format pt, "
+            f"or a writable folder"
         ) from None
     finally:
         if temporary is not None and temporary.exists():

@@ -54,7 +54,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], Mapping]:
         raise LoadError(f"{path}: the safetensors header is truncated")
     (size,) = struct.unpack("<Q", mapping.bytes(0, 8))
     if size > MAX_HEADER:
-        raise LoadError(f"{path}: a safetensors header of {size} bytes (at most {MAX_HEADER}): not a safetensors file?")
+        raise LoadError(
+            f"{path}: a safetensors header of {size} bytes (at most {MAX_HEADER}): not a safetensors file?"
+        )
     if size > mapping.size - 8:
         raise LoadError(
             f"{path}: the safetensors header is truncated: {size} bytes announced, {mapping.size - 8} there"

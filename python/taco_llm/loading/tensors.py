@@ -17,8 +17,8 @@ class LoadError(ValueError):
 class StoredTensor:
     """One tensor of a checkpoint.
 
-    `read` gives its bytes in `format` as flat uint8: a view where the file is mapped, or converted where the core
-    does not take the type as stored. `num_bytes` is its size in the file.
+    `read` gives its bytes in `format` as flat uint8: a view where the file is mapped, or converted where the
+    core does not take the type as stored. `num_bytes` is its size in the file.
     """
 
     name: str
