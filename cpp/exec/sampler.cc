@@ -13,13 +13,16 @@ namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kGreedyBelow = 1e-5f;
+constexpr float kNoWeight = 88.0f;  // exp of less is 0 in sum_exp
+
+float bins_per_logit(float width) { return static_cast<float>(sampling::kBins) / std::max(width, 1e-30f); }
 
 void check_row(const sampling::RowMax& row, const char* where) {
   TACO_REQUIRE(!row.has_nan, "The logits ", where, " contain NaN.");
   TACO_REQUIRE(row.max > -kInf, "The logits ", where, " are all -Infinity: every token is forbidden.");
 }
 
-// One token's candidates for top-k, top-p, min-p; kept in the order of ids.
+// The tokens that top-k, top-p and min-p look at, in the order of ids.
 struct Candidates {
   std::vector<int32_t> ids;
   std::vector<float> logits, weights;
@@ -41,7 +44,8 @@ struct Sampler::Scratch {
         weights(static_cast<size_t>(n)),
         counts(static_cast<size_t>(n), 0),
         block_max(static_cast<size_t>(sampling::num_blocks(n))),
-        block_sums(block_max.size()) {
+        block_sums(block_max.size()),
+        bins(static_cast<size_t>(n)) {
     candidates.reserve(static_cast<size_t>(n));
   }
 
@@ -51,14 +55,16 @@ struct Sampler::Scratch {
   std::vector<int32_t> counts;  // of tokens seen; all zero between calls
   std::vector<int32_t> seen;    // the tokens with a count
   std::vector<float> block_max, block_sums, order;
+  std::vector<uint16_t> bins;
+  std::vector<int32_t> inside;  // candidates in the bin of interest
   Candidates candidates;
 
   bool apply_rules(std::span<float> logits, const Sequence& sequence);
   void forbid_all_but(std::span<float> logits, const std::vector<int32_t>& allowed);
   void penalise(std::span<float> logits, const Sequence& sequence);
   void collect(std::span<const float> logits, float least);
-  void keep_top_k(std::span<const float> logits, int k);
-  void keep_top_p(double limit);
+  float keep_top_k(std::span<const float> logits, int k, float max, float temperature);
+  void keep_top_p(double limit, float least, float max, float temperature);
   void keep_min_p(float min_p);
   int32_t draw_from_candidates(double u) const;
   int32_t draw_from_row(double u, double total) const;
@@ -173,72 +179,78 @@ void Sampler::Scratch::collect(std::span<const float> logits, float least) {
   candidates.count = count;
 }
 
-// The k largest, and what equals the smallest of them.
-void Sampler::Scratch::keep_top_k(std::span<const float> logits, int k) {
-  auto kth_largest = [&](const float* values, size_t count) {
-    order.assign(values, values + count);
-    auto kth = order.begin() + (k - 1);
-    std::nth_element(order.begin(), kth, order.end(), std::greater<float>());
-    return *kth;
+// The k largest, and what equals the smallest of them, which is returned. max: the largest.
+float Sampler::Scratch::keep_top_k(std::span<const float> logits, int k, float max, float temperature) {
+  auto kth_largest = [&](std::vector<float>& values, size_t kth) {
+    auto at = values.begin() + static_cast<ptrdiff_t>(kth - 1);
+    std::nth_element(values.begin(), at, values.end(), std::greater<float>());
+    return *at;
   };
-  // At least k elements reach the k-th largest block maximum, so nothing below it is wanted.
-  float least =
-      static_cast<size_t>(k) <= block_max.size() ? kth_largest(block_max.data(), block_max.size()) : -kInf;
-  collect(logits, least);
-  if (candidates.count <= static_cast<size_t>(k)) return;
-  least = kth_largest(candidates.logits.data(), candidates.count);
-  size_t kept = 0;
-  for (size_t i = 0; i < candidates.count; ++i) {
-    float value = candidates.logits[i];
-    candidates.ids[kept] = candidates.ids[i];
-    candidates.logits[kept] = value;
-    kept += value >= least;
+  size_t wanted = static_cast<size_t>(k);
+  if (wanted <= block_max.size()) {
+    // At least k elements reach the k-th largest block maximum, so nothing below it is wanted.
+    order = block_max;
+    collect(logits, kth_largest(order, wanted));
+    order.assign(candidates.logits.begin(),
+                 candidates.logits.begin() + static_cast<ptrdiff_t>(candidates.count));
+  } else {  // the bin in which the count passes k
+    sampling::bins_of(logits.data(), vocab_size, max, bins_per_logit(kNoWeight * temperature), bins.data());
+    uint32_t counts_of[2][sampling::kBins] = {};
+    for (size_t i = 0; i < logits.size(); ++i) ++counts_of[i & 1][bins[i]];
+    size_t bin = 0, in_bin = counts_of[0][0] + counts_of[1][0];
+    while (in_bin < wanted) {
+      wanted -= in_bin;
+      ++bin;
+      in_bin = counts_of[0][bin] + counts_of[1][bin];
+    }
+    order.resize(logits.size());
+    size_t count = 0;
+    for (size_t i = 0; i < logits.size(); ++i) {
+      order[count] = logits[i];
+      count += bins[i] == bin;
+    }
+    order.resize(count);
   }
-  candidates.count = kept;
+  float least = kth_largest(order, wanted);
+  collect(logits, least);
+  return least;
 }
 
 // Keeps a candidate when the mass of the likelier ones is below `limit`. The candidates are first spread over
 // bins of equal width in the logit, which a comparison of two tokens never contradicts; only the bin in which
-// the mass passes the limit is sorted.
-void Sampler::Scratch::keep_top_p(double limit) {
-  constexpr size_t kBins = 1024;
+// the mass passes the limit is sorted. least, max: bounds of the candidates' logits.
+void Sampler::Scratch::keep_top_p(double limit, float least, float max, float temperature) {
   const size_t count = candidates.count;
-  float *values = candidates.logits.data(), *weights = candidates.weights.data();
-  auto [least, most] = std::minmax_element(values, values + count);
-  float top = *most, width = std::max(top - std::max(*least, top - 88.0f), 1e-30f);
-  float scale = static_cast<float>(kBins) / width;
-  auto bin_of = [&](float value) {
-    float bin = (top - value) * scale;
-    return bin < static_cast<float>(kBins - 1) ? static_cast<size_t>(bin) : kBins - 1;
-  };
-  double mass[kBins] = {};
-  for (size_t i = 0; i < count; ++i) mass[bin_of(values[i])] += weights[i];
+  const float* values = candidates.logits.data();
+  float* weights = candidates.weights.data();
+  float width = std::min(max - least, kNoWeight * temperature);
+  sampling::bins_of(values, static_cast<int>(count), max, bins_per_logit(width), bins.data());
+  double mass[2][sampling::kBins] = {};
+  for (size_t i = 0; i < count; ++i) mass[i & 1][bins[i]] += weights[i];
   double above = 0;
   size_t crossing = 0;
-  while (crossing < kBins && above + mass[crossing] < limit) above += mass[crossing++];
-
-  std::vector<size_t> inside;
-  for (size_t i = 0; i < count; ++i)
-    if (bin_of(values[i]) == crossing) inside.push_back(i);
-  std::sort(inside.begin(), inside.end(),
-            [&](size_t a, size_t b) { return values[a] != values[b] ? values[a] > values[b] : a < b; });
-  float last_value = -kInf;  // the least likely token kept
-  size_t last_index = count;
-  for (size_t i : inside) {
-    if (above >= limit) break;
-    above += weights[i];
-    last_value = values[i];
-    last_index = i;
+  for (; crossing < sampling::kBins; ++crossing) {
+    double next = above + (mass[0][crossing] + mass[1][crossing]);
+    if (next >= limit) break;
+    above = next;
   }
+
+  inside.clear();
+  for (size_t i = 0; i < count; ++i)
+    if (bins[i] == crossing) inside.push_back(static_cast<int32_t>(i));
+  std::sort(inside.begin(), inside.end(), [&](int32_t a, int32_t b) {
+    float x = values[a], y = values[b];
+    return x != y ? x > y : a < b;
+  });
+  size_t inside_kept = 0;
+  for (; inside_kept < inside.size() && above < limit; ++inside_kept) above += weights[inside[inside_kept]];
+  for (size_t i = inside_kept; i < inside.size(); ++i) bins[static_cast<size_t>(inside[i])] = sampling::kBins;
+
   size_t kept = 0;
   for (size_t i = 0; i < count; ++i) {
-    size_t bin = bin_of(values[i]);
-    bool keep = bin < crossing ||
-                (bin == crossing && (values[i] > last_value || (values[i] == last_value && i <= last_index)));
     candidates.ids[kept] = candidates.ids[i];
-    values[kept] = values[i];
     weights[kept] = weights[i];
-    kept += keep;
+    kept += bins[i] <= crossing;
   }
   candidates.count = kept;
 }
@@ -309,8 +321,9 @@ int32_t Sampler::Scratch::choose(std::span<float> logits, float max, const Seque
   }
 
   double total = 0;
+  float least = -kInf;
   if (top_k) {
-    keep_top_k(logits, p.top_k);
+    least = keep_top_k(logits, p.top_k, max, p.temperature);
   } else {
     // What is below both bounds cannot be kept: tokens with less than (1 - top_p) / vocab_size of the mass
     // weigh less than 1 - top_p all together. The margin covers rounding; the exact rules follow.
@@ -322,12 +335,13 @@ int32_t Sampler::Scratch::choose(std::span<float> logits, float max, const Seque
     }
     if (min_p) bound = std::max(bound, std::log(p.min_p) - 0.01f);
     // min-p alone may lift the bound, as what it removes lies below everything that it keeps.
-    float least = max + bound * p.temperature;
-    collect(logits, std::min(least - std::abs(least) * 1e-6f, max));
+    least = max + bound * p.temperature;
+    least = std::min(least - std::abs(least) * 1e-6f, max);
+    collect(logits, least);
   }
   double mass = sampling::sum_exp(candidates.logits.data(), static_cast<int>(candidates.count), max, scale,
                                   candidates.weights.data(), nullptr);
-  if (top_p) keep_top_p(static_cast<double>(p.top_p) * (top_k ? mass : total));
+  if (top_p) keep_top_p(static_cast<double>(p.top_p) * (top_k ? mass : total), least, max, p.temperature);
   if (min_p) keep_min_p(p.min_p);
   return draw_from_candidates(u);
 }
