@@ -29,46 +29,54 @@ inline constexpr int kQ4BlockCols = 32, kQ4BlockBytes = 320;
 // How a kernel wants the rows it multiplies.
 enum class RowFormat : uint8_t {
   kF32,        // as they are: row r at data + r * stride floats
-  kBF16,       // [rows][stride] bfloat16, zero padded to a multiple of 32
-  kBF16Tiles,  // [rows/16][k_pad/32][16][32] bfloat16, zero padded: one AMX tile after the other
-  kInt8,       // [rows][stride] int8 per 32 columns, with scale, sum and scaled_sum
+  kBF16,       // [rows][stride] bfloat16, zero padded to stride
+  kBF16Tiles,  // [rows/16][stride/32][16][32] bfloat16, zero padded: one AMX tile after the other
+  kInt8,       // [rows][stride] int8 with one scale per 32 columns, zero padded to stride (a multiple of 64)
 };
 
 struct PackedRows {
   const void* data;
-  int64_t stride;           // elements between rows
-  // kInt8: each [rows][groups]
+  int64_t stride;  // columns with their padding
+  // kInt8: each [rows][stride / 32]
   const float* scale;       // x = scale * q
-  const int32_t* sum;       // sum of q
-  const float* scaled_sum;  // scale * sum
-  int64_t groups;
+  const int32_t* offset;    // -128 * sum of q: takes the 128 in kQ8's bytes back out
+  const float* scaled_sum;  // scale * sum of q: goes with kQ4's min
 };
 
+// Packs rows [first, last) of `in`; for kBF16Tiles both are multiples of 16, or the end.
 struct PackRowsParams {
   const float* in;
   int64_t rows, k, in_stride;
-  int64_t first, last;  // rows to pack now (multiples of 16 for kBF16Tiles, or the end)
-  RowFormat format;
+  int64_t first, last;
   void* data;
   int64_t stride;
   float* scale;
-  int32_t* sum;
+  int32_t* offset;
   float* scaled_sum;
-  int64_t groups;
 };
 
 // c[r][16 * p + i] (+)= sum over columns [k_begin, k_end) of in[r][k] * panel_p[i][k]
-struct PanelProductParams {
-  const uint8_t* panel[kMaxPanels];
-  const uint8_t* next[kMaxPanels];  // where the weights wanted after these stand, or null: fetched meanwhile
-  int panels;                       // 1..kMaxPanels
-  PackedRows in;                    // row 0 of it is c's row 0
+struct ProductParams {
+  const uint8_t* panel[kMaxPanels];  // their starts, at column 0
+  int panels;                        // 1..kMaxPanels
+  PackedRows in;                     // its row 0 is c's row 0; for kBF16Tiles a multiple of 16
   int64_t rows;
-  int64_t k_begin, k_end;  // multiples of 64, or the end of k
+  int64_t k_begin, k_end;  // multiples of 64, or k
   bool accumulate;
   float* c;  // [rows up to a multiple of 16][c_stride], 64-byte aligned
   int64_t c_stride;
-  uint8_t* scratch;  // scratch_bytes of the kernel's, 64-byte aligned, of this thread
+  // The weights wanted next: `next_bytes` at each are fetched into the cache meanwhile.
+  const uint8_t* next[kMaxPanels];
+  int64_t next_bytes;
+};
+
+// The same columns of kQ8 or kQ4 panels as kBF16 panels of their own, one after the other.
+struct ExpandParams {
+  const uint8_t* panel[kMaxPanels];
+  int panels;
+  int64_t k_begin, k_end;
+  uint8_t* out;
+  int64_t out_panel_bytes;
 };
 
 // out = epilogue(c + bias). Values of Epilogue and Activation in ops.h.
@@ -76,7 +84,7 @@ struct StoreParams {
   const float* c;
   const float* c_up;  // kGated: the other half's products
   int64_t c_stride, rows, cols;
-  const float* bias;     // [cols] or null
+  const float* bias;  // [cols] or null
   const float* bias_up;
   int epilogue, activation;
   float out_scale;
@@ -85,14 +93,31 @@ struct StoreParams {
 };
 
 struct LinearKernels {
-  void (*pack_rows)(const PackRowsParams&);
-  void (*product)(const PanelProductParams&);
-  void (*store)(const StoreParams&);
   RowFormat row_format;
-  int64_t scratch_bytes;
+  void (*pack_rows)(const PackRowsParams&);  // null for RowFormat::kF32
+  void (*expand)(const ExpandParams&);       // not null: `product` reads what this wrote
+  void (*product)(const ProductParams&);
+  void (*store)(const StoreParams&);
   // Called by each thread around its calls of `product`, or null.
   void (*begin)();
   void (*end)();
 };
+
+// One set per instruction set and panel format.
+namespace generic {
+const LinearKernels* linear_kernels(PanelFormat format);
+}
+namespace avx2 {
+const LinearKernels* linear_kernels(PanelFormat format);
+}
+namespace avx512 {
+const LinearKernels* linear_kernels(PanelFormat format);
+}
+namespace avx512_bf16 {
+const LinearKernels* linear_kernels(PanelFormat format);  // kBF16 only
+}
+namespace amx {
+const LinearKernels* linear_kernels(PanelFormat format);  // kBF16, kQ8, kQ4
+}
 
 }  // namespace taco::cpu
