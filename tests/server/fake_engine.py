@@ -1,5 +1,5 @@
-"""An engine in Python with _core.Engine's surface, for what the real one cannot be made to do at will: die, hang,
-fail one request, stay silent, refuse. Token i of a request is " w<i>"; the text is the same for every prompt."""
+"""An engine in Python with _core.Engine's surface, for what the real one cannot be made to do at will: die,
+hang, fail one request, stay silent, refuse. Token i of a request is " w<i>", whatever the prompt."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class FakeTokenizer:
 
 
 class FakeEngine:
-    """step_seconds: pause between tokens. Prompts may hold commands: "#fail" errors at its third token, "#silent"
-    produces nothing until it is aborted."""
+    """step_seconds: pause between tokens. Prompts may hold commands: "#fail" errors at its third token,
+    "#silent" produces nothing until it is aborted."""
 
     vocab_size = VOCAB
     max_model_len = 2048
@@ -94,9 +94,14 @@ class FakeEngine:
         with self._lock:
             number, self._next = self._next, self._next + 1
             request = SimpleNamespace(
-                id=number, prompt=list(prompt), params=params, priority=priority, step=0, arrival=time.monotonic(),
+                id=number,
+                prompt=list(prompt),
+                params=params,
+                priority=priority,
+                step=0,
+                arrival=time.monotonic(),
                 first=0.0,
-            )  # fmt: skip
+            )
             self._running[number] = request
             self.submitted.append(request)
             return number
@@ -133,11 +138,20 @@ class FakeEngine:
     def stats(self) -> SimpleNamespace:
         used = len(self._running)
         return SimpleNamespace(
-            running=used, waiting=max(0, self.max_waiting), num_blocks=1000, free_blocks=1000 - used, steps=1,
-            preemptions=0, prompt_tokens=sum(len(r.prompt) for r in self.submitted), generation_tokens=self._tokens,
-            **{f"finished_{k}": v for k, v in self._counts.items()}, last_step_end=time.monotonic(),
-            current_step_start=self.hanging_since, dead=self.dead, death_reason="told to die" if self.dead else "",
-        )  # fmt: skip
+            running=used,
+            waiting=max(0, self.max_waiting),
+            num_blocks=1000,
+            free_blocks=1000 - used,
+            steps=1,
+            preemptions=0,
+            prompt_tokens=sum(len(r.prompt) for r in self.submitted),
+            generation_tokens=self._tokens,
+            **{f"finished_{k}": v for k, v in self._counts.items()},
+            last_step_end=time.monotonic(),
+            current_step_start=self.hanging_since,
+            dead=self.dead,
+            death_reason="told to die" if self.dead else "",
+        )
 
     # --- the rest
 
@@ -187,14 +201,24 @@ class FakeEngine:
             self._counts[reason] += 1
         self._outputs.append(
             SimpleNamespace(
-                request=request.id, index=index, text=text, text_json=json.dumps(text)[1:-1].encode(), token_ids=ids,
-                logprobs=[[e, *best] for e in entry] if params.logprobs >= 0 else [], prompt_logprobs=prompt_logprobs,
-                finish_reason=reason, stop_reason=None, error="NaN in the logits" if reason == "error" else "",
-                cumulative_logprob=-float(index), request_finished=finished, num_prompt_tokens=len(request.prompt),
-                num_output_tokens=request.step, num_cached_tokens=0,
+                request=request.id,
+                index=index,
+                text=text,
+                text_json=json.dumps(text)[1:-1].encode(),
+                token_ids=ids,
+                logprobs=[[e, *best] for e in entry] if params.logprobs >= 0 else [],
+                prompt_logprobs=prompt_logprobs,
+                finish_reason=reason,
+                stop_reason=None,
+                error="NaN in the logits" if reason == "error" else "",
+                cumulative_logprob=-float(index),
+                request_finished=finished,
+                num_prompt_tokens=len(request.prompt),
+                num_output_tokens=request.step,
+                num_cached_tokens=0,
                 times=(request.arrival, request.arrival, request.first, now, now if finished else 0.0),
             )
-        )  # fmt: skip
+        )
         os.eventfd_write(self._fd, 1)
 
 
@@ -202,7 +226,13 @@ def fake_handle(engine: FakeEngine | None = None, **changes: Any) -> SimpleNames
     """An EngineHandle over a FakeEngine."""
     engine = engine or FakeEngine()
     fields = dict(
-        core=engine, tokenizer=FakeTokenizer(), checkpoint=None, model_name="fake", max_model_len=2048,
-        eos_token_ids=[999], generation_config={}, args=SimpleNamespace(max_logprobs=20, served_model_name=None),
-    )  # fmt: skip
+        core=engine,
+        tokenizer=FakeTokenizer(),
+        checkpoint=None,
+        model_name="fake",
+        max_model_len=2048,
+        eos_token_ids=[999],
+        generation_config={},
+        args=SimpleNamespace(max_logprobs=20, served_model_name=None),
+    )
     return SimpleNamespace(**{**fields, **changes})

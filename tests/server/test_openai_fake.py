@@ -163,9 +163,11 @@ def test_chat_content_parts_and_template_fields(fake: Any) -> None:
 
 def test_sampling_fields_reach_the_engine(fake: Any) -> None:
     body = {
-        "prompt": "x", "max_tokens": 2, "min_tokens": 1, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1,
-        "seed": -1, "stop": "END", "stop_token_ids": [5], "ignore_eos": True, "presence_penalty": 0.5,
-        "frequency_penalty": -0.5, "repetition_penalty": 1.1, "no_repeat_ngram_size": 3, "logit_bias": {"7": -1.5},
+        "prompt": "x", "max_tokens": 2, "min_tokens": 1, "temperature": 0.5, "top_p": 0.9, "top_k": 7,
+        "min_p": 0.1, "seed": -1, "stop": "END", "stop_token_ids": [5], "ignore_eos": True,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5, "repetition_penalty": 1.1, "no_repeat_ngram_size": 3,
+        "logit_bias": {"7": -1.5},
         "include_stop_str_in_output": True, "skip_special_tokens": False, "priority": 3,
     }  # fmt: skip
     assert post(fake, "/v1/completions", body).status_code == 200

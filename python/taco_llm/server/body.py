@@ -77,14 +77,17 @@ def parse_json_object(raw: bytes, limits: Limits) -> dict[str, Any]:
 def _check_nesting(raw: bytes, limits: Limits) -> None:
     if raw.count(b"[") + raw.count(b"{") <= limits.max_json_depth:
         return
-    bare = _STRING.sub(b"", raw)
-    if bare.count(b"[") + bare.count(b"{") > limits.max_json_containers:
-        raise ApiError(f"The JSON has more than {limits.max_json_containers} arrays and objects: send less.")
-    depth = 0
-    for match in _BRACKET.finditer(bare):
-        depth += 1 if match[0] in b"[{" else -1
+    depth = containers = 0
+    for match in _BRACKET.finditer(_STRING.sub(b"", raw)):
+        if match[0] in b"]}":
+            depth -= 1
+            continue
+        depth += 1
+        containers += 1
         if depth > limits.max_json_depth:
             raise ApiError(f"The JSON is nested deeper than {limits.max_json_depth} levels.")
+        if containers > limits.max_json_containers:
+            raise ApiError(f"The JSON has more than {limits.max_json_containers} arrays and objects.")
 
 
 def _no_constant(name: str) -> Any:

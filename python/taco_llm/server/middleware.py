@@ -103,7 +103,7 @@ class Guard:
             return error_response(ApiError("The body is cut off or badly encoded.", status=400, close=True))
         except Exception:
             logger.exception("request %s failed inside the server", request[REQUEST_ID])
-            message = f"Internal error; the server's log has it under request id {request['id']}."
+            message = f"Internal error; the server's log has it under request id {request[REQUEST_ID]}."
             return error_response(ApiError(message, status=500))
 
     def _account(self, request: web.Request, status: int, seconds: float) -> None:
