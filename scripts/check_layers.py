@@ -54,7 +54,7 @@ PYTHON_FLOORS: tuple[tuple[str, ...], ...] = (
     ("archs", "sampling_params", "outputs", "output_hub", "default_model", "refusal_reasons", "memory"),
     ("loading",),
     ("tokenizer", "engine_args"),
-    ("null_model",),
+    ("null_model", "prompts", "collect"),
     ("engine",),
     ("llm", "async_engine", "server", "doctor"),
 )
