@@ -14,8 +14,9 @@ namespace taco {
 // The free list is a stack, so that the same calls always give the same blocks, and a block that was just
 // freed (and may still be in the CPU's cache) is the next to be used. A fresh pool hands out 0, 1, 2, ...
 //
-// A block that has one holder may be written by it; a block with several may only be read (see make_writable).
-// Releasing or retaining a free block, or one that does not exist, is a bug of ours and throws kInternal.
+// A block that has one holder may be written by it; a block with several may only be read (see
+// make_writable). Releasing or retaining a free block, or one that does not exist, is a bug of ours and
+// throws kInternal.
 class BlockPool {
  public:
   explicit BlockPool(int64_t num_blocks);
@@ -33,8 +34,8 @@ class BlockPool {
   int32_t ref_count(BlockId block) const;  // 0: free
   bool is_shared(BlockId block) const { return ref_count(block) > 1; }
 
-  // Copy on write: `block` itself when the caller is its only holder; else a new block, to which the caller copies
-  // the content, in exchange for its hold on `block`. Throws kResourceExhausted, state then unchanged.
+  // Copy on write: `block` itself when the caller is its only holder; else a new block, to which the caller
+  // copies the content, in exchange for its hold on `block`. Throws kResourceExhausted, state then unchanged.
   BlockId make_writable(BlockId block);
 
   // The free stack, next to be used last. For the checks and for tests.

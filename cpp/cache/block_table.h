@@ -15,10 +15,12 @@ inline int64_t blocks_for(int64_t num_tokens, int block_size) {
   return (num_tokens + block_size - 1) / block_size;
 }
 
-// Appends blocks until there are `num_blocks`. All or nothing: false, and nothing changed, if the pool has too few.
+// Appends blocks until there are `num_blocks`. All or nothing: false, and nothing changed, if the pool has
+// too few.
 bool grow_table(BlockPool& pool, BlockTable& table, int64_t num_blocks);
 
-// Gives back the blocks after the first `num_blocks`, the last first: taking as many again gives the same ones.
+// Gives back the blocks after the first `num_blocks`, the last first: taking as many again gives the same
+// ones.
 void shrink_table(BlockPool& pool, BlockTable& table, int64_t num_blocks);
 inline void release_table(BlockPool& pool, BlockTable& table) { shrink_table(pool, table, 0); }
 
@@ -30,6 +32,7 @@ int64_t num_shared(const BlockPool& pool, const BlockTable& table, int64_t first
 
 // Makes the blocks [first, last) of the table writable; what must be copied is appended to `copies`.
 // The pool must have num_shared(...) free blocks.
-void make_writable(BlockPool& pool, BlockTable& table, int64_t first, int64_t last, std::vector<BlockCopy>& copies);
+void make_writable(BlockPool& pool, BlockTable& table, int64_t first, int64_t last,
+                   std::vector<BlockCopy>& copies);
 
 }  // namespace taco

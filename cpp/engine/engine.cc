@@ -9,7 +9,8 @@
 namespace taco {
 
 struct Engine::Impl {
-  Impl(std::unique_ptr<Executor> executor, std::shared_ptr<const Vocabulary> vocabulary_in, EngineConfig config_in)
+  Impl(std::unique_ptr<Executor> executor, std::shared_ptr<const Vocabulary> vocabulary_in,
+       EngineConfig config_in)
       : config(config_in),
         vocabulary(std::move(vocabulary_in)),
         loop(std::move(executor), config),
@@ -25,7 +26,8 @@ struct Engine::Impl {
   std::thread thread;  // last: everything else must outlive it
 };
 
-Engine::Engine(std::unique_ptr<Executor> executor, std::shared_ptr<const Vocabulary> vocabulary, EngineConfig config) {
+Engine::Engine(std::unique_ptr<Executor> executor, std::shared_ptr<const Vocabulary> vocabulary,
+               EngineConfig config) {
   TACO_REQUIRE(executor != nullptr, "an engine needs an executor");
   impl_ = std::make_unique<Impl>(std::move(executor), std::move(vocabulary), config);
 }
@@ -46,7 +48,8 @@ RequestId Engine::submit(std::vector<int32_t> prompt, SamplingParams params, int
   auto shared = std::make_shared<const SamplingParams>(std::move(params));
   return impl_->inbox.submit([&](RequestId number) {
     uint64_t seed = shared->seed ? *shared->seed : mix_seed(impl_->config.seed, number);
-    return std::make_unique<EngineRequest>(number, std::move(prompt), shared, priority, seed, impl_->vocabulary);
+    return std::make_unique<EngineRequest>(number, std::move(prompt), shared, priority, seed,
+                                           impl_->vocabulary);
   });
 }
 

@@ -1,5 +1,5 @@
-// The engine: one thread that plans, runs and commits steps, and the gateway through which everybody talks to it.
-// No function here touches Python; the thread never takes the GIL (but inside a Python logits processor).
+// The engine: one thread that plans, runs and commits steps, and the gateway through which everybody talks to
+// it. No function here touches Python; the thread never takes the GIL (but inside a Python logits processor).
 #pragma once
 
 #include <chrono>
@@ -32,15 +32,15 @@ struct RequestTimes {  // seconds of the monotonic clock; 0: not yet
 struct Output {
   RequestId request = 0;
   int index = 0;
-  std::string text;       // UTF-8
+  std::string text;  // UTF-8
   std::vector<int32_t> token_ids;
   std::vector<PositionLogprobs> logprobs;         // one per token id, when asked for
   std::vector<PositionLogprobs> prompt_logprobs;  // with the request's first output (index 0), when asked for
   FinishReason finish_reason = FinishReason::kNone;
   std::variant<std::monostate, int32_t, std::string> stop_reason;  // stop token id (not EOS) or stop string
-  std::string error;          // of FinishReason::kError
+  std::string error;                                               // of FinishReason::kError
   double cumulative_logprob = 0;
-  bool request_finished = false;  // the last output of the request
+  bool request_finished = false;                                            // the last output of the request
   int num_prompt_tokens = 0, num_output_tokens = 0, num_cached_tokens = 0;  // this sequence's output so far
   RequestTimes times;
 };
@@ -50,20 +50,21 @@ struct EngineStats {
   int64_t num_blocks = 0, free_blocks = 0;
   uint64_t steps = 0, preemptions = 0, prompt_tokens = 0, generation_tokens = 0;
   uint64_t finished_stop = 0, finished_length = 0, finished_abort = 0, finished_error = 0;
-  double last_step_end = 0;    // monotonic seconds: the heartbeat that /ready looks at
+  double last_step_end = 0;       // monotonic seconds: the heartbeat that /ready looks at
   double current_step_start = 0;  // 0 while idle
-  bool dead = false;           // a step threw: nothing is accepted any more
+  bool dead = false;              // a step threw: nothing is accepted any more
   std::string death_reason;
 };
 
 class Engine {
  public:
   // vocabulary may be null: then nothing is detokenised, and stop strings are refused.
-  Engine(std::unique_ptr<Executor> executor, std::shared_ptr<const Vocabulary> vocabulary, EngineConfig config);
+  Engine(std::unique_ptr<Executor> executor, std::shared_ptr<const Vocabulary> vocabulary,
+         EngineConfig config);
   ~Engine();
 
-  // Validates, queues, returns at once. Throws kInvalidArgument (empty or too long prompt, ids out of range, a
-  // prompt that could never fit the cache), kUnavailable (draining, dead, queue full).
+  // Validates, queues, returns at once. Throws kInvalidArgument (empty or too long prompt, ids out of range,
+  // a prompt that could never fit the cache), kUnavailable (draining, dead, queue full).
   RequestId submit(std::vector<int32_t> prompt, SamplingParams params, int priority = 0);
   // Effective within two steps; the request's last output says kAbort. Unknown ids are ignored.
   void abort(RequestId request);

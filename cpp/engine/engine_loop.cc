@@ -215,7 +215,8 @@ void EngineLoop::collect_best(EngineRequest& request) {
   std::vector<const SeqState*> ranked;
   for (const SeqState& seq : request.sequences) ranked.push_back(&seq);
   std::stable_sort(ranked.begin(), ranked.end(), [](const SeqState* a, const SeqState* b) {
-    bool a_failed = a->finish_reason == FinishReason::kError, b_failed = b->finish_reason == FinishReason::kError;
+    bool a_failed = a->finish_reason == FinishReason::kError,
+         b_failed = b->finish_reason == FinishReason::kError;
     if (a_failed != b_failed) return b_failed;
     return a->cumulative_logprob > b->cumulative_logprob;
   });
@@ -228,11 +229,20 @@ void EngineLoop::count(const EngineRequest& request) {
     if (seq.finish_reason == FinishReason::kError) reason = FinishReason::kError;
   }
   switch (reason) {
-    case FinishReason::kNone: break;
-    case FinishReason::kStop: ++totals_.finished_stop; break;
-    case FinishReason::kLength: ++totals_.finished_length; break;
-    case FinishReason::kAbort: ++totals_.finished_abort; break;
-    case FinishReason::kError: ++totals_.finished_error; break;
+    case FinishReason::kNone:
+      break;
+    case FinishReason::kStop:
+      ++totals_.finished_stop;
+      break;
+    case FinishReason::kLength:
+      ++totals_.finished_length;
+      break;
+    case FinishReason::kAbort:
+      ++totals_.finished_abort;
+      break;
+    case FinishReason::kError:
+      ++totals_.finished_error;
+      break;
   }
 }
 

@@ -18,8 +18,8 @@ class EngineLoop {
  public:
   EngineLoop(std::unique_ptr<Executor> executor, const EngineConfig& config);
 
-  // Until the inbox says stop; then what is unfinished is aborted. A step that throws ends it as well: all requests
-  // get an error, and nothing is accepted any more. Closes the queue.
+  // Until the inbox says stop; then what is unfinished is aborted. A step that throws ends it as well: all
+  // requests get an error, and nothing is accepted any more. Closes the queue.
   void run(Inbox& inbox, OutputQueue& queue);
 
   EngineStats stats() const;

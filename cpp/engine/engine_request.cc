@@ -8,8 +8,9 @@ double monotonic_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-EngineRequest::EngineRequest(RequestId id, std::vector<int32_t> prompt, std::shared_ptr<const SamplingParams> params_in,
-                             int priority, uint64_t seed, const std::shared_ptr<const Vocabulary>& vocabulary)
+EngineRequest::EngineRequest(RequestId id, std::vector<int32_t> prompt,
+                             std::shared_ptr<const SamplingParams> params_in, int priority, uint64_t seed,
+                             const std::shared_ptr<const Vocabulary>& vocabulary)
     : Request(id, std::move(prompt), std::move(params_in), priority, seed), outputs(sequences.size()) {
   times.arrival = monotonic_seconds();
   for (SequenceOutput& output : outputs) {

@@ -23,8 +23,8 @@ struct SequenceOutput {
 };
 
 struct EngineRequest : Request {
-  EngineRequest(RequestId id, std::vector<int32_t> prompt, std::shared_ptr<const SamplingParams> params, int priority,
-                uint64_t seed, const std::shared_ptr<const Vocabulary>& vocabulary);
+  EngineRequest(RequestId id, std::vector<int32_t> prompt, std::shared_ptr<const SamplingParams> params,
+                int priority, uint64_t seed, const std::shared_ptr<const Vocabulary>& vocabulary);
 
   // With best_of > n nothing leaves before the n best are known.
   bool held_back() const { return params->best_of > params->n; }
@@ -32,7 +32,8 @@ struct EngineRequest : Request {
   std::vector<SequenceOutput> outputs;  // one per sequence
   std::vector<PositionLogprobs> prompt_logprobs;
   bool first_published = false;
-  bool ended = false;    // all its sequences are finished, and the outgoing items hold the last of their outputs
+  bool ended =
+      false;  // all its sequences are finished, and the outgoing items hold the last of their outputs
   size_t last_item = 0;  // its newest outgoing item
   RequestTimes times;
 };

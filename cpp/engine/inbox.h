@@ -49,7 +49,7 @@ class Inbox {
   std::condition_variable arrived_, all_finished_;
   Mail mail_;
   RequestId next_request_ = 1;
-  int64_t num_waiting_ = 0;     // submitted and never scheduled
+  int64_t num_waiting_ = 0;  // submitted and never scheduled
   int64_t num_unfinished_ = 0;
   bool draining_ = false, stopped_ = false, dead_ = false;
   std::string death_reason_;

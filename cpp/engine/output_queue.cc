@@ -22,7 +22,8 @@ void OutputQueue::append(Output& to, Output&& delta) {
   to.text += delta.text;
   to.token_ids.insert(to.token_ids.end(), delta.token_ids.begin(), delta.token_ids.end());
   std::move(delta.logprobs.begin(), delta.logprobs.end(), std::back_inserter(to.logprobs));
-  std::move(delta.prompt_logprobs.begin(), delta.prompt_logprobs.end(), std::back_inserter(to.prompt_logprobs));
+  std::move(delta.prompt_logprobs.begin(), delta.prompt_logprobs.end(),
+            std::back_inserter(to.prompt_logprobs));
   to.finish_reason = delta.finish_reason;
   to.stop_reason = std::move(delta.stop_reason);
   to.error = std::move(delta.error);

@@ -15,8 +15,8 @@ struct OutputSlot {
   size_t index = 0;
 };
 
-// Deltas of one sequence that nobody has fetched yet become one: the queue never holds more Outputs than there are
-// sequences, however slow its reader.
+// Deltas of one sequence that nobody has fetched yet become one: the queue never holds more Outputs than
+// there are sequences, however slow its reader.
 class OutputQueue {
  public:
   struct Item {
@@ -28,8 +28,8 @@ class OutputQueue {
   ~OutputQueue();
   OutputQueue(const OutputQueue&) = delete;
 
-  // Takes the outputs out of `items` and empties it. One write to the eventfd at most, and none while an earlier one
-  // has not been answered by a poll.
+  // Takes the outputs out of `items` and empties it. One write to the eventfd at most, and none while an
+  // earlier one has not been answered by a poll.
   void publish(std::vector<Item>& items);
   // No more will come: poll no longer waits.
   void close();

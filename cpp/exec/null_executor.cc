@@ -47,13 +47,15 @@ NullExecutor::NullExecutor(int vocab_size, int max_model_len, int block_size, in
       eos_token_id_(eos_token_id) {
   TACO_REQUIRE(vocab_size >= 1 && max_model_len >= 1 && block_size >= 1 && num_blocks >= 1,
                "vocab_size, max_model_len, block_size and num_blocks must be at least 1");
-  TACO_REQUIRE(eos_token_id < vocab_size, "eos_token_id ", eos_token_id, " is not below vocab_size ", vocab_size);
+  TACO_REQUIRE(eos_token_id < vocab_size, "eos_token_id ", eos_token_id, " is not below vocab_size ",
+               vocab_size);
   slots_.assign(static_cast<size_t>(num_blocks * block_size), 0);
   written_step_.assign(static_cast<size_t>(num_blocks), 0);
   written_by_.assign(static_cast<size_t>(num_blocks), 0);
 }
 
-int32_t NullExecutor::token_at(std::span<const int32_t> prompt, int position, int vocab, int32_t eos_token_id) {
+int32_t NullExecutor::token_at(std::span<const int32_t> prompt, int position, int vocab,
+                               int32_t eos_token_id) {
   return choose(hash_of(prompt), static_cast<int>(prompt.size()), position, vocab, eos_token_id);
 }
 
@@ -80,12 +82,13 @@ NullExecutor::Seen& NullExecutor::find(const SeqStep& step) {
     seen.hash = hash_of(tokens.first(static_cast<size_t>(step.start)));
     if (step.start >= seq.prompt_len) seen.prompt_hash = hash_of(seq.prompt());
   }
-  TACO_CHECK(is_new || seen.last_step < num_steps_ || step.start == 0, "sequence ", seq.id, " is twice in a step");
+  TACO_CHECK(is_new || seen.last_step < num_steps_ || step.start == 0, "sequence ", seq.id,
+             " is twice in a step");
   TACO_CHECK(step.start == seen.computed, "sequence ", seq.id, " goes on at ", step.start, ", but ended at ",
              seen.computed);
   if (step.start > 0) {
-    TACO_CHECK(slot(seq, step.start - 1) == seen.hash, "sequence ", seq.id, ": the cache at position ", step.start - 1,
-               " is not what the sequence put there");
+    TACO_CHECK(slot(seq, step.start - 1) == seen.hash, "sequence ", seq.id, ": the cache at position ",
+               step.start - 1, " is not what the sequence put there");
   }
   seen.last_step = num_steps_;
   return seen;
@@ -104,8 +107,8 @@ void NullExecutor::check_all_slots(const SeqStep& step) {
 void NullExecutor::compute(const SeqStep& step, StepOutput& out) {
   const Sequence& seq = *step.sequence;
   int32_t end = step.start + step.count;
-  TACO_CHECK(step.start >= 0 && step.count > 0 && end <= seq.len(), "sequence ", seq.id, ": step ", step.start, " + ",
-             step.count, " of ", seq.len(), " tokens");
+  TACO_CHECK(step.start >= 0 && step.count > 0 && end <= seq.len(), "sequence ", seq.id, ": step ",
+             step.start, " + ", step.count, " of ", seq.len(), " tokens");
   TACO_CHECK(static_cast<int64_t>(seq.blocks.size()) * block_size_ >= end, "sequence ", seq.id, ": ",
              seq.blocks.size(), " blocks do not cover ", end, " tokens");
   for (BlockId block : seq.blocks) TACO_CHECK(block >= 0 && block < num_blocks_, "block ", block);
@@ -193,7 +196,8 @@ StepOutput NullExecutor::run(const StepPlan& plan) {
     compute(step, out);
     num_tokens += step.count;
   }
-  TACO_CHECK(num_tokens == plan.num_tokens, "the plan says ", plan.num_tokens, " tokens, but has ", num_tokens);
+  TACO_CHECK(num_tokens == plan.num_tokens, "the plan says ", plan.num_tokens, " tokens, but has ",
+             num_tokens);
   if (num_steps_ % 1024 == 0) forget_old();
   if (step_seconds_ > 0) std::this_thread::sleep_for(std::chrono::duration<double>(step_seconds_));
   return out;

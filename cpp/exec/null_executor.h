@@ -1,4 +1,5 @@
-// An executor without a model, whose every token can be predicted: the oracle of scheduler, engine and server tests.
+// An executor without a model, whose every token can be predicted: the oracle of scheduler, engine and server
+// tests.
 #pragma once
 
 #include <span>
@@ -9,21 +10,23 @@
 
 namespace taco {
 
-// token = f(hash of the prompt, position). It keeps a cache like a real one: the slot of token t holds a hash of
-// the tokens 0 .. t, made from the slot of token t - 1 as found through the block table. Each step is checked, and
-// fails with kInternal, when it does not go on where the sequence's last step ended (or, after a preemption, at 0),
-// when the sequence's output is not what was sampled (a token lost, doubled or of another stream), when blocks do
-// not cover it, or when a slot does not hold what the sequence put there.
+// token = f(hash of the prompt, position). It keeps a cache like a real one: the slot of token t holds a hash
+// of the tokens 0 .. t, made from the slot of token t - 1 as found through the block table. Each step is
+// checked, and fails with kInternal, when it does not go on where the sequence's last step ended (or, after a
+// preemption, at 0), when the sequence's output is not what was sampled (a token lost, doubled or of another
+// stream), when blocks do not cover it, or when a slot does not hold what the sequence put there.
 class NullExecutor : public Executor {
  public:
-  // step_seconds: what each step takes. eos_token_id: -1 for streams without end; else each output position after
-  // the first is EOS with probability 1/64, a function of the prompt again.
-  NullExecutor(int vocab_size, int max_model_len, int block_size, int64_t num_blocks, double step_seconds = 0.0,
-               int32_t eos_token_id = -1);
+  // step_seconds: what each step takes. eos_token_id: -1 for streams without end; else each output position
+  // after the first is EOS with probability 1/64, a function of the prompt again.
+  NullExecutor(int vocab_size, int max_model_len, int block_size, int64_t num_blocks,
+               double step_seconds = 0.0, int32_t eos_token_id = -1);
 
   // The token at `position` (>= prompt.size()) of a sequence with this prompt.
-  static int32_t token_at(std::span<const int32_t> prompt, int position, int vocab, int32_t eos_token_id = -1);
-  // Its logprob, in [-2, -1]: differs between the sequences of a request, so that best_of has something to choose.
+  static int32_t token_at(std::span<const int32_t> prompt, int position, int vocab,
+                          int32_t eos_token_id = -1);
+  // Its logprob, in [-2, -1]: differs between the sequences of a request, so that best_of has something to
+  // choose.
   static float logprob_at(uint64_t sequence_seed, int position);
 
   int vocab_size() const override { return vocab_size_; }

@@ -18,8 +18,8 @@ void check_pool(const BlockPool& pool, const std::vector<int32_t>& holders) {
   int64_t used = 0;
   for (size_t i = 0; i < holders.size(); ++i) {
     auto block = static_cast<BlockId>(i);
-    TACO_CHECK(pool.ref_count(block) == holders[i], "block ", block, " has ", holders[i], " holders, stored are ",
-               pool.ref_count(block));
+    TACO_CHECK(pool.ref_count(block) == holders[i], "block ", block, " has ", holders[i],
+               " holders, stored are ", pool.ref_count(block));
     TACO_CHECK(is_free[i] == (holders[i] == 0), "block ", block, " with ", holders[i], " holders");
     used += holders[i] > 0;
   }
@@ -39,7 +39,8 @@ void check_plan(const Scheduler& s, const StepPlan& plan) {
                step.start + step.count <= seq.len());
     TACO_CHECK(step.samplers.empty() == (step.start + step.count < seq.len()));
     int64_t last = blocks_for(step.start + step.count, block_size);
-    TACO_CHECK(last <= static_cast<int64_t>(seq.blocks.size()), "sequence ", seq.id, ": blocks do not cover the step");
+    TACO_CHECK(last <= static_cast<int64_t>(seq.blocks.size()), "sequence ", seq.id,
+               ": blocks do not cover the step");
     for (int64_t i = step.start / block_size; i < last; ++i) {
       TACO_CHECK(!s.pool().is_shared(seq.blocks[static_cast<size_t>(i)]), "sequence ", seq.id,
                  " would write a block of another");
@@ -62,11 +63,11 @@ void check_invariants(const Scheduler& s) {
     TACO_CHECK(previous == nullptr || goes_before(previous->key, seq->key), "running sequences out of order");
     previous = seq;
     slots += slots_of(*seq);
-    TACO_CHECK(seq->num_computed >= 0 && seq->num_computed < seq->len(), "sequence ", seq->id, ": ", seq->num_computed,
-               " of ", seq->len(), " tokens computed");
+    TACO_CHECK(seq->num_computed >= 0 && seq->num_computed < seq->len(), "sequence ", seq->id, ": ",
+               seq->num_computed, " of ", seq->len(), " tokens computed");
     TACO_CHECK(seq->len() <= s.max_len() || seq->output_len() == 0, "sequence ", seq->id, " is too long");
-    TACO_CHECK(static_cast<int64_t>(seq->blocks.size()) * s.config().block_size >= seq->num_computed, "sequence ",
-               seq->id, ": blocks do not cover what is computed");
+    TACO_CHECK(static_cast<int64_t>(seq->blocks.size()) * s.config().block_size >= seq->num_computed,
+               "sequence ", seq->id, ": blocks do not cover what is computed");
     std::vector<BlockId> table = seq->blocks;
     for (BlockId block : table) {
       TACO_CHECK(block >= 0 && block < s.pool().size());

@@ -5,8 +5,8 @@
 
 namespace taco {
 
-// Throws kInternal with what is wrong. Recomputes everything from the sequences: O(blocks), for tests and for builds
-// with TACO_CHECK_STEPS, which call it after each step.
+// Throws kInternal with what is wrong. Recomputes everything from the sequences: O(blocks), for tests and for
+// builds with TACO_CHECK_STEPS, which call it after each step.
 void check_invariants(const Scheduler& scheduler);
 
 }  // namespace taco

@@ -95,14 +95,15 @@ bool Scheduler::Planner::fits(const SeqState& seq) const {
   int64_t others = static_cast<int64_t>(alive_ + out_.admit.size());
   if (others > 0) {
     spare = s_.watermark_blocks_;
-    // What was preempted comes back only when each of the others could take one more block, lest it be preempted
-    // again before it has been recomputed.
+    // What was preempted comes back only when each of the others could take one more block, lest it be
+    // preempted again before it has been recomputed.
     if (seq.status == SeqStatus::kPreempted) spare = std::max(spare, others);
   }
   return free_ - blocks_for(seq.len(), s_.config_.block_size) >= spare;
 }
 
-// The first in the queue takes the place of running sequences of lower priority, if that is enough to admit it.
+// The first in the queue takes the place of running sequences of lower priority, if that is enough to admit
+// it.
 void Scheduler::Planner::displace_by_priority() {
   if (s_.waiting_.empty() || alive_ == 0) return;
   const SeqState& head = **s_.waiting_.begin();
@@ -116,8 +117,9 @@ void Scheduler::Planner::displace_by_priority() {
   displaced_ = !out_.preempt.empty();
 }
 
-// Without chunking, a prompt that needs more of the budget than the running sequences leave would wait for as long
-// as any of them runs. It goes first instead, and they get what is left; but never in two steps in a row.
+// Without chunking, a prompt that needs more of the budget than the running sequences leave would wait for as
+// long as any of them runs. It goes first instead, and they get what is left; but never in two steps in a
+// row.
 int32_t Scheduler::Planner::tokens_kept_for_a_whole_prompt() {
   if (s_.last_was_prompt_first_ || s_.waiting_.empty()) return 0;
   const SeqState& head = **s_.waiting_.begin();

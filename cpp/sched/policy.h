@@ -12,14 +12,14 @@ struct PolicyKey {
   int32_t index = 0;     // among the request's sequences
 };
 
-// A total order. Waiting sequences are admitted in this order and nobody overtakes, so nobody starves; a preempted
-// sequence came before everything that was never admitted, so it is at the front again by itself.
+// A total order. Waiting sequences are admitted in this order and nobody overtakes, so nobody starves; a
+// preempted sequence came before everything that was never admitted, so it is at the front again by itself.
 inline bool goes_before(const PolicyKey& a, const PolicyKey& b) {
   return std::tie(a.priority, a.arrival, a.index) < std::tie(b.priority, b.arrival, b.index);
 }
 
-// When blocks run out, the running sequence that is last in the order gives its blocks back. The first of all is
-// thus never preempted for another's sake and always makes progress: there is no livelock.
+// When blocks run out, the running sequence that is last in the order gives its blocks back. The first of all
+// is thus never preempted for another's sake and always makes progress: there is no livelock.
 //
 // A waiting sequence displaces a running one only for its priority, never for having come earlier.
 inline bool may_displace(const PolicyKey& waiting, const PolicyKey& running) {

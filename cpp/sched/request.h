@@ -22,8 +22,8 @@ struct SeqState : Sequence {
 
 // Owned by whoever submits to the scheduler, and kept alive until all its sequences are finished.
 struct Request {
-  Request(RequestId id, std::vector<int32_t> prompt, std::shared_ptr<const SamplingParams> params, int priority,
-          uint64_t seed);
+  Request(RequestId id, std::vector<int32_t> prompt, std::shared_ptr<const SamplingParams> params,
+          int priority, uint64_t seed);
   virtual ~Request() = default;
   Request(const Request&) = delete;  // sequences point to their owner
   Request& operator=(const Request&) = delete;
@@ -32,12 +32,12 @@ struct Request {
   int priority;
   std::shared_ptr<const SamplingParams> params;
   int32_t prompt_len;
-  // best_of of them, never resized: plans point into it. Until the prompt is computed only the first one is known
-  // to the queues; then the others fork from it.
+  // best_of of them, never resized: plans point into it. Until the prompt is computed only the first one is
+  // known to the queues; then the others fork from it.
   std::vector<SeqState> sequences;
-  bool forked;             // true from the start when there is one sequence
-  int num_unfinished;      // sequences
-  int num_running = 0;     // sequences
+  bool forked;          // true from the start when there is one sequence
+  int num_unfinished;   // sequences
+  int num_running = 0;  // sequences
 };
 
 // How many of max_num_seqs a sequence in a queue stands for: all of its request's before they fork.

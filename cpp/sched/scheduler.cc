@@ -19,21 +19,24 @@ Scheduler::Scheduler(const SchedulerConfig& config) : config_(config), pool_(con
   TACO_REQUIRE(config.watermark >= 0.0 && config.watermark < 1.0, "watermark must be in [0, 1), not ",
                config.watermark);
   max_len_ = std::min<int64_t>(config.max_model_len, config.num_blocks * config.block_size);
-  watermark_blocks_ = static_cast<int64_t>(std::floor(config.watermark * static_cast<double>(config.num_blocks)));
+  watermark_blocks_ =
+      static_cast<int64_t>(std::floor(config.watermark * static_cast<double>(config.num_blocks)));
   given_up_.assign(static_cast<size_t>(config.num_blocks), 0);
 }
 
 void Scheduler::check_admissible(int64_t prompt_len, int best_of) const {
   TACO_REQUIRE(prompt_len >= 1, "the prompt is empty: give at least one token");
   TACO_REQUIRE(prompt_len <= config_.max_model_len, "the prompt has ", prompt_len,
-               " tokens, more than max_model_len (", config_.max_model_len, "): shorten it or raise max_model_len");
-  TACO_REQUIRE(prompt_len <= max_len_, "the prompt has ", prompt_len, " tokens, but the whole KV cache holds ",
-               max_len_, " (", config_.num_blocks, " blocks of ", config_.block_size,
-               "): shorten the prompt or give the cache more memory");
-  TACO_REQUIRE(config_.enable_chunked_prefill || prompt_len <= config_.max_num_batched_tokens, "the prompt has ",
-               prompt_len, " tokens, more than max_num_batched_tokens (", config_.max_num_batched_tokens,
-               "), and enable_chunked_prefill is off: shorten the prompt, raise max_num_batched_tokens or set "
-               "enable_chunked_prefill");
+               " tokens, more than max_model_len (", config_.max_model_len,
+               "): shorten it or raise max_model_len");
+  TACO_REQUIRE(prompt_len <= max_len_, "the prompt has ", prompt_len,
+               " tokens, but the whole KV cache holds ", max_len_, " (", config_.num_blocks, " blocks of ",
+               config_.block_size, "): shorten the prompt or give the cache more memory");
+  TACO_REQUIRE(
+      config_.enable_chunked_prefill || prompt_len <= config_.max_num_batched_tokens, "the prompt has ",
+      prompt_len, " tokens, more than max_num_batched_tokens (", config_.max_num_batched_tokens,
+      "), and enable_chunked_prefill is off: shorten the prompt, raise max_num_batched_tokens or set "
+      "enable_chunked_prefill");
   TACO_REQUIRE(best_of >= 1, "best_of must be at least 1, not ", best_of);
   TACO_REQUIRE(best_of <= config_.max_num_seqs, "best_of (or n) is ", best_of, ", more than max_num_seqs (",
                config_.max_num_seqs, "): lower it or raise max_num_seqs");

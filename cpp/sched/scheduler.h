@@ -7,10 +7,10 @@
 //   rollback  the step has failed: everything is as before plan, but what was preempted stays preempted (its
 //             blocks may have been overwritten) and will be recomputed
 //
-// There is no prefill and no decode phase: a sequence has tokens known and tokens computed, and gets some of the
-// step's budget. Running sequences that lack one token come first, then known tokens, in the policy's order.
-// A sequence holds blocks for all its known tokens from its admission on, so that blocks can run out only where a
-// sequence grows.
+// There is no prefill and no decode phase: a sequence has tokens known and tokens computed, and gets some of
+// the step's budget. Running sequences that lack one token come first, then known tokens, in the policy's
+// order. A sequence holds blocks for all its known tokens from its admission on, so that blocks can run out
+// only where a sequence grows.
 #pragma once
 
 #include <cstdint>
@@ -82,7 +82,8 @@ class Scheduler {
   int64_t num_running_requests() const { return num_running_requests_; }
   int64_t num_requests() const { return num_requests_; }
   uint64_t num_preemptions() const { return num_preemptions_; }
-  // Prompt tokens computed and tokens sampled; what is computed again after a preemption does not count again.
+  // Prompt tokens computed and tokens sampled; what is computed again after a preemption does not count
+  // again.
   uint64_t num_prompt_tokens() const { return num_prompt_tokens_; }
   uint64_t num_generation_tokens() const { return num_generation_tokens_; }
 
@@ -101,8 +102,8 @@ class Scheduler {
   class Planner;
   struct Undo {  // of one item's reservation
     SeqState* seq;
-    size_t num_blocks;               // before
-    size_t first_copy, last_copy;    // in plan_.copies
+    size_t num_blocks;             // before
+    size_t first_copy, last_copy;  // in plan_.copies
   };
 
   void run_sequence(SeqState& seq);   // into running_
@@ -116,9 +117,9 @@ class Scheduler {
   int64_t max_len_;
   int64_t watermark_blocks_;
   BlockPool pool_;
-  std::vector<SeqState*> running_;           // in the policy's order
-  std::set<SeqState*, Before> waiting_;      // likewise
-  int num_slots_ = 0;                        // of max_num_seqs; an unforked request takes best_of
+  std::vector<SeqState*> running_;       // in the policy's order
+  std::set<SeqState*, Before> waiting_;  // likewise
+  int num_slots_ = 0;                    // of max_num_seqs; an unforked request takes best_of
   int64_t num_requests_ = 0, num_running_requests_ = 0;
   uint64_t num_preemptions_ = 0, num_prompt_tokens_ = 0, num_generation_tokens_ = 0;
 

@@ -28,8 +28,8 @@ struct Sequence {
 
   std::vector<int32_t> tokens;  // prompt, then output
   int32_t prompt_len = 0;
-  int32_t num_computed = 0;        // tokens whose K and V are in the cache
-  std::vector<BlockId> blocks;     // block table
+  int32_t num_computed = 0;     // tokens whose K and V are in the cache
+  std::vector<BlockId> blocks;  // block table
   SeqStatus status = SeqStatus::kWaiting;
   FinishReason finish_reason = FinishReason::kNone;
   double cumulative_logprob = 0.0;

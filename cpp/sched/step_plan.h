@@ -16,7 +16,8 @@ struct SeqStep {
   // The sequences that sample from the last row: empty while known tokens remain; itself; or, at the end of a
   // prompt with best_of > 1, all of the request's sequences.
   std::vector<const Sequence*> samplers;
-  // Logprobs of the prompt tokens at positions start + 1 .. start + count (those inside the prompt) are wanted.
+  // Logprobs of the prompt tokens at positions start + 1 .. start + count (those inside the prompt) are
+  // wanted.
   bool prompt_logprobs = false;
 };
 
