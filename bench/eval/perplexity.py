@@ -1,0 +1,81 @@
+"""Perplexity of one checkpoint in several dtypes, and their ratio to float32.
+
+    python bench/eval/perplexity.py MODEL --text FILE [--dtypes float32,bfloat16] [--tokens 16384] [--window 1024]
+
+MODEL: a folder or a GGUF file. A quantised GGUF is measured as it is stored under "bfloat16" (unquantised
+matrices in bfloat16) and dequantised exactly under "float32". The text is cut into windows that do not overlap;
+the first token of each window is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from taco_llm import _core
+from taco_llm.loading import load_model, resolve
+from taco_llm.tokenizer import load_tokenizer
+
+
+def negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Sum over rows. logits: [rows, vocab] float32; targets: [rows]."""
+    peak = logits.max(axis=1, keepdims=True)
+    log_sum = np.log(np.exp(logits - peak, dtype=np.float64).sum(axis=1)) + peak[:, 0]
+    return float((log_sum - logits[np.arange(len(targets)), targets]).sum())
+
+
+def perplexity(model: _core.Model, tokens: list[int], window: int, label: str) -> float:
+    block = 16
+    executor = _core.ModelExecutor(
+        model, max_model_len=window, block_size=block, num_blocks=window // block + 1, max_num_batched_tokens=512, max_num_seqs=64
+    )
+    total, count = 0.0, 0
+    starts = range(0, len(tokens) - window + 1, window)
+    for start in tqdm(starts, desc=label, unit="window", disable=not sys.stderr.isatty()):
+        ids = tokens[start : start + window]
+        logits = executor.forward(ids)
+        total += negative_log_likelihood(logits[:-1], np.asarray(ids[1:]))
+        count += window - 1
+    return math.exp(total / count)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--text", required=True, type=Path)
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--window", type=int, default=1024)
+    args = parser.parse_args()
+    backend = _core.Backend("cpu")
+    checkpoint = resolve(args.model)
+    text = args.text.read_text(encoding="utf-8")
+    tokens = load_tokenizer(checkpoint).encode(text[: args.tokens * 8], add_special_tokens=False)[: args.tokens]
+    reference = None
+    for dtype in args.dtypes.split(","):
+        model = load_model(checkpoint, backend=backend, dtype=dtype, show_progress=False)
+        begin = time.perf_counter()
+        value = perplexity(model, tokens, args.window, dtype)
+        reference = reference if reference is not None else value
+        row = {
+            "model": args.model,
+            "dtype": dtype,
+            "isa": _core.cpu_info()["isa"],
+            "tokens": len(tokens) // args.window * (args.window - 1),
+            "window": args.window,
+            "perplexity": round(value, 4),
+            "ratio_to_first": round(value / reference, 5),
+            "seconds": round(time.perf_counter() - begin, 1),
+        }
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
