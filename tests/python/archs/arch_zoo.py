@@ -1,0 +1,235 @@
+"""Tiny random models of every supported architecture: the fixtures of the parity tests.
+
+A new architecture adds its cases here. Needs torch and transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+VOCAB = 101
+PROMPT = 37  # longer than every window below, no multiple of any block size
+NEW_TOKENS = 32
+
+LLAMA = dict(
+    vocab_size=VOCAB,
+    hidden_size=48,
+    intermediate_size=80,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A config class of transformers with its arguments; save: how the checkpoint is written."""
+
+    config: str
+    fields: dict[str, Any]
+    attention: str = "eager"
+    save: str = "safetensors"
+
+    def make_config(self) -> Any:
+        return getattr(transformers, self.config)(
+            **{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None, **self.fields}
+        )
+
+
+def llama(save: str = "safetensors", **fields: Any) -> Case:
+    return Case("LlamaConfig", {**LLAMA, **fields}, save=save)
+
+
+def scaled(rope_type: str, **fields: Any) -> Case:
+    return llama(rope_parameters={"rope_type": rope_type, "rope_theta": 10000.0, **fields})
+
+
+def mistral(**fields: Any) -> Case:
+    return Case("MistralConfig", {**LLAMA, **fields})
+
+
+def qwen2(**fields: Any) -> Case:
+    return Case("Qwen2Config", {**LLAMA, **fields})
+
+
+def mixtral(save: str = "safetensors", **fields: Any) -> Case:
+    return Case(
+        "MixtralConfig", {**LLAMA, "num_hidden_layers": 2, "num_local_experts": 4, **fields}, save=save
+    )
+
+
+def gemma2(**fields: Any) -> Case:
+    base = {**LLAMA, "num_hidden_layers": 4, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 9}
+    return Case("Gemma2Config", {**base, **fields})
+
+
+def opt(**fields: Any) -> Case:
+    base = dict(
+        vocab_size=VOCAB,
+        hidden_size=48,
+        ffn_dim=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        word_embed_proj_dim=48,
+        max_position_embeddings=96,
+    )
+    return Case("OPTConfig", {**base, **fields})
+
+
+def gpt2(**fields: Any) -> Case:
+    base = dict(vocab_size=VOCAB, n_embd=48, n_layer=3, n_head=4, n_positions=96)
+    return Case("GPT2Config", {**base, **fields})
+
+
+def gpt_neox(**fields: Any) -> Case:
+    base = dict(
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=96,
+    )
+    return Case("GPTNeoXConfig", {**base, **fields})
+
+
+def bloom(**fields: Any) -> Case:
+    return Case("BloomConfig", {**dict(vocab_size=VOCAB, hidden_size=48, n_layer=2, n_head=4), **fields})
+
+
+def falcon(attention: str = "eager", **fields: Any) -> Case:
+    base = dict(vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, num_attention_heads=4)
+    return Case("FalconConfig", {**base, **fields}, attention=attention)
+
+
+CASES: dict[str, Case] = {
+    "llama-grouped": llama(),
+    "llama-multihead-tied": llama(num_key_value_heads=6, tie_word_embeddings=True),
+    "llama-multiquery-biases": llama(num_key_value_heads=1, attention_bias=True, mlp_bias=True),
+    "llama-wide-heads": llama(head_dim=24, hidden_act="gelu"),
+    "llama-rope-linear": scaled("linear", factor=2.5),
+    "llama-rope-dynamic": scaled("dynamic", factor=4.0),
+    "llama-rope-yarn": scaled("yarn", factor=4.0, original_max_position_embeddings=32),
+    "llama-rope-yarn-mscale": scaled(
+        "yarn",
+        factor=8.0,
+        original_max_position_embeddings=16,
+        mscale=0.7,
+        mscale_all_dim=1.1,
+        beta_fast=16.0,
+    ),
+    "llama-rope-llama3": scaled(
+        "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
+    ),
+    "llama-bin": llama(save="bin"),
+    "llama-sharded": llama(save="sharded"),
+    "mistral-window": mistral(sliding_window=11),
+    "mistral-no-window": mistral(sliding_window=None, num_key_value_heads=1, tie_word_embeddings=True),
+    "qwen2": qwen2(tie_word_embeddings=True),
+    "qwen2-window": qwen2(use_sliding_window=True, sliding_window=7, max_window_layers=1),
+    "mixtral-top2": mixtral(sliding_window=None),
+    "mixtral-top1": mixtral(num_experts_per_tok=1, sliding_window=None),
+    "mixtral-top3-window": mixtral(num_local_experts=8, num_experts_per_tok=3, sliding_window=10),
+    "mixtral-stacked": mixtral(save="stacked", sliding_window=None),
+    "gemma2": gemma2(),
+    "gemma2-no-caps": gemma2(
+        attn_logit_softcapping=None, final_logit_softcapping=None, num_key_value_heads=6, attention_bias=True
+    ),
+    "opt": opt(),
+    "opt-350m": opt(do_layer_norm_before=False, word_embed_proj_dim=32),
+    "opt-no-bias": opt(enable_bias=False, layer_norm_elementwise_affine=False, activation_function="gelu"),
+    "opt-untied": opt(tie_word_embeddings=False, _remove_final_layer_norm=True),
+    "gpt2": gpt2(),
+    "gpt2-inverse-layer": gpt2(scale_attn_by_inverse_layer_idx=True, n_inner=80, tie_word_embeddings=False),
+    "gpt2-unscaled": gpt2(scale_attn_weights=False, activation_function="relu"),
+    "gpt-neox": gpt_neox(),
+    "gpt-neox-sequential": gpt_neox(
+        use_parallel_residual=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 1.0},
+    ),
+    "gpt-neox-no-bias": gpt_neox(attention_bias=False, tie_word_embeddings=True, hidden_act="gelu_new"),
+    "bloom": bloom(),
+    "bloom-odd-heads": bloom(n_head=6),
+    "falcon-7b": falcon(),
+    "falcon-40b": falcon(new_decoder_architecture=True, num_kv_heads=2),
+    "falcon-11b": falcon(new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1),
+    # transformers' eager path adds ALiBi twice (in the mask and in the layer); its sdpa path is right.
+    "falcon-1b": falcon("sdpa", alibi=True, bias=True, parallel_attn=False, multi_query=False),
+    "falcon-sequential": falcon(parallel_attn=False, bias=True, tie_word_embeddings=False),
+}
+
+
+def randomize(model: torch.nn.Module, seed: int) -> None:
+    """Weights that all matter: HF starts with zero biases, unit norms and logits that are nearly flat."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            if p.dim() >= 2:
+                p.copy_(noise * (1.5 / p.shape[-1] ** 0.5))
+            elif name.endswith("bias"):
+                p.copy_(noise * 0.2)
+            else:
+                p.add_(noise * 0.2)
+
+
+def make_model(case: Case, seed: int = 0) -> Any:
+    model = AutoModelForCausalLM.from_config(case.make_config(), attn_implementation=case.attention)
+    model = model.float().eval()
+    randomize(model, seed)
+    return model
+
+
+def _save_stacked(model: Any, folder: Path) -> None:
+    """Expert weights stacked, as transformers 5 has them in memory."""
+    from safetensors.torch import save_file
+
+    model.config.save_pretrained(folder)
+    state = {k: v.contiguous() for k, v in model.state_dict().items()}
+    assert any(k.endswith("experts.gate_up_proj") for k in state)
+    save_file(state, folder / "model.safetensors")
+
+
+def _save_bin(model: Any, folder: Path) -> None:
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+
+
+def save(case: Case, model: Any, folder: Path) -> None:
+    model.config.architectures = [type(model).__name__]
+    writers: dict[str, Callable[[], Any]] = {
+        "safetensors": lambda: model.save_pretrained(folder),
+        "sharded": lambda: model.save_pretrained(folder, max_shard_size="40KB"),
+        "bin": lambda: _save_bin(model, folder),
+        "stacked": lambda: _save_stacked(model, folder),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    writers[case.save]()
+
+
+def prompt(seed: int = 0, length: int = PROMPT) -> list[int]:
+    return [int(t) for t in np.random.default_rng(seed).integers(3, VOCAB, length)]
+
+
+def logits(model: Any, ids: list[int]) -> np.ndarray:
+    """float32 [len(ids), vocab], computed in one go without a cache."""
+    with torch.no_grad():
+        return model(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
+
+
+def greedy(model: Any, ids: list[int], count: int) -> list[int]:
+    """`count` tokens after ids, each from a fresh forward pass."""
+    ids = list(ids)
+    for _ in range(count):
+        ids.append(int(logits(model, ids)[-1].argmax()))
+    return ids
