@@ -152,7 +152,7 @@ async def measure(settings: argparse.Namespace) -> tuple[list[Sample], float, st
         draw = random.Random(settings.seed)
         started = time.perf_counter()
         due = started
-        tasks = []
+        tasks: list[asyncio.Task[Sample]] = []
         for body in bodies:
             if settings.request_rate != float("inf") and tasks:
                 # Moments are absolute, so that a late start of one does not shift the rest.
