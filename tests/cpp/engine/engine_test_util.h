@@ -29,6 +29,14 @@ inline SamplingParams greedy(int max_tokens) {
   return params;
 }
 
+inline SamplingParams several(int max_tokens, int n, int best_of = 0) {
+  SamplingParams params;
+  params.max_tokens = max_tokens;
+  params.n = n;
+  params.best_of = best_of == 0 ? n : best_of;
+  return params;
+}
+
 inline std::vector<int32_t> numbered_prompt(int number, int length) {
   std::vector<int32_t> prompt(static_cast<size_t>(length), number % kVocab);
   for (size_t i = 1; i < prompt.size(); ++i) prompt[i] = static_cast<int32_t>((number + 31 * i) % kVocab);
