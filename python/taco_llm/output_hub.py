@@ -81,8 +81,9 @@ class OutputHub:
         callbacks = self._callbacks
         for output in outputs:
             request_id = output.request
-            callback = callbacks.get(request_id)
-            if callback is None:  # aborted meanwhile
+            try:
+                callback = callbacks[request_id]
+            except KeyError:  # aborted meanwhile
                 continue
             if output.request_finished:
                 del callbacks[request_id]

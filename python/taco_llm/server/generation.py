@@ -72,7 +72,7 @@ class Job:
         for index, (ids, params) in enumerate(
             zip(self.request.prompts, self.request.core_params, strict=True)
         ):
-            callback = functools.partial(self._receive, index)
+            callback = functools.partial(self._receive, prompt=index) if index else self._receive
             try:
                 request_id = state.hub.submit(ids, params, priority=self.request.priority, callback=callback)
             except (ValueError, TypeError, OverflowError, NotImplementedError) as e:
@@ -105,9 +105,9 @@ class Job:
     def release_early(self) -> None:
         early, self._early = self._early or [], None
         for prompt, output in early:
-            self._receive(prompt, output)
+            self._receive(output, prompt)
 
-    def _receive(self, prompt: int, output: Any) -> None:
+    def _receive(self, output: Any, prompt: int = 0) -> None:
         if self._early is not None:
             self._early.append((prompt, output))
             return

@@ -1,15 +1,15 @@
 """Prometheus metrics: each family as `taco:NAME` and, for existing dashboards, as `vllm:NAME`.
 
 Counts that the engine keeps are read from it at scrape time. Histograms are filled on the event loop, once
-per token, so they are plain lists here and become Prometheus families only when somebody asks.
+per token, so a value is a list entry at first.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -45,22 +45,30 @@ _SMALL = (1, 2, 5, 10, 20)
 
 
 class Histogram:
-    __slots__ = ("bounds", "counts", "total")
+    """`observe` only notes the value; `settle` sorts many into the buckets. Somebody has to call it."""
+
+    __slots__ = ("_pending", "bounds", "counts", "observe", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
+        self.counts = np.zeros(len(bounds) + 1, np.int64)
         self.total = 0.0
+        self._pending: list[float] = []
+        self.observe = self._pending.append
 
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
+    def settle(self) -> None:
+        if self._pending:
+            values = np.array(self._pending, np.float64)
+            self._pending.clear()
+            self.counts += np.bincount(np.searchsorted(self.bounds, values), minlength=len(self.counts))
+            self.total += float(values.sum())
 
     def buckets(self) -> list[tuple[str, float]]:
+        self.settle()
         cumulative = 0.0
         result: list[tuple[str, float]] = []
         for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
-            cumulative += count
+            cumulative += int(count)
             result.append(("+Inf" if bound == float("inf") else str(float(bound)), cumulative))
         return result
 
@@ -109,6 +117,12 @@ class Metrics(Collector):
             self.decode_time.observe(max(0.0, last - first))
             if count > 1:
                 self.request_per_token.observe(max(0.0, last - first) / (count - 1))
+
+    def settle(self) -> None:
+        """To be called now and then, so that notes do not pile up until the next scrape."""
+        for value in vars(self).values():
+            if isinstance(value, Histogram):
+                value.settle()
 
     def page(self) -> bytes:
         return generate_latest(self.registry)

@@ -122,9 +122,10 @@ class State:
         return None
 
     async def watch(self, interval: float = 0.25) -> None:
-        """Ends the requests of a dead engine, which would wait for ever otherwise."""
+        """Ends the requests of a dead engine, which would wait for ever otherwise; settles the metrics."""
         while True:
             await asyncio.sleep(interval)
+            self.metrics.settle()
             if self.jobs and self.core.stats().dead:
                 logger.error("the engine has failed: %s", self.core.stats().death_reason)
                 self.fail_jobs(self.dead_error())
