@@ -101,6 +101,9 @@ struct VectorKernels {
 // The kernels of active_isa().
 const VectorKernels& vector_kernels();
 
+// For tests and benchmarks: these from now on; null: those of active_isa() again.
+void force_vector_kernels(const VectorKernels* kernels);
+
 namespace generic {
 extern const VectorKernels kVectorKernels;
 }

@@ -6,7 +6,7 @@
 
 namespace taco::cpu::generic {
 
-const VectorKernels kVectorKernels = {
+extern const VectorKernels kVectorKernels = {
     norm_rows, rope_and_cache_rows, scale_add_n, scale_logits_n, run_fma_attention<4, 2>, merge_attention, nullptr, nullptr,
 };
 

@@ -1,0 +1,13 @@
+// Norms, rotation, KV write and attention for AVX-512.
+#include "backend/cpu/isa/avx512/simd.h"
+// The vectors must come first.
+#include "backend/cpu/isa/attention_fma.h"
+#include "backend/cpu/isa/vector_impl.h"
+
+namespace taco::cpu::avx512 {
+
+extern const VectorKernels kVectorKernels = {
+    norm_rows, rope_and_cache_rows, scale_add_n, scale_logits_n, run_fma_attention<6, 4>, merge_attention, nullptr, nullptr,
+};
+
+}  // namespace taco::cpu::avx512

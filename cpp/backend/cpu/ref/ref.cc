@@ -1,0 +1,241 @@
+#include "backend/cpu/ref/ref.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+
+#include "backend/cpu/isa/kv_layout.h"
+#include "base/error.h"
+
+namespace taco::cpu::ref {
+namespace {
+
+int64_t kv_index(const KvCacheView& c, int64_t block, int value, int head, int token, int dim) {
+  const bool paired = c.dtype == DType::kBF16;
+  const int64_t panel = int64_t{c.block_size} * c.head_dim;
+  const int64_t in_panel = value ? v_index(paired, dim, token, c.head_dim, c.block_size)
+                                 : k_index(paired, dim, token, c.head_dim, c.block_size);
+  return ((block * 2 + value) * c.num_kv_heads + head) * panel + in_panel;
+}
+
+void rms_norm(float* x, const float* weight, double eps, int dim) {
+  double square = 0;
+  for (int i = 0; i < dim; ++i) square += double{x[i]} * x[i];
+  const double factor = 1.0 / std::sqrt(square / dim + eps);
+  for (int i = 0; i < dim; ++i) x[i] = static_cast<float>(x[i] * factor * weight[i]);
+}
+
+void rotate(float* x, const float* cos_sin, int rotary_dim, bool interleaved) {
+  const int half = rotary_dim / 2;
+  for (int i = 0; i < half; ++i) {
+    float &a = interleaved ? x[2 * i] : x[i], &b = interleaved ? x[2 * i + 1] : x[i + half];
+    const double c = cos_sin[i], s = cos_sin[half + i], a0 = a, b0 = b;
+    a = static_cast<float>(a0 * c - b0 * s);
+    b = static_cast<float>(b0 * c + a0 * s);
+  }
+}
+
+}  // namespace
+
+float kv_load(const KvCacheView& c, int64_t block, int value, int head, int token, int dim) {
+  const int64_t i = kv_index(c, block, value, head, token, dim);
+  if (c.dtype == DType::kF32) return static_cast<const float*>(c.data)[i];
+  if (c.dtype == DType::kF16) return to_float(static_cast<const f16*>(c.data)[i]);
+  return to_float(static_cast<const bf16*>(c.data)[i]);
+}
+
+void kv_store(const KvCacheView& c, int64_t block, int value, int head, int token, int dim, float x) {
+  const int64_t i = kv_index(c, block, value, head, token, dim);
+  if (c.dtype == DType::kF32) {
+    static_cast<float*>(c.data)[i] = x;
+  } else if (c.dtype == DType::kF16) {
+    static_cast<f16*>(c.data)[i] = to_f16(x);
+  } else {
+    static_cast<bf16*>(c.data)[i] = to_bf16(x);
+  }
+}
+
+void norm(const NormParams& p) {
+  for (int64_t row = 0; row < p.rows; ++row) {
+    const float* in = p.in + row * p.in_stride;
+    float* out = p.out + row * p.out_stride;
+    std::vector<double> x(in, in + p.dim);
+    if (p.residual) {
+      float* residual = p.residual + row * p.dim;
+      for (int64_t i = 0; i < p.dim; ++i) {
+        x[i] = residual[i] + x[i] * p.residual_scale;
+        residual[i] = static_cast<float>(x[i]);
+      }
+    }
+    double mean = 0, factor = 1;
+    if (p.kind != NormKind::kNone) {
+      if (p.kind == NormKind::kLayer) mean = std::accumulate(x.begin(), x.end(), 0.0) / p.dim;
+      double square = 0;
+      for (double v : x) square += (v - mean) * (v - mean);
+      factor = 1.0 / std::sqrt(square / p.dim + p.eps);
+    }
+    for (int64_t i = 0; i < p.dim; ++i) {
+      double y = (x[i] - mean) * factor;
+      if (p.kind != NormKind::kNone) {
+        if (p.weight) y *= double{p.weight[i]} + p.weight_offset;
+        if (p.bias) y += p.bias[i];
+      }
+      out[i] = static_cast<float>(y);
+    }
+  }
+}
+
+void rope_and_cache(const RopeAndCacheParams& p) {
+  const int dim = p.head_dim;
+  for (int64_t row = 0; row < p.rows; ++row) {
+    float* heads = p.qkv + row * p.stride;
+    for (int h = 0; h < p.num_heads + p.num_kv_heads; ++h) {
+      float* x = heads + int64_t{h} * dim;
+      const float* weight = h < p.num_heads ? p.q_norm : p.k_norm;
+      if (weight) rms_norm(x, weight, p.qk_norm_eps, dim);
+      if (p.cos_sin)
+        rotate(x, p.cos_sin + int64_t{p.positions[row]} * p.rotary_dim, p.rotary_dim, p.interleaved);
+    }
+    const int64_t slot = p.slots[row];
+    if (slot < 0) continue;
+    const float *k = heads + int64_t{p.num_heads} * dim, *v = k + int64_t{p.num_kv_heads} * dim;
+    for (int h = 0; h < p.num_kv_heads; ++h) {
+      for (int d = 0; d < dim; ++d) {
+        const int64_t block = slot / p.cache.block_size;
+        const int token = static_cast<int>(slot % p.cache.block_size);
+        kv_store(p.cache, block, 0, h, token, d, k[int64_t{h} * dim + d]);
+        kv_store(p.cache, block, 1, h, token, d, v[int64_t{h} * dim + d]);
+      }
+    }
+  }
+}
+
+void attention(const AttentionParams& p) {
+  const int dim = p.cache.head_dim, group = p.num_heads / p.cache.num_kv_heads;
+  std::vector<double> scores, sum(dim);
+  for (int s = 0; s < p.num_seqs; ++s) {
+    const int q_len = p.q_start[s + 1] - p.q_start[s];
+    const int32_t* blocks = p.block_tables + s * p.max_blocks;
+    for (int j = 0; j < q_len; ++j) {
+      const int position = p.kv_len[s] - q_len + j;
+      const int first = p.window > 0 ? std::max(0, position - p.window + 1) : 0;
+      for (int h = 0; h < p.num_heads; ++h) {
+        const float* q = p.q + (p.q_start[s] + j) * p.q_stride + int64_t{h} * dim;
+        float* out = p.out + (p.q_start[s] + j) * p.out_stride + int64_t{h} * dim;
+        const double sink = p.sinks ? p.sinks[h] : -std::numeric_limits<double>::infinity();
+        double max = sink, denominator = 0;
+        scores.clear();
+        for (int t = first; t <= position; ++t) {
+          double score = 0;
+          for (int d = 0; d < dim; ++d)
+            score += double{q[d]} *
+                     kv_load(p.cache, blocks[t / p.cache.block_size], 0, h / group, t % p.cache.block_size, d);
+          score *= p.scale;
+          if (p.softcap > 0) score = p.softcap * std::tanh(score / p.softcap);
+          if (p.alibi_slopes) score += double{p.alibi_slopes[h]} * (t - position);
+          scores.push_back(score);
+          max = std::max(max, score);
+        }
+        if (p.sinks) denominator = std::exp(sink - max);
+        std::fill(sum.begin(), sum.end(), 0.0);
+        for (int t = first; t <= position; ++t) {
+          const double weight = std::exp(scores[t - first] - max);
+          denominator += weight;
+          for (int d = 0; d < dim; ++d)
+            sum[d] += weight * kv_load(p.cache, blocks[t / p.cache.block_size], 1, h / group,
+                                       t % p.cache.block_size, d);
+        }
+        for (int d = 0; d < dim; ++d) out[d] = static_cast<float>(sum[d] / denominator);
+      }
+    }
+  }
+}
+
+void gather_rows(const GatherRowsParams& p) {
+  for (int64_t row = 0; row < p.rows; ++row)
+    for (int64_t i = 0; i < p.dim; ++i) p.out[row * p.dim + i] = p.in[p.index[row] * p.in_stride + i];
+}
+
+void scale_logits(const ScaleLogitsParams& p) {
+  for (int64_t i = 0; i < p.count; ++i) {
+    double x = double{p.logits[i]} * p.scale;
+    if (p.softcap > 0) x = p.softcap * std::tanh(x / p.softcap);
+    p.logits[i] = static_cast<float>(x);
+  }
+}
+
+void copy_blocks(const CopyBlocksParams& p) {
+  const KvCacheView& c = p.cache;
+  for (int i = 0; i < p.num_pairs; ++i)
+    for (int value = 0; value < 2; ++value)
+      for (int h = 0; h < c.num_kv_heads; ++h)
+        for (int t = 0; t < c.block_size; ++t)
+          for (int d = 0; d < c.head_dim; ++d)
+            kv_store(c, p.pairs[2 * i + 1], value, h, t, d, kv_load(c, p.pairs[2 * i], value, h, t, d));
+}
+
+double activate(Activation activation, double x) {
+  switch (activation) {
+    case Activation::kNone:
+      return x;
+    case Activation::kSilu:
+      return x / (1 + std::exp(-x));
+    case Activation::kGelu:
+      return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
+    case Activation::kGeluTanh:
+      return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+    case Activation::kGeluQuick:
+      return x / (1 + std::exp(-1.702 * x));
+    case Activation::kRelu:
+      return std::max(x, 0.0);
+    case Activation::kRelu2:
+      return std::max(x, 0.0) * std::max(x, 0.0);
+  }
+  fail(ErrorCode::kInternal, "unknown activation");
+}
+
+void moe(const MoeParams& p, const std::vector<DenseExpert>& experts) {
+  for (int64_t row = 0; row < p.rows; ++row) {
+    const float *x = p.in + row * p.hidden, *logits = p.router_logits + row * p.num_experts;
+    std::vector<double> scores(p.num_experts);
+    if (p.routing == MoeRouting::kSigmoidTopK) {
+      for (int e = 0; e < p.num_experts; ++e) scores[e] = 1 / (1 + std::exp(-double{logits[e]}));
+    } else {
+      double sum = 0;
+      const double max = *std::max_element(logits, logits + p.num_experts);
+      for (int e = 0; e < p.num_experts; ++e) sum += scores[e] = std::exp(logits[e] - max);
+      for (double& v : scores) v /= sum;
+    }
+    std::vector<int> order(p.num_experts);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });
+    order.resize(p.top_k);
+    double kept = 1;
+    if (p.renormalize || p.routing == MoeRouting::kTopKSoftmax) {
+      kept = 0;
+      for (int e : order) kept += scores[e];
+    }
+    std::vector<double> out(p.hidden);
+    for (int e : order) {
+      std::vector<double> inner(p.intermediate);
+      auto dot = [&](int64_t i) {
+        double s = 0;
+        for (int64_t k = 0; k < p.hidden; ++k) s += double{experts[e].gate_up[i * p.hidden + k]} * x[k];
+        return s;
+      };
+      for (int64_t i = 0; i < p.intermediate; ++i)
+        inner[i] = activate(p.activation, dot(i)) * (p.gated ? dot(p.intermediate + i) : 1.0);
+      for (int64_t i = 0; i < p.hidden; ++i) {
+        double s = 0;
+        for (int64_t k = 0; k < p.intermediate; ++k)
+          s += double{experts[e].down[i * p.intermediate + k]} * inner[k];
+        out[i] += scores[e] / kept * s;
+      }
+    }
+    for (int64_t i = 0; i < p.hidden; ++i) p.out[row * p.hidden + i] = static_cast<float>(out[i]);
+  }
+}
+
+}  // namespace taco::cpu::ref

@@ -1,0 +1,32 @@
+// The oracle: every op in plain loops, double precision inside, one thread. Tests hold all kernels to it.
+#pragma once
+
+#include <vector>
+
+#include "backend/ops.h"
+
+namespace taco::cpu::ref {
+
+// Parameters as in ops.h. The KV cache is in the CPU backend's order (isa/kv_layout.h).
+void norm(const NormParams& params);
+void rope_and_cache(const RopeAndCacheParams& params);
+void attention(const AttentionParams& params);
+void gather_rows(const GatherRowsParams& params);
+void scale_logits(const ScaleLogitsParams& params);
+void copy_blocks(const CopyBlocksParams& params);
+
+// y = x W^T + bias for one expert of `moe`, float32 matrices.
+struct DenseExpert {
+  std::vector<float> gate_up;  // [2 * intermediate (or intermediate), hidden]
+  std::vector<float> down;     // [hidden, intermediate]
+};
+// params.gate_up and params.down are not looked at.
+void moe(const MoeParams& params, const std::vector<DenseExpert>& experts);
+
+double activate(Activation activation, double x);
+
+// One element of a KV cache, by its logical place. `value` 0: K, 1: V.
+float kv_load(const KvCacheView& cache, int64_t block, int value, int head, int token, int dim);
+void kv_store(const KvCacheView& cache, int64_t block, int value, int head, int token, int dim, float x);
+
+}  // namespace taco::cpu::ref
