@@ -18,18 +18,31 @@ using cpu::RowFormat;
 using Segment = CpuLinear::Segment;
 
 constexpr int64_t kChunkBytes = 256 << 10;  // weights a product takes at once: well inside the second-level cache
-constexpr int64_t kRowBytes = 512 << 10;    // rows kept there at once, likewise
-constexpr int64_t kMaxRows = 288;           // multiple of 96, as is every block of rows: 16 tiles of 6, 3 of 32
-constexpr int64_t kStoreRows = 48;          // products go through the first-level cache on their way out
 constexpr int64_t kSerialPack = 16 << 10;   // elements that are packed sooner than threads are started
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 int64_t div_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
+int64_t amx_rows(PanelFormat format) {
+  const LinearTuning& tuning = linear_tuning();
+  switch (format) {
+    case PanelFormat::kBF16:
+      return tuning.amx_bf16_rows;
+    case PanelFormat::kQ8:
+      return tuning.amx_q8_rows;
+    case PanelFormat::kQ4:
+      return tuning.amx_q4_rows;
+    default:
+      return INT64_MAX;  // no tiles of float32 or float16
+  }
+}
+
 const LinearKernels* select_kernels(PanelFormat format, int64_t rows) {
 #if defined(__x86_64__)
   switch (cpu::active_isa()) {
     case cpu::Isa::kAmx:
+      if (rows >= amx_rows(format)) return cpu::amx::linear_kernels(format);
+      [[fallthrough]];
     case cpu::Isa::kAvx512:
       if (cpu::use_avx512_bf16()) {
         if (const LinearKernels* k = cpu::avx512_bf16::linear_kernels(format)) return k;
@@ -176,9 +189,9 @@ int64_t chunk_cols(const Unit& unit, int64_t cols) {
   return round_up(div_up(cols, div_up(cols, fit)), 64);
 }
 
-int64_t row_block(RowFormat format, int64_t chunk) {
-  int64_t element = format == RowFormat::kF32 ? 4 : format == RowFormat::kInt8 ? 1 : 2;
-  return std::clamp<int64_t>(kRowBytes / (chunk * element) / 96 * 96, 96, kMaxRows);
+int64_t row_block(const LinearKernels& kernels, int64_t chunk) {
+  int64_t element = kernels.row_format == RowFormat::kF32 ? 4 : kernels.row_format == RowFormat::kInt8 ? 1 : 2;
+  return std::clamp<int64_t>(kernels.row_bytes / (chunk * element) / 96 * 96, 96, kernels.max_rows);
 }
 
 // The panels of one group of a unit: up to 4, or up to 2 gates and their 2 ups.
@@ -219,15 +232,15 @@ void run_unit(const Run& run, const Unit& u, int64_t begin, int64_t end, int64_t
   const int64_t cols = run.weight->in_features();
   const PanelFormat format = u.segment->format;
   const int64_t chunk = chunk_cols(u, cols), chunks = div_up(cols, chunk);
-  const int64_t block = row_block(kernels.row_format, std::min(chunk, round_up(cols, 64)));
+  const int64_t block = row_block(kernels, std::min(chunk, round_up(cols, 64)));
   const int64_t group = u.up ? kMaxPanels / 2 : kMaxPanels;
   ThreadScratch& scratch = thread_scratch();
-  scratch.products.reserve(kMaxRows * kMaxPanels * kPanelRows * sizeof(float));
+  scratch.products.reserve(static_cast<size_t>(block) * kMaxPanels * kPanelRows * sizeof(float));
   float* c = scratch.products.as<float>();
   if (kernels.begin) kernels.begin();
   for (int64_t row = row_begin; row < row_end; row += block) {
     int64_t rows = std::min(block, row_end - row);
-    int64_t step = chunks == 1 ? kStoreRows : rows;
+    int64_t step = chunks == 1 ? kernels.store_rows : rows;
     int64_t steps = div_up(rows, step);
     for (int64_t panel = begin; panel < end; panel += group) {
       int64_t count = std::min(group, end - panel);
@@ -252,7 +265,7 @@ void run_unit(const Run& run, const Unit& u, int64_t begin, int64_t end, int64_t
           next_bytes = bytes_to_column(format, chunk, cols);
           group_panels(u, panel + group, std::min(group, end - panel - group), next);
         }
-        for (int p = 1; p < t.panels; ++p) {
+        for (int p = 1; p < kMaxPanels; ++p) {
           if (!next[p]) next[p] = next[0];
         }
         if (kernels.expand) {
@@ -264,11 +277,12 @@ void run_unit(const Run& run, const Unit& u, int64_t begin, int64_t end, int64_t
           e.out_panel_bytes = static_cast<int64_t>(cpu::panel_bytes(PanelFormat::kBF16, t.k_end - t.k_begin));
           scratch.expanded.reserve(static_cast<size_t>(kMaxPanels * e.out_panel_bytes));
           e.out = scratch.expanded.as<uint8_t>();
+          std::copy(next, next + kMaxPanels, e.next);
+          e.next_bytes = next_bytes;
           kernels.expand(e);
-          // `product` counts columns from the panel's start.
-          for (int p = 0; p < t.panels; ++p) {
-            t.panel[p] = e.out + p * e.out_panel_bytes - cpu::panel_bytes(PanelFormat::kBF16, t.k_begin);
-          }
+          for (int p = 0; p < t.panels; ++p) t.panel[p] = e.out + p * e.out_panel_bytes;
+          t.panel_k = t.k_begin;
+          next_bytes = 0;  // fetched by now
         }
         int64_t share = round_up(div_up(next_bytes, steps), 64);
         for (int64_t s = 0; s < steps; ++s) {
@@ -296,7 +310,6 @@ Share share_of(const std::vector<Unit>& units, int part, int parts) {
   int64_t bytes = 0;
   for (const Unit& u : units) bytes += u.panels * static_cast<int64_t>(u.segment->panel_bytes);
   auto cut = [&](int i) {
-    if (i == parts) i = parts;
     double target = static_cast<double>(bytes) * i / parts;
     int64_t panels = 0;
     for (const Unit& u : units) {
@@ -411,6 +424,11 @@ void run_gated_apart(const LinearParams& p, std::vector<Unit> units, ThreadPool&
 }
 
 }  // namespace
+
+LinearTuning& linear_tuning() {
+  static LinearTuning tuning;
+  return tuning;
+}
 
 std::unique_ptr<CpuLinear> prepare_cpu_linear(std::span<const HostMatrix> parts, const float* bias, DType compute,
                                               ThreadPool& pool) {

@@ -52,6 +52,13 @@ std::unique_ptr<CpuLinear> prepare_cpu_linear(std::span<const HostMatrix> parts,
 // With float32 panels every output element is the same bits whatever `rows` is.
 void run_cpu_linear(const LinearParams& params, ThreadPool& pool);
 
+// From how many rows on the tiles of AMX are used rather than AVX-512; below, loading tiles costs more than it
+// gains. Variables for benchmarks only.
+struct LinearTuning {
+  int64_t amx_bf16_rows = 5, amx_q8_rows = 9, amx_q4_rows = 9;
+};
+LinearTuning& linear_tuning();
+
 // A look-up table that stays where it is (a memory-mapped checkpoint costs nothing), in any format.
 class CpuEmbedding final : public Embedding {
  public:

@@ -93,7 +93,8 @@ constexpr double kHalfUlpBf16 = 1.0 / 256, kHalfUlpF16 = 1.0 / 2048, kHalfUlpF32
 
 struct Reference {
   std::vector<double> y;      // products plus bias, [rows][n]
-  std::vector<double> bound;  // on their error
+  std::vector<double> bound;  // on the error of each, if all roundings went the same way
+  double relative = 0;        // on the error of all, as a share of their norm: roundings average out
 };
 
 // What the panels and the rows may lose, from the number formats they are documented to have:
@@ -105,6 +106,11 @@ Reference reference(const std::vector<const Matrix*>& parts, DType compute, cons
   int64_t n = 0;
   for (const Matrix* m : parts) n += m->host.rows;
   Reference out;
+  for (const Matrix* m : parts) {
+    bool int8 = is_quantized(m->host.format) && compute != DType::kF32;
+    double limit = int8 ? 1.5e-2 : compute == DType::kBF16 ? 6e-3 : compute == DType::kF16 ? 6e-4 : 2e-6;
+    out.relative = std::max(out.relative, limit);
+  }
   out.y.resize(rows * n);
   out.bound.resize(rows * n);
   for (int64_t r = 0; r < rows; ++r) {
@@ -135,6 +141,8 @@ Reference reference(const std::vector<const Matrix*>& parts, DType compute, cons
             magnitude += std::fabs(w[i]) * a;
             bound += a * (kept + std::fabs(w[i]) * weight_error);
             if (int8) bound += std::fabs(w[i]) * most[g / 32] * (0.5 / 127) * 1.001;
+            // Tiles take quantised weights as bfloat16 and rows as bfloat16 instead.
+            if (int8 && cpu::active_isa() == Isa::kAmx) bound += std::fabs(w[i]) * a * 2.01 * kHalfUlpBf16;
             if (!int8 && compute == DType::kBF16) bound += std::fabs(w[i]) * a * kHalfUlpBf16;
           }
         }
@@ -157,7 +165,10 @@ std::vector<float> random_floats(int64_t n, float sigma, std::mt19937& rng) {
 class LinearTest : public testing::TestWithParam<Isa> {
  protected:
   void SetUp() override { cpu::force_isa(GetParam()); }
-  void TearDown() override { cpu::force_isa(cpu::best_isa()); }
+  void TearDown() override {
+    cpu::force_isa(cpu::best_isa());
+    linear_tuning() = {};
+  }
 
   std::vector<float> product(const CpuLinear& w, const std::vector<float>& x, int64_t rows, int64_t stride,
                              int64_t out_cols) {
@@ -175,10 +186,16 @@ class LinearTest : public testing::TestWithParam<Isa> {
 
   void expect_near(const Reference& ref, const std::vector<float>& y, const std::string& what) {
     ASSERT_EQ(ref.y.size(), y.size());
+    double error = 0, norm = 0;
     for (size_t i = 0; i < y.size(); ++i) {
       ASSERT_LE(std::fabs(y[i] - ref.y[i]), ref.bound[i]) << what << " element " << i << ": " << y[i] << " for " << ref.y[i];
+      error += (y[i] - ref.y[i]) * (y[i] - ref.y[i]);
+      norm += ref.y[i] * ref.y[i];
     }
+    EXPECT_LE(std::sqrt(error / norm), ref.relative) << what;
   }
+
+  void check_cases();
 
   ThreadPool pool_{2};
   std::mt19937 rng_{1234};
@@ -201,7 +218,24 @@ std::string name_of(const Case& c) {
   return std::string(format_info(c.format).name) + "/" + std::string(dtype_name(c.compute));
 }
 
-TEST_P(LinearTest, MatchesTheReference) {
+TEST_P(LinearTest, MatchesTheReference) { check_cases(); }
+
+// The kernels for few rows at any number of them, and those for many rows at few.
+TEST_P(LinearTest, MatchesTheReferenceOffItsThresholds) {
+  if (GetParam() == Isa::kAmx) {
+    linear_tuning() = {1, 1, 1};
+    check_cases();
+    linear_tuning() = {INT64_MAX, INT64_MAX, INT64_MAX};
+    check_cases();
+  } else if (GetParam() == Isa::kAvx512) {
+    cpu::force_isa(Isa::kAvx512, false);  // processors with VNNI that lack the BF16 instructions
+    check_cases();
+  } else {
+    GTEST_SKIP() << "no thresholds";
+  }
+}
+
+void LinearTest::check_cases() {
   for (const Case& c : kCases) {
     int block = format_info(c.format).block_cols;
     for (int64_t n : {7, 16, 33, 100}) {

@@ -88,6 +88,7 @@ Isa initial_isa() {
 
 constexpr int kUnset = -1;
 std::atomic<int> active{kUnset};
+std::atomic<bool> bf16_allowed{true};
 
 }  // namespace
 
@@ -134,10 +135,13 @@ Isa active_isa() {
   return static_cast<Isa>(isa);
 }
 
-bool use_avx512_bf16() { return active_isa() >= Isa::kAvx512 && cpu_features().avx512bf16; }
+bool use_avx512_bf16() {
+  return active_isa() >= Isa::kAvx512 && cpu_features().avx512bf16 && bf16_allowed.load(std::memory_order_relaxed);
+}
 
-void force_isa(Isa isa) {
+void force_isa(Isa isa, bool bf16_instructions) {
   require_available(isa, "");
+  bf16_allowed.store(bf16_instructions);
   active.store(static_cast<int>(isa));
 }
 

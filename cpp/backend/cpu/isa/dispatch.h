@@ -47,8 +47,9 @@ std::vector<Isa> available_isas();    // ascending
 Isa isa_from_name(std::string_view name);
 
 // For tests and benchmarks: makes `active_isa` answer `isa` from now on. Throws kInvalidArgument as above. Weights
-// already prepared stay valid: their layout is the same at every level.
-void force_isa(Isa isa);
+// already prepared stay valid: their layout is the same at every level. `bf16_instructions` false: as on a machine
+// without AVX512_BF16.
+void force_isa(Isa isa, bool bf16_instructions = true);
 
 // For people (`taco_llm doctor`).
 std::string cpu_model_name();

@@ -57,8 +57,9 @@ struct PackRowsParams {
 
 // c[r][16 * p + i] (+)= sum over columns [k_begin, k_end) of in[r][k] * panel_p[i][k]
 struct ProductParams {
-  const uint8_t* panel[kMaxPanels];  // their starts, at column 0
-  int panels;                        // 1..kMaxPanels
+  const uint8_t* panel[kMaxPanels];
+  int64_t panel_k;  // the column at which `panel` starts: 0, but for expanded panels
+  int panels;       // 1..kMaxPanels
   PackedRows in;                     // its row 0 is c's row 0; for kBF16Tiles a multiple of 16
   int64_t rows;
   int64_t k_begin, k_end;  // multiples of 64, or k
@@ -77,6 +78,8 @@ struct ExpandParams {
   int64_t k_begin, k_end;
   uint8_t* out;
   int64_t out_panel_bytes;
+  const uint8_t* next[kMaxPanels];  // as in ProductParams
+  int64_t next_bytes;
 };
 
 // out = epilogue(c + bias). Values of Epilogue and Activation in ops.h.
@@ -98,6 +101,9 @@ struct LinearKernels {
   void (*expand)(const ExpandParams&);       // not null: `product` reads what this wrote
   void (*product)(const ProductParams&);
   void (*store)(const StoreParams&);
+  // The block sizes that suit it: rows kept in the second-level cache (at most `max_rows`, of at most `row_bytes`
+  // together) and rows multiplied before their products are stored. Multiples of 96 and 16.
+  int64_t max_rows, row_bytes, store_rows;
   // Called by each thread around its calls of `product`, or null.
   void (*begin)();
   void (*end)();

@@ -9,7 +9,9 @@ namespace {
 #include "backend/cpu/isa/linear_bf16_impl.h"
 #include "backend/cpu/isa/linear_store_impl.h"
 
-constexpr LinearKernels kBf16 = {RowFormat::kBF16, pack_bf16, nullptr, bf16_product, store_rows, nullptr, nullptr};
+constexpr LinearKernels kBf16 = {
+    RowFormat::kBF16, pack_bf16, nullptr, bf16_product, store_rows, 288, 512 << 10, 48, nullptr, nullptr,
+};
 
 }  // namespace
 

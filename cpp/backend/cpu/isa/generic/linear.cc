@@ -130,12 +130,17 @@ void int8_product(const ProductParams& t) {
   }
 }
 
+constexpr LinearKernels kernels_of(RowFormat rows, void (*pack)(const PackRowsParams&),
+                                   void (*product)(const ProductParams&)) {
+  return {rows, pack, nullptr, product, store_rows, 288, 512 << 10, 48, nullptr, nullptr};
+}
+
 constexpr LinearKernels kKernels[] = {
-    {RowFormat::kF32, nullptr, nullptr, float_product<PanelFormat::kF32>, store_rows, nullptr, nullptr},
-    {RowFormat::kF32, nullptr, nullptr, float_product<PanelFormat::kF16>, store_rows, nullptr, nullptr},
-    {RowFormat::kF32, nullptr, nullptr, float_product<PanelFormat::kBF16>, store_rows, nullptr, nullptr},
-    {RowFormat::kInt8, pack_int8, nullptr, int8_product<false>, store_rows, nullptr, nullptr},
-    {RowFormat::kInt8, pack_int8, nullptr, int8_product<true>, store_rows, nullptr, nullptr},
+    kernels_of(RowFormat::kF32, nullptr, float_product<PanelFormat::kF32>),
+    kernels_of(RowFormat::kF32, nullptr, float_product<PanelFormat::kF16>),
+    kernels_of(RowFormat::kF32, nullptr, float_product<PanelFormat::kBF16>),
+    kernels_of(RowFormat::kInt8, pack_int8, int8_product<false>),
+    kernels_of(RowFormat::kInt8, pack_int8, int8_product<true>),
 };
 
 }  // namespace
