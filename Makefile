@@ -28,7 +28,7 @@ export PYTHONUNBUFFERED := 1
 
 # Folders are listed beside files: a deleted file changes its folder's date.
 WHEEL_SOURCES := CMakeLists.txt pyproject.toml \
-  $(shell find cpp python -name __pycache__ -prune -o ! -name '*.so' ! -name '*.md' ! -name '*.pyc' -print 2>/dev/null)
+  $(shell find cpp python \( -name __pycache__ -o -name '.*' \) -prune -o ! -name '*.so' ! -name '*.md' ! -name '*.pyc' -print 2>/dev/null)
 
 .PHONY: help
 help: ## list the targets
