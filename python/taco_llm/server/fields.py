@@ -9,7 +9,8 @@ from taco_llm.server.errors import ApiError
 
 logger = logging.getLogger("taco_llm.server")
 
-_REQUIRED = object()
+_warned: set[tuple[str, str]] = set()  # each field is warned about once
+_MAX_WARNINGS = 1000
 
 
 def _name(value: Any) -> str:
@@ -26,7 +27,7 @@ def is_int(value: Any) -> bool:
 
 
 class Fields:
-    """Each getter takes a field out of consideration; `warn_unknown` logs what nobody asked for."""
+    """Each getter notes its field; `warn_unknown` logs what nobody asked for, each name once."""
 
     def __init__(self, body: dict[str, Any]) -> None:
         self.body = body
@@ -113,12 +114,12 @@ class Fields:
             raise ApiError(f"'{name}' has {len(value)} entries; at most {max_items} are allowed.", param=name)
 
     def warn_unknown(self, route: str) -> None:
-        unknown = [key for key in self.body if key not in self.known]
-        if unknown:
-            names = ", ".join(repr(key[:40]) for key in unknown[:8])
-            logger.warning(
-                "%s: unknown fields ignored: %s%s", route, names, " ..." if len(unknown) > 8 else ""
-            )
+        unknown = [repr(key[:40]) for key in self.body if key not in self.known]
+        fresh = [name for name in unknown if (route, name) not in _warned]
+        if not fresh or len(_warned) >= _MAX_WARNINGS:
+            return
+        _warned.update((route, name) for name in fresh)
+        logger.warning("%s: unknown fields are ignored: %s", route, ", ".join(fresh[:8]))
 
 
 def check_token_ids(ids: list[Any], vocab_size: int, name: str) -> None:

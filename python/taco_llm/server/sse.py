@@ -16,6 +16,7 @@ from typing import Any
 
 from aiohttp import HttpVersion11, web
 
+from taco_llm.server.body import timeout
 from taco_llm.server.errors import ApiError, error_body
 from taco_llm.server.generation import Collector, Job, Request
 from taco_llm.server.state import State
@@ -86,7 +87,8 @@ class ChunkWriter:
         """Ends the body. A client that has not read the rest in time is cut off."""
         assert self._response is not None
         try:
-            await asyncio.wait_for(self._response.write_eof(), self._state.limits.stalled_reader_timeout)
+            async with timeout(self._state.limits.stalled_reader_timeout):
+                await self._response.write_eof()
         except (asyncio.TimeoutError, ConnectionError):
             self.cut()
         return self._response
