@@ -90,7 +90,7 @@ def _tensor(mapping: Mapping, name: str, entry: Any, start: int) -> tuple[Stored
     if not isinstance(entry, dict):
         raise fail("its header entry is not an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if dtype not in _DTYPE_BYTES:
+    if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
         raise fail(f"unknown dtype {dtype!r}")
 
     def sizes(value: Any, what: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Reference logits of the architectures' tiny models, computed once by transformers, and their checkpoints."""
+"""Tiny models of the architectures: checkpoints, and reference logits computed once by transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Loading a checkpoint and running it on the core, for the parity tests. No torch here: also run in subprocesses."""
+"""Loading a checkpoint and running it on the core, for the parity tests. No torch here: also run in
+subprocesses.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from taco_llm import _core
 from taco_llm.loading import load_model, resolve
 

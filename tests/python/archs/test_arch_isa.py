@@ -11,7 +11,6 @@ import arch_zoo
 import numpy as np
 import parity
 import pytest
-
 from taco_llm import _core
 
 LEVELS = ["generic", "avx2", "avx512", "amx"]

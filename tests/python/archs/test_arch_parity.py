@@ -1,7 +1,7 @@
 """Every architecture against transformers: float32 logits within 1e-4 and 32 greedy tokens equal.
 
-Greedy equality is checked by feeding transformers' own tokens one by one: if the core's argmax is the next token
-at every step, then its free-running greedy text is the same.
+Greedy equality is checked by feeding transformers' own tokens one by one: if the core's argmax is the next
+token at every step, then its free-running greedy text is the same.
 """
 
 from __future__ import annotations

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
 from taco_llm.archs import build_spec, supported
 from taco_llm.archs.registry import ARCHITECTURES
 from taco_llm.archs.rules import Misshapen, Tensor, grouped_qkv, transposed
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
