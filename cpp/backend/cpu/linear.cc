@@ -183,7 +183,8 @@ int64_t bytes_to_column(PanelFormat format, int64_t k, int64_t cols) {
 int64_t chunk_cols(const Unit& unit, int64_t cols) {
   int64_t per_col = div_up(static_cast<int64_t>(cpu::panel_bytes(unit.segment->format, 64)), 64);
   if (unit.kernels->expand) per_col = std::max<int64_t>(per_col, 32);
-  int64_t fit = kChunkBytes / (kMaxPanels * per_col) / 64 * 64;
+  int64_t bytes = linear_tuning().chunk_bytes ? linear_tuning().chunk_bytes : kChunkBytes;
+  int64_t fit = bytes / (kMaxPanels * per_col) / 64 * 64;
   if (cols <= fit) return round_up(cols, 64);
   // Even chunks rather than a short last one.
   return round_up(div_up(cols, div_up(cols, fit)), 64);
@@ -191,7 +192,8 @@ int64_t chunk_cols(const Unit& unit, int64_t cols) {
 
 int64_t row_block(const LinearKernels& kernels, int64_t chunk) {
   int64_t element = kernels.row_format == RowFormat::kF32 ? 4 : kernels.row_format == RowFormat::kInt8 ? 1 : 2;
-  return std::clamp<int64_t>(kernels.row_bytes / (chunk * element) / 96 * 96, 96, kernels.max_rows);
+  int64_t bytes = linear_tuning().row_bytes ? linear_tuning().row_bytes : kernels.row_bytes;
+  return std::clamp<int64_t>(bytes / (chunk * element) / 96 * 96, 96, kernels.max_rows);
 }
 
 // The panels of one group of a unit: up to 4, or up to 2 gates and their 2 ups.
@@ -240,7 +242,7 @@ void run_unit(const Run& run, const Unit& u, int64_t begin, int64_t end, int64_t
   if (kernels.begin) kernels.begin();
   for (int64_t row = row_begin; row < row_end; row += block) {
     int64_t rows = std::min(block, row_end - row);
-    int64_t step = chunks == 1 ? kernels.store_rows : rows;
+    int64_t step = chunks == 1 ? (linear_tuning().store_rows ? linear_tuning().store_rows : kernels.store_rows) : rows;
     int64_t steps = div_up(rows, step);
     for (int64_t panel = begin; panel < end; panel += group) {
       int64_t count = std::min(group, end - panel);
@@ -401,7 +403,7 @@ void run_product(const LinearParams& p, std::vector<Unit> units, ThreadPool& poo
 void run_gated_apart(const LinearParams& p, std::vector<Unit> units, ThreadPool& pool) {
   int64_t n = p.weight->out_features(), half = n / 2;
   cpu::PageBuffer& buffer = workspace().products;
-  buffer.reserve(static_cast<size_t>(p.rows * n) * sizeof(float));
+  buffer.reserve(static_cast<size_t>(p.rows * n + kPanelRows) * sizeof(float));  // `store` reads whole vectors
   LinearParams all = p;
   all.epilogue = Epilogue::kStore;
   all.out = buffer.as<float>();

@@ -56,6 +56,7 @@ void run_cpu_linear(const LinearParams& params, ThreadPool& pool);
 // gains. Variables for benchmarks only.
 struct LinearTuning {
   int64_t amx_bf16_rows = 5, amx_q8_rows = 9, amx_q4_rows = 9;
+  int64_t chunk_bytes = 0, row_bytes = 0, store_rows = 0;
 };
 LinearTuning& linear_tuning();
 

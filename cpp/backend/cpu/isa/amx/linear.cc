@@ -10,6 +10,7 @@
 namespace taco::cpu::amx {
 namespace {
 
+constexpr int kLanes = 16;
 #include "backend/cpu/isa/linear_store_impl.h"
 
 inline void prefetch(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }

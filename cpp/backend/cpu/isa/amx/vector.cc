@@ -1,13 +1,14 @@
-// Norms, rotation, KV write and attention for AVX-512 with its bfloat16 products.
+// Norms, rotation, KV write and attention for AVX-512 with AMX.
 #include "backend/cpu/isa/avx512/simd.h"
 // The vectors must come first.
-#include "backend/cpu/isa/attention_bf16.h"
+#include "backend/cpu/isa/amx/attention.h"
 #include "backend/cpu/isa/vector_impl.h"
 
 namespace taco::cpu::amx {
 
 extern const VectorKernels kVectorKernels = {
-    norm_rows, rope_and_cache_rows, scale_add_n, scale_logits_n, run_bf16_attention, merge_attention, nullptr, nullptr,
+    norm_rows,         rope_and_cache_rows, scale_add_n, scale_logits_n,
+    run_amx_attention, merge_attention,     nullptr,     release_tiles,
 };
 
 }  // namespace taco::cpu::amx

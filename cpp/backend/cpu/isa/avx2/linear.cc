@@ -35,6 +35,8 @@ constexpr int kMaxTileRows = 6;
 constexpr int tile_panels(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
 #include "backend/cpu/isa/linear_float_impl.h"
+
+constexpr int kLanes = 8;
 #include "backend/cpu/isa/linear_store_impl.h"
 
 inline float max_of(__m256 v) {

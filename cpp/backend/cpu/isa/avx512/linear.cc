@@ -25,6 +25,8 @@ constexpr int kMaxTileRows = 6;
 constexpr int tile_panels(int) { return 4; }
 
 #include "backend/cpu/isa/linear_float_impl.h"
+
+constexpr int kLanes = 16;
 #include "backend/cpu/isa/linear_store_impl.h"
 
 void pack_int8(const PackRowsParams& s) {

@@ -56,16 +56,14 @@ struct Simd {
     p = fma(p, r, set1(1.0f));
     return _mm512_scalef_ps(p, n);
   }
-  // The same to 1.1e-4, where the result is rounded to bfloat16 next; for x <= 0 only.
+  // The same to 8e-5, where the result is rounded to bfloat16 next: 2^(x - floor x) * 2^floor x.
   static F exp2_coarse(F x) {
-    x = _mm512_max_ps(set1(-200.0f), x);
-    F n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    F r = sub(x, n);
-    F p = set1(0x1.c2a216p-5f);
-    p = fma(p, r, set1(0x1.f00c4cp-3f));
-    p = fma(p, r, set1(0x1.62f5fap-1f));
-    p = fma(p, r, set1(1.0f));
-    return _mm512_scalef_ps(p, n);
+    F r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    F p = set1(0x1.3f96ap-4f);
+    p = fma(p, r, set1(0x1.cefc4ep-3f));
+    p = fma(p, r, set1(0x1.64444cp-1f));
+    p = fma(p, r, set1(0x1.fff632p-1f));
+    return _mm512_scalef_ps(p, x);
   }
 
   // W pairs of bfloat16: the first ones and the second ones.

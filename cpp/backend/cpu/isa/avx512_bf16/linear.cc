@@ -7,6 +7,8 @@ namespace taco::cpu::avx512_bf16 {
 namespace {
 
 #include "backend/cpu/isa/linear_bf16_impl.h"
+
+constexpr int kLanes = 16;
 #include "backend/cpu/isa/linear_store_impl.h"
 
 constexpr LinearKernels kBf16 = {

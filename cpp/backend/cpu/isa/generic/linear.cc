@@ -47,6 +47,8 @@ constexpr int kMaxTileRows = 3;
 constexpr int tile_panels(int) { return 1; }
 
 #include "backend/cpu/isa/linear_float_impl.h"
+
+constexpr int kLanes = 4;
 #include "backend/cpu/isa/linear_store_impl.h"
 
 void pack_int8(const PackRowsParams& s) {
