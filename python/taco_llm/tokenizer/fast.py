@@ -13,10 +13,15 @@ if TYPE_CHECKING:
 
 
 class FastBackend:
-    """prefix, suffix: ids put around a text, besides what the tokenizer's own post-processor adds."""
+    """prefix, suffix: ids put around a text, besides what the tokenizer's own post-processor adds.
+    tokens: the spelling of each id, where the caller has it at hand."""
 
     def __init__(
-        self, tokenizer: tokenizers.Tokenizer, prefix: Sequence[int] = (), suffix: Sequence[int] = ()
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        prefix: Sequence[int] = (),
+        suffix: Sequence[int] = (),
+        tokens: list[str] | None = None,
     ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -25,7 +30,16 @@ class FastBackend:
         added = tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
         self._added = {id: token.content for id, token in added.items()}
-        self.size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        tokens = self._spellings() if tokens is None else tokens
+        self.size = len(tokens)
+        self._tokens: list[str] | None = tokens  # until the pieces are asked for
+
+    def _spellings(self) -> list[str]:
+        vocab = self._tokenizer.get_vocab(with_added_tokens=True)
+        tokens = [""] * (max(vocab.values(), default=-1) + 1)
+        for token, id in vocab.items():
+            tokens[id] = token
+        return tokens
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
@@ -41,12 +55,14 @@ class FastBackend:
         return self._tokenizer.token_to_id(token)
 
     def pieces(self) -> tuple[list[bytes], bool]:
-        tokens = [""] * self.size
-        for token, id in self._tokenizer.get_vocab(with_added_tokens=True).items():
-            tokens[id] = token
+        from tokenizers.decoders import ByteLevel
+
+        tokens = self._spellings() if self._tokens is None else self._tokens
+        self._tokens = None
         decoder = self._tokenizer.decoder
         state: Mapping | None = json.loads(decoder.__getstate__()) if decoder is not None else None
         found, strip = pieces.of_decoder(state, tokens)
-        for id, content in self._added.items():
-            found[id] = content.encode("utf-8", "replace")
+        if isinstance(decoder, ByteLevel):  # an added token is not spelt in the byte alphabet
+            for id, content in self._added.items():
+                found[id] = content.encode("utf-8", "replace")
         return found, strip

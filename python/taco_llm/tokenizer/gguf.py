@@ -95,18 +95,17 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
         )
     except KeyError:
         raise TokenizerError(
-            f"the GGUF file's pre-tokenizer {style!r} is not known (known: {', '.join(pretokenizers.names())}): "
-            "name a folder or hub id with a tokenizer.json with --tokenizer"
+            f"the GGUF file's pre-tokenizer {style!r} is not known "
+            f"(known: {', '.join(pretokenizers.names())}): name "
+            "a folder or hub id with a tokenizer.json with --tokenizer"
         ) from None
     vocab = dict(zip(tokens, range(len(tokens)), strict=True))
-    merges = [merge.split(" ", 1) for merge in metadata.get("tokenizer.ggml.merges") or ()]
-    tokenizer = tokenizers.Tokenizer(
-        models.BPE(
-            vocab,
-            list(map(tuple, merges)),
-            ignore_merges=style in pretokenizers.IGNORE_MERGES,
-        )
-    )
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges") or ()]
+    try:
+        model = models.BPE(vocab, merges, ignore_merges=style in pretokenizers.IGNORE_MERGES)
+    except Exception as e:  # the library raises Exception itself
+        raise TokenizerError(f"the GGUF file's tokenizer cannot be built: {e}") from None
+    tokenizer = tokenizers.Tokenizer(model)
     if style in pretokenizers.NFC:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizer
@@ -119,7 +118,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
         ]
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(added)
     prefix, suffix = _around(metadata, len(tokens), style in pretokenizers.ADD_BOS)
-    return FastBackend(tokenizer, prefix, suffix)
+    return FastBackend(tokenizer, prefix, suffix, tokens)
 
 
 def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> Backend:

@@ -91,8 +91,8 @@ def _why_none(folder: Path, config: Mapping[str, Any]) -> str:
             "with --trust-remote-code: name a repository with a tokenizer.json with --tokenizer"
         )
     return (
-        f"{folder}: no tokenizer.json, no tokenizer.model, and no vocab.json with merges.txt: add one of them, "
-        "or name a folder or hub id that has it with --tokenizer"
+        f"{folder}: no tokenizer.json, no tokenizer.model, and no vocab.json with merges.txt: add one of "
+        "them, or name a folder or hub id that has it with --tokenizer"
     )
 
 

@@ -32,6 +32,9 @@ _DEEPSEEK3 = (
 )
 _BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
 
+# The original lists the letters that have a case; these are the ones of the categories that it leaves out.
+_DEEPSEEK_WORD = r"\s?(?:(?![ა-ჿⴀ-ⴭ𝐀-𝟋])[\p{Lu}\p{Ll}\p{Lt}])+"
+
 # Name -> expressions applied one after the other: each match, and what lies between matches, is a piece.
 _EXPRESSIONS: dict[str, tuple[str, ...]] = {}
 for _names, _expressions in (
@@ -46,7 +49,7 @@ for _names, _expressions in (
     (("tekken",), (_TEKKEN,)),
     (
         ("deepseek-llm",),
-        (r"[\r\n]", r"\s?[\p{Lu}\p{Ll}\p{Lt}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _CJK, r"\p{N}+"),
+        (r"[\r\n]", _DEEPSEEK_WORD, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _CJK, r"\p{N}+"),
     ),
     (("deepseek-coder",), (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")),
     (("deepseek-v3",), (r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK3)),
