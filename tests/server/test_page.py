@@ -159,7 +159,7 @@ def test_chat(server: Server, browser: Browser) -> None:
     browser.wait("document.querySelector('article.assistant:not(.busy) .note button')")
     assert browser.texts("article.user .body")[0].startswith("<img src=x")
     assert browser.run("return window.pwned === undefined && document.images.length === 0")
-    assert browser.texts("article.assistant p") == ["".join(f" w{i}" for i in range(40))]
+    assert browser.texts("article.assistant p") == [" ".join(f"w{i}" for i in range(40))]
     note = browser.texts("article.assistant .note span")[0]
     assert re.match(r"40 tokens · [\d.]+ tokens/s · first after \d+ ms · cut at the token limit", note), note
     sent = server.handle.core.submitted[-1]
