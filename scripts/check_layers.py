@@ -31,17 +31,19 @@ CPP_LAYERS: dict[str, tuple[str, ...]] = {
     "dist": ("base",),
     "exec": BELOW_EXEC,
     "engine": (*BELOW_EXEC, "sched", "spec", "exec"),
-    "bindings": ("base", "cache", "spec", "sched", "backend", "backend/cpu", "model", "dist", "exec", "engine"),
+    "bindings": (*BELOW_EXEC, "sched", "spec", "backend/cpu", "exec", "engine"),
 }
 PYTHON_HEADER = re.compile(r"^(Python\.h|nanobind/|pybind11/|numpy/)")
-CUDA_HEADER = re.compile(r"^(cuda|cublas|cudnn|cusparse|curand|nvrtc|nvml|nccl|cutlass|cute|cub|thrust|mma\.h)")
+CUDA_HEADER = re.compile(
+    r"^(cuda|cublas|cudnn|cusparse|curand|nvrtc|nvml|nccl|cutlass|cute|cub|thrust|mma\.h)"
+)
 TORCH_HEADER = re.compile(r"^(torch|ATen|c10)/")
 
-# Families that the product serves, whether or not they are registered yet. Words that are English or a variable's
-# name in another case (opt, phi) count in the spelling of the architecture only.
+# Families that the product serves, whether or not they are registered yet. Words that are English or a
+# variable's name in another case (opt, phi) count in the spelling of the architecture only.
 FAMILIES = (
-    "llama baichuan bloom chatglm falcon gemma gptbigcode gpt_big_code gpt_neox gptneox gptj gpt2 internlm mistral "
-    "mixtral nemotron qwen stablelm starcoder xverse deepseek pixtral paligemma smollm"
+    "llama baichuan bloom chatglm falcon gemma gptbigcode gpt_big_code gpt_neox gptneox gptj gpt2 internlm "
+    "mistral mixtral nemotron qwen stablelm starcoder xverse deepseek pixtral paligemma smollm"
 ).split()
 CASED_FAMILIES = ("OPT", "Phi", "Phi3", "PhiMoE", "QWen")
 # Programs and file formats that merely share a name with a family.
@@ -60,7 +62,7 @@ PYTHON_FLOORS: tuple[tuple[str, ...], ...] = (
 )
 FLOOR = {part: number for number, parts in enumerate(PYTHON_FLOORS) for part in parts}
 DOORS = ("__init__", "__main__", "cli")  # may import everything; nothing below may import them
-# Slow to import or not installed with the package: inside the function that needs them, never at module level.
+# Slow to import or not installed with the package: inside the function that needs them, not at module level.
 HEAVY = ("torch", "transformers", "openai", "gguf")
 UNPICKLERS = ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
 
@@ -98,7 +100,8 @@ def family_pattern(root: Path) -> re.Pattern[str]:
     for file in sorted((root / "python/taco_llm/archs").rglob("*.py")):
         text = file.read_text(encoding="utf-8")
         cased |= set(re.findall(r"[\"'](\w+?)(?:For\w+|LMHeadModel|Model)[\"']", text))
-    words = "|".join(re.escape(w) for w in sorted(cased, key=lambda w: (-len(w), w)) if w.lower() not in FAMILIES)
+    others = sorted((w for w in cased if w.lower() not in FAMILIES), key=lambda w: (-len(w), w))
+    words = "|".join(map(re.escape, others))
     families = "|".join(FAMILIES)
     # A family's name counts inside an identifier too (kLlama, llama_rope); not inside a longer word (OPTION).
     return re.compile(rf"(?i:{families})|\bk?(?:{words})(?![A-Za-z_])")
@@ -112,12 +115,12 @@ def check_cpp(root: Path) -> Iterator[Finding]:
         shown = path.relative_to(root)
         layer = cpp_layer(inside.parts)
         if layer is None:
-            yield Finding(shown, 1, f"cpp/{inside.parts[0]} is not in the layer map (scripts/check_layers.py)")
+            yield Finding(shown, 1, f"cpp/{inside.parts[0]} is not in the layer map (check_layers.py)")
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             name = families.search(NOT_ARCHITECTURES.sub("", line))
             if name:
-                yield Finding(shown, number, f"names the architecture {name.group()!r}: describe what it does instead")
+                yield Finding(shown, number, f"names the architecture {name.group()!r}: say what it does")
             match = INCLUDE.match(line)
             if not match:
                 continue
@@ -137,7 +140,8 @@ def check_cpp(root: Path) -> Iterator[Finding]:
                 hint = f', write "{beside.relative_to(cpp)}"' if beside.is_file() else ""
                 yield Finding(shown, number, f"{target}: no such file below cpp/{hint}")
             elif not allowed_include(layer, target):
-                yield Finding(shown, number, f"cpp/{layer} may not include {target} (allowed: {allowed(layer)})")
+                message = f"cpp/{layer} may not include {target} (allowed: {allowed(layer)})"
+                yield Finding(shown, number, message)
 
 
 def allowed(layer: str) -> str:
@@ -250,7 +254,7 @@ class PythonFile(ast.NodeVisitor):
 def check_python(root: Path) -> Iterator[Finding]:
     package = root / "python/taco_llm"
     files = sorted(package.rglob("*.py"))
-    known = {"_core", *(p.stem for p in package.glob("*.py")), *(p.name for p in package.iterdir() if p.is_dir())}
+    known = {"_core", *(p.stem for p in package.iterdir() if p.is_dir() or p.suffix == ".py")}
     for path in files:
         inside = path.relative_to(package)
         shown = path.relative_to(root)

@@ -50,7 +50,7 @@ def connect(url: str, timeout: float) -> http.client.HTTPConnection:
 
 
 def wait_until_ready(url: str, server: subprocess.Popen[bytes], limit: float) -> None:
-    """Returns when GET /health answers 200. DemoError: the server ended, or took longer than `limit` seconds."""
+    """Returns when GET /health answers 200. DemoError: the server ended, or took longer."""
     deadline = time.monotonic() + limit
     while True:
         if server.poll() is not None:
@@ -97,7 +97,8 @@ def stream_chat(url: str, prompt: str, max_tokens: int, api_key: str | None) -> 
     connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
     response = connection.getresponse()
     if response.status != 200:
-        raise DemoError(f"the server answered {response.status}: {response.read().decode('utf-8', 'replace')}")
+        text = response.read().decode("utf-8", "replace")
+        raise DemoError(f"the server answered {response.status}: {text}")
     first = last = 0.0
     tokens, text = 0, ""
     for event in events(response):
@@ -147,7 +148,10 @@ def run_own_server(args: argparse.Namespace) -> None:
         start = time.monotonic()
         with log.open("wb") as sink:
             server = subprocess.Popen(
-                server_command(port), stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
+                server_command(port),
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
         try:

@@ -1,7 +1,7 @@
 """Print the requirements of pyproject.toml, one a line, for `pip install -r`.
 
-    python scripts/requirements.py build            what [build-system] requires
-    python scripts/requirements.py test             an extra of [project.optional-dependencies]
+python scripts/requirements.py build            what [build-system] requires
+python scripts/requirements.py test             an extra of [project.optional-dependencies]
 """
 
 import sys

@@ -52,7 +52,9 @@ class Machine:
     def remove(self, name: str) -> None:
         (self.bin / name).unlink()
 
-    def add_python(self, name: str = "python3", version: str = "3.11", too_old: int = 0, no_venv: int = 0) -> None:
+    def add_python(
+        self, name: str = "python3", version: str = "3.11", too_old: int = 0, no_venv: int = 0
+    ) -> None:
         text = PYTHON.format(version=version, too_old=too_old, no_venv=no_venv, header=self.header)
         self.add(name, text)
 

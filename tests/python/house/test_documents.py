@@ -19,7 +19,8 @@ BASES = ("", "cpp", "python/taco_llm")
 
 def prose(name: str) -> str:
     """The document without its fenced blocks."""
-    return re.sub(r"^```.*?^```", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def code_spans(name: str) -> list[str]:
