@@ -9,6 +9,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "backend/cpu/isa/dispatch.h"
+#include "backend/profiling_backend.h"
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "bindings/executor_handle.h"
@@ -38,8 +39,12 @@ std::optional<DType> kv_dtype(const std::string& name) {
   return dtype;
 }
 
-std::shared_ptr<Backend> make_backend(const std::string& device, int threads) {
-  if (device == "cpu") return make_cpu_backend(threads);
+std::shared_ptr<Backend> make_backend(const std::string& device, int threads, bool profile) {
+  if (device == "cpu") {
+    std::shared_ptr<Backend> backend = make_cpu_backend(threads);
+    if (profile) backend = std::make_shared<ProfilingBackend>(std::move(backend));
+    return backend;
+  }
   if (device.starts_with("cuda")) {
     fail(ErrorCode::kUnimplemented, "the CUDA backend is not built yet; use device \"cpu\"");
   }
@@ -73,7 +78,15 @@ void bind_model(nb::module_& m) {
         DeviceMemory memory = b.memory();
         return std::pair(memory.total, memory.available);
       }, "(total, available) bytes")
-      .def(nb::new_(&make_backend), "device"_a = "cpu", "threads"_a = 0);
+      .def(nb::new_(&make_backend), "device"_a = "cpu", "threads"_a = 0, nb::kw_only(), "profile"_a = false)
+      .def("profile", [](Backend& self) {
+        auto* profiling = dynamic_cast<ProfilingBackend*>(&self);
+        TACO_REQUIRE(profiling, "this backend was made without profile=True");
+        std::map<std::string, std::pair<int64_t, double>> out;
+        for (const auto& [op, time] : profiling->times()) out[op] = {time.calls, time.seconds};
+        profiling->reset();
+        return out;
+      });
 
   nb::class_<Model>(m, "Model", "A model's weights, repacked for one backend.")
       .def_ro("spec", &Model::spec)

@@ -89,9 +89,11 @@ class ModelSpec:
     def __init__(self, **fields: Any) -> None: ...
 
 class Backend:
-    """device: "cpu". threads 0: one for each core of the process."""
+    """device: "cpu". threads 0: one for each core of the process. profile: time every op."""
 
-    def __init__(self, device: str = "cpu", threads: int = 0) -> None: ...
+    def __init__(self, device: str = "cpu", threads: int = 0, *, profile: bool = False) -> None: ...
+    def profile(self) -> dict[str, tuple[int, float]]:
+        """Op -> (calls, seconds) since the last call; ValueError without profile=True."""
     @property
     def name(self) -> str: ...
     @property

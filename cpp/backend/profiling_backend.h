@@ -1,0 +1,62 @@
+// A backend that times every op of another one.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "backend/backend.h"
+
+namespace taco {
+
+struct OpTime {
+  int64_t calls = 0;
+  double seconds = 0;
+};
+
+// Synchronises after each op, so the sum is a little above the unprofiled run. Linears are told apart by their
+// shape ("linear 576x1536") and everything else by its name.
+class ProfilingBackend final : public Backend {
+ public:
+  explicit ProfilingBackend(std::shared_ptr<Backend> inner) : inner_(std::move(inner)) {}
+
+  const std::map<std::string, OpTime>& times() const { return times_; }
+  void reset() { times_.clear(); }
+
+  std::string name() const override { return inner_->name(); }
+  std::string description() const override { return inner_->description() + ", profiling"; }
+  DeviceMemory memory() const override { return inner_->memory(); }
+  void* allocate(size_t bytes, bool zero) override { return inner_->allocate(bytes, zero); }
+  void release(void* data) noexcept override { inner_->release(data); }
+  void synchronize() override { inner_->synchronize(); }
+  void upload(void* device, const void* source, size_t bytes) override { inner_->upload(device, source, bytes); }
+  void download(void* host, const void* source, size_t bytes) override { inner_->download(host, source, bytes); }
+  void idle() override { inner_->idle(); }
+  int host_threads() const override { return inner_->host_threads(); }
+  void host_parallel(int64_t count, const std::function<void(int64_t, int)>& fn) override;
+  std::unique_ptr<Linear> prepare_linear(std::span<const HostMatrix> parts, const float* bias,
+                                         DType compute) override {
+    return inner_->prepare_linear(parts, bias, compute);
+  }
+  std::unique_ptr<Embedding> prepare_embedding(const HostMatrix& table, DType compute) override {
+    return inner_->prepare_embedding(table, compute);
+  }
+  void embedding(const EmbeddingParams&) override;
+  void norm(const NormParams&) override;
+  void linear(const LinearParams&) override;
+  void rope_and_cache(const RopeAndCacheParams&) override;
+  void attention(const AttentionParams&) override;
+  void moe(const MoeParams&) override;
+  void gather_rows(const GatherRowsParams&) override;
+  void scale_logits(const ScaleLogitsParams&) override;
+  void copy_blocks(const CopyBlocksParams&) override;
+
+ private:
+  template <typename Fn>
+  void timed(const std::string& op, Fn&& fn);
+
+  std::shared_ptr<Backend> inner_;
+  std::map<std::string, OpTime> times_;
+};
+
+}  // namespace taco
