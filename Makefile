@@ -67,8 +67,13 @@ check: $(STAMP)/build-tools $(STAMP)/googletest ## C++ tests of the small layers
 	  ctest --test-dir build/checked --output-on-failure --no-tests=error -E '_NOT_BUILT'
 
 .PHONY: bench
-bench: install model ## measure this machine: offline throughput of the default model
-	@$(PY) bench/offline/throughput.py $(ARGS)
+bench: install model ## measure this machine: decode and prefill of MODEL (or the default one)
+	@echo "== one request, 128 tokens after 128"
+	@$(VENV)/bin/taco_llm bench latency $(MODEL) --batch-size 1 --num-iters 5 $(ARGS)
+	@echo "== a prompt of 2048 tokens"
+	@$(VENV)/bin/taco_llm bench latency $(MODEL) --batch-size 1 --input-len 2048 --output-len 1 --num-iters 5 $(ARGS)
+	@echo "== 32 requests at once"
+	@$(VENV)/bin/taco_llm bench latency $(MODEL) --batch-size 32 --num-iters 3 $(ARGS)
 
 .PHONY: lint
 lint: install $(STAMP)/dev ## ruff, mypy, clang-format and the layer map

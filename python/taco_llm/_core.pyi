@@ -12,9 +12,9 @@ import numpy as np
 
 __version__: str
 
-# --- models as data: every field of cpp/model/model_spec.def is a keyword of the constructor and an attribute.
-# Enumerations are strings: norm kind "none|rms|layer"; activation "none|silu|gelu|gelu_tanh|gelu_quick|relu|relu2";
-# routing "softmax_topk|topk_softmax|sigmoid_topk".
+# --- models as data: every field of cpp/model/model_spec.def is a keyword of the constructor and an
+# attribute. Enumerations are strings: norm kind "none|rms|layer"; activation
+# "none|silu|gelu|gelu_tanh|gelu_quick|relu|relu2"; routing "softmax_topk|topk_softmax|sigmoid_topk".
 class NormSpec:
     kind: str
     eps: float
@@ -113,8 +113,9 @@ class Model:
 class ModelBuilder:
     """Takes a checkpoint's tensors one by one, in any order, and repacks each as soon as it can.
 
-    Slots: embed.tokens [vocab, embed_dim or hidden], embed.positions [max_positions + position_offset, hidden],
-    embed.project_in [hidden, embed_dim], embed.project_out [embed_dim, hidden], embed.norm.{weight,bias},
+    Slots: embed.tokens [vocab, embed_dim or hidden],
+    embed.positions [max_positions + position_offset, hidden], embed.project_in [hidden, embed_dim],
+    embed.project_out [embed_dim, hidden], embed.norm.{weight,bias},
     layers.I.{attn_norm,post_attn_norm,ffn_norm,post_ffn_norm}.{weight,bias},
     layers.I.attn.{q,k,v,o}.{weight,bias}, layers.I.attn.{q_norm,k_norm}.weight, layers.I.attn.sinks,
     layers.I.ffn.{gate,up,down}.{weight,bias}, layers.I.moe.router.weight,
@@ -170,7 +171,9 @@ class NullExecutor(Executor):
     ) -> None: ...
 
 class Vocabulary:
-    def __init__(self, pieces: Sequence[bytes], special: Sequence[int], strip_leading_space: bool = False) -> None: ...
+    def __init__(
+        self, pieces: Sequence[bytes], special: Sequence[int], strip_leading_space: bool = False
+    ) -> None: ...
     def piece(self, id: int) -> bytes: ...
     def __len__(self) -> int: ...
 
@@ -203,7 +206,7 @@ class Output:
     num_output_tokens: int
     num_cached_tokens: int
     times: tuple[float, float, float, float, float]
-    """arrival, first scheduled, first token, last token, finished: seconds of time.monotonic(); 0: not yet."""
+    """arrival, first scheduled, first token, last token, finished: time.monotonic(); 0: not yet."""
 
 class EngineStats:
     running: int
