@@ -50,18 +50,24 @@ void EngineLoop::run(Inbox& inbox, OutputQueue& queue) {
     update_stats(0);
     publish(inbox, queue);
   } catch (const std::exception& error) {
-    die(error.what(), inbox, queue);
+    die(error.what(), mail, inbox, queue);
   } catch (...) {
-    die("an exception of unknown type", inbox, queue);
+    die("an exception of unknown type", mail, inbox, queue);
   }
   queue.close();
 }
 
-void EngineLoop::take(Mail& mail) {
-  for (std::unique_ptr<EngineRequest>& request : mail.submissions) {
-    scheduler_.add(*request);
-    requests_.emplace(request->id, std::move(request));
+void EngineLoop::add_requests(Mail& mail) {
+  for (std::unique_ptr<EngineRequest>& submission : mail.submissions) {
+    if (submission == nullptr) continue;
+    EngineRequest& request = *submission;
+    requests_.emplace(request.id, std::move(submission));
+    scheduler_.add(request);
   }
+}
+
+void EngineLoop::take(Mail& mail) {
+  add_requests(mail);
   for (RequestId id : mail.aborts) {
     auto it = requests_.find(id);
     if (it != requests_.end()) end_request(*it->second, FinishReason::kAbort, "");
@@ -166,7 +172,15 @@ void EngineLoop::finish(EngineRequest& request, SeqState& seq, FinishReason reas
   SequenceOutput& out = request.outputs[static_cast<size_t>(seq.index)];
   if (out.detokenizer) out.detokenizer->finish(out.delta.text);
   out.delta.finish_reason = reason;
-  scheduler_.finish(seq, reason);
+  try {
+    scheduler_.finish(seq, reason);
+  } catch (...) {
+    if (!dead_) throw;
+    // Whatever state the scheduler died in, readers must not be left waiting.
+    seq.status = SeqStatus::kFinished;
+    seq.finish_reason = reason;
+    --request.num_unfinished;
+  }
   if (request.num_unfinished == 0) request.times.finished = now;
 }
 
@@ -279,13 +293,12 @@ void EngineLoop::publish(Inbox& inbox, OutputQueue& queue) {
   inbox.account(scheduled, static_cast<int64_t>(finished_.size()));
 }
 
-void EngineLoop::die(const std::string& reason, Inbox& inbox, OutputQueue& queue) {
-  Mail mail;
+// What was submitted and not yet looked at is in `mail`, or still in the inbox.
+void EngineLoop::die(const std::string& reason, Mail& mail, Inbox& inbox, OutputQueue& queue) {
+  dead_ = true;
+  add_requests(mail);
   inbox.die(reason, mail);
-  for (std::unique_ptr<EngineRequest>& request : mail.submissions) {
-    scheduler_.add(*request);
-    requests_.emplace(request->id, std::move(request));
-  }
+  add_requests(mail);
   {
     std::lock_guard lock(stats_mutex_);
     stats_.dead = true;

@@ -29,6 +29,7 @@ class EngineLoop {
  private:
   static SchedulerConfig scheduler_config(const Executor& executor, const EngineConfig& config);
 
+  void add_requests(Mail& mail);
   void take(Mail& mail);
   void step();
   void mark_scheduled(const Proposal& proposal, double now);
@@ -41,7 +42,7 @@ class EngineLoop {
   void collect(EngineRequest& request, int sequence, int index);
   void collect_best(EngineRequest& request);
   void publish(Inbox& inbox, OutputQueue& queue);
-  void die(const std::string& reason, Inbox& inbox, OutputQueue& queue);
+  void die(const std::string& reason, Mail& mail, Inbox& inbox, OutputQueue& queue);
   void count(const EngineRequest& request);
   void update_stats(double step_end);  // 0: no step
   void copy_totals();                  // under the lock
@@ -59,6 +60,7 @@ class EngineLoop {
   std::vector<EngineRequest*> finished_;
   int64_t newly_scheduled_ = 0;
 
+  bool dead_ = false;
   uint64_t num_steps_ = 0;
   EngineStats totals_;  // finished_*, of the engine thread
   mutable std::mutex stats_mutex_;

@@ -98,6 +98,7 @@ bool Scheduler::Planner::fits(const SeqState& seq) const {
     // What was preempted comes back only when each of the others could take one more block, lest it be
     // preempted again before it has been recomputed.
     if (seq.status == SeqStatus::kPreempted) spare = std::max(spare, others);
+    spare += slots_of(seq) - 1;  // each fork will soon want a block of its own
   }
   return free_ - blocks_for(seq.len(), s_.config_.block_size) >= spare;
 }
@@ -149,7 +150,8 @@ int32_t Scheduler::Planner::chunk(const SeqState& seq) const {
   int32_t left = seq.len() - seq.num_computed;
   if (left <= budget_) return left;
   // Without chunking, only what no step could hold is cut: prompt and output of a preempted sequence.
-  bool may_cut = s_.config_.enable_chunked_prefill || left > s_.config_.max_num_batched_tokens;
+  bool may_cut =
+      s_.config_.enable_chunked_prefill || left > s_.config_.max_num_batched_tokens || seq.num_computed > 0;
   return may_cut ? budget_ : 0;
 }
 
