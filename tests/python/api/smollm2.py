@@ -84,19 +84,16 @@ def reference(path: Path) -> Any:
     return model.eval().float()
 
 
-def greedy(model: Any, prompt: list[int], length: int) -> tuple[list[int], np.ndarray]:
-    """`length` greedy tokens, and the log probabilities [length, vocab] that chose them."""
+def follow(model: Any, prompt: list[int], answer: list[int]) -> tuple[list[int], np.ndarray]:
+    """What the model would say after the prompt and after each token of the answer: its likeliest token, and
+    all log probabilities [len(answer), vocab].
+
+    An answer is the model's greedy one exactly when it equals these tokens; one pass shows it, where making
+    the greedy answer would take as many passes as it has tokens.
+    """
     import torch
 
-    ids, rows = list(prompt), []
     with torch.no_grad():
-        past = None
-        step = torch.tensor([ids])
-        for _ in range(length):
-            answer = model(step, past_key_values=past, use_cache=True)
-            past = answer.past_key_values
-            row = torch.log_softmax(answer.logits[0, -1].double(), -1)
-            rows.append(row.numpy())
-            ids.append(int(row.argmax()))
-            step = torch.tensor([[ids[-1]]])
-    return ids[len(prompt) :], np.stack(rows)
+        logits = model(torch.tensor([prompt + answer[:-1]])).logits[0, len(prompt) - 1 :]
+        rows = torch.log_softmax(logits.double(), -1)
+    return [int(token) for token in rows.argmax(-1)], rows.numpy()

@@ -12,13 +12,18 @@ from taco_llm.async_engine import EngineDeadError
 from taco_llm.engine_args import NotBuiltError
 
 
-def with_engine(test: Callable[[AsyncLLMEngine], Coroutine[Any, Any, None]], **settings: Any) -> None:
+@pytest.fixture()
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 2 ms, so that there is time to interrupt a request."""
+    monkeypatch.setenv("TACO_NULL_STEP_SECONDS", "0.002")
+
+
+def with_engine(test: Callable[[AsyncLLMEngine], Coroutine[Any, Any, None]]) -> None:
     """Runs the coroutine with an engine of its own, within a minute."""
 
     async def run() -> None:
-        engine = AsyncLLMEngine.from_engine_args(
-            AsyncEngineArgs(model="null", max_model_len=4096, **settings)
-        )
+        args = AsyncEngineArgs(model="null", max_model_len=4096)
+        engine = AsyncLLMEngine.from_engine_args(args)
         try:
             await asyncio.wait_for(test(engine), 60)
         finally:
@@ -72,7 +77,7 @@ def test_many_requests_get_their_own_answers() -> None:
     with_engine(check)
 
 
-def test_leaving_the_generator_aborts() -> None:
+def test_leaving_the_generator_aborts(slow: None) -> None:
     async def check(engine: AsyncLLMEngine) -> None:
         stream = engine.generate("x", SamplingParams(max_tokens=4000), "a")
         await stream.__anext__()
@@ -91,7 +96,7 @@ def test_leaving_the_generator_aborts() -> None:
     with_engine(check)
 
 
-def test_abort_ends_the_generator() -> None:
+def test_abort_ends_the_generator(slow: None) -> None:
     async def check(engine: AsyncLLMEngine) -> None:
         task = asyncio.create_task(last(engine, "y", "b", max_tokens=4000))
         await asyncio.sleep(0.05)
@@ -104,7 +109,7 @@ def test_abort_ends_the_generator() -> None:
     with_engine(check)
 
 
-def test_errors() -> None:
+def test_errors(slow: None) -> None:
     async def check(engine: AsyncLLMEngine) -> None:
         with pytest.raises(ValueError, match="4096"):
             await last(engine, "x" * 5000, "a")
@@ -149,7 +154,7 @@ def test_questions_about_the_engine(caplog: pytest.LogCaptureFixture) -> None:
     assert "generated tokens/s" in caplog.text and "KV cache" in caplog.text
 
 
-def test_shutdown_wakes_those_who_wait() -> None:
+def test_shutdown_wakes_those_who_wait(slow: None) -> None:
     async def check(engine: AsyncLLMEngine) -> None:
         task = asyncio.create_task(last(engine, "y", "b", max_tokens=4000))
         await asyncio.sleep(0.05)

@@ -22,18 +22,25 @@ def llm():
 
 
 @pytest.fixture(scope="module")
-def wanted(llm: LLM):
+def answers(llm: LLM):
+    """Greedy answers to the prompts, with logprobs."""
+    params = SamplingParams(temperature=0, max_tokens=LENGTH, ignore_eos=True, logprobs=5)
+    return llm.generate(smollm2.PROMPTS, params, use_tqdm=False)
+
+
+@pytest.fixture(scope="module")
+def wanted(answers):
     """(token ids, log probabilities) of transformers for each prompt."""
     pytest.importorskip("torch", reason="the reference needs torch")
     model = smollm2.reference(PATH)
-    encode = llm.get_tokenizer().encode
-    return [smollm2.greedy(model, encode(prompt), LENGTH) for prompt in smollm2.PROMPTS]
+    return [
+        smollm2.follow(model, output.prompt_token_ids, list(output.outputs[0].token_ids))
+        for output in answers
+    ]
 
 
-def test_greedy_tokens_and_logprobs_are_those_of_transformers(llm: LLM, wanted) -> None:
-    params = SamplingParams(temperature=0, max_tokens=LENGTH, ignore_eos=True, logprobs=5)
-    outputs = llm.generate(smollm2.PROMPTS, params, use_tqdm=False)
-    for output, (ids, rows) in zip(outputs, wanted, strict=True):
+def test_greedy_tokens_and_logprobs_are_those_of_transformers(answers, wanted) -> None:
+    for output, (ids, rows) in zip(answers, wanted, strict=True):
         (completion,) = output.outputs
         assert list(completion.token_ids) == ids, output.prompt
         for position, (row, entries) in enumerate(zip(rows, completion.logprobs, strict=True)):
