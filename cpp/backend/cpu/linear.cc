@@ -502,15 +502,15 @@ std::unique_ptr<CpuEmbedding> prepare_cpu_embedding(const HostMatrix& table) {
 void run_cpu_embedding(const EmbeddingParams& p, ThreadPool& pool) {
   const HostMatrix& table = static_cast<const CpuEmbedding*>(p.table)->table();
   for (int64_t r = 0; r < p.rows; ++r) {
-    TACO_REQUIRE(p.ids[r] >= 0 && p.ids[r] < table.rows, "token id ", p.ids[r], " is outside the vocabulary of ",
-                 table.rows);
+    int64_t row = int64_t{p.ids[r]} + p.id_offset;
+    TACO_REQUIRE(row >= 0 && row < table.rows, "id ", row, " is outside the table of ", table.rows, " rows");
   }
   pool.parallel_for(p.rows, 8, [&](int64_t begin, int64_t end) {
     std::vector<float> row(p.accumulate ? static_cast<size_t>(table.cols) : 0);
     for (int64_t r = begin; r < end; ++r) {
       float* out = p.out + r * table.cols;
       float* looked_up = p.accumulate ? row.data() : out;
-      dequantize_row(table, p.ids[r], looked_up);
+      dequantize_row(table, p.ids[r] + p.id_offset, looked_up);
       for (int64_t i = 0; i < table.cols; ++i) {
         float v = looked_up[i] * p.scale;
         out[i] = p.accumulate ? out[i] + v : v;
