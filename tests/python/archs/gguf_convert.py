@@ -153,7 +153,7 @@ def random_blocks(kind: gguf.GGMLQuantizationType, shape: tuple[int, ...], seed:
 
 
 def write(model: Any, path: Path, kind: str = "F32", extra: dict[str, np.ndarray] | None = None) -> None:
-    """Random k-quant blocks with scales for weights of usual size (the package cannot quantise to them)."""
+    """Writes the model; its own weights become what the file holds after quantising to `kind`."""
     writer = gguf.GGUFWriter(path, ARCH[type(model).__name__][0])
     write_metadata(writer, model)
     quant = gguf.GGMLQuantizationType[kind]
