@@ -59,7 +59,7 @@ class Server:
         runner = make_runner(self.app)
         try:
             await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self.options.ssl_context()).start()
             self.port = runner.addresses[0][1]
         except BaseException as e:
             self._failure = e
@@ -71,7 +71,8 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        scheme = "https" if self.options.ssl_certfile else "http"
+        return f"{scheme}://127.0.0.1:{self.port}"
 
     def call(self, function: Any, *args: Any) -> None:
         self._loop.call_soon_threadsafe(function, *args)

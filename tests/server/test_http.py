@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -479,18 +482,53 @@ def test_long_prompts_are_tokenised_in_a_thread(make_fake: Any) -> None:
     assert not seen[0].startswith("taco-tokenizer") and seen[1].startswith("taco-tokenizer")
 
 
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS")
 def test_tls(make_fake: Any, tmp_path: Path) -> None:
-    import shutil
-    import ssl
-    import subprocess
-
-    from taco_llm.server.options import ServerOptions
-
+    """Streams, errors and lost clients, over TLS as over plain sockets."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is needed to make a certificate")
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout k.pem -out c.pem"
     subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
-    options = ServerOptions(ssl_keyfile=str(tmp_path / "k.pem"), ssl_certfile=str(tmp_path / "c.pem"))
-    context = options.ssl_context()
-    assert context is not None and context.verify_mode == ssl.CERT_NONE
-    assert ServerOptions().ssl_context() is None
+    server = make_fake(ssl_keyfile=str(tmp_path / "k.pem"), ssl_certfile=str(tmp_path / "c.pem"))
+    ask = {"prompt": "x", "max_tokens": 50, "stream": True}
+    text = requests.post(server.url + "/v1/completions", json=ask, verify=False, timeout=5).text
+    assert "".join(re.findall(r'"text":"([^"]*)"', text)) == "".join(f" w{i}" for i in range(50))
+    ask["max_tokens"] = 2000
+    with requests.post(server.url + "/v1/completions", json=ask, verify=False, stream=True, timeout=5) as r:
+        next(r.iter_lines())
+    deadline = time.monotonic() + 2
+    while server.handle.core.stats().running:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_http_1_0_stream(fake: Any) -> None:
+    body = b'{"prompt": "x", "max_tokens": 3, "stream": true}'
+    request = body_of("POST", "/v1/completions", body).replace(b"HTTP/1.1", b"HTTP/1.0")
+    head, _, rest = raw(fake, request).partition(b"\r\n\r\n")
+    assert b"chunked" not in head.lower()
+    assert rest.startswith(b"data: {") and rest.endswith(b"data: [DONE]\n\n")
+
+
+def test_without_a_tokenizer(make_fake: Any) -> None:
+    server = make_fake(handle={"tokenizer": None})
+    url = server.url + "/v1/completions"
+    ask = {"prompt": [1, 2], "max_tokens": 2, "logprobs": 1, "return_token_ids": True}
+    choice = requests.post(url, json=ask, timeout=5).json()["choices"][0]
+    assert choice["token_ids"] == [256, 257]
+    assert choice["logprobs"]["tokens"] == ["token_id:256", "token_id:257"]
+    for path, body in (
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+        ("/tokenize", {"prompt": "x"}),
+        ("/detokenize", {"tokens": [1]}),
+        ("/generate", {"prompt": "x"}),
+    ):
+        r = requests.post(server.url + path, json=body, timeout=5)
+        assert r.status_code == 400 and "token ids" in r.json()["error"]["message"]
+
+
+def test_pipelined_requests_and_keep_alive(fake: Any) -> None:
+    one = body_of("POST", "/v1/completions", b'{"prompt": "x", "max_tokens": 2}')
+    answer = raw(fake, one.replace(b"Connection: close\r\n", b"") * 3 + body_of("GET", "/ready", b""))
+    assert answer.count(b"HTTP/1.1 200 OK") == 4 and answer.count(b" w0 w1") == 3

@@ -126,15 +126,19 @@ def run(handle: Any, options: ServerOptions) -> int:
     app = make_app(handle, options)
     try:
         if options.uvloop:
-            import uvloop  # type: ignore[import-not-found,unused-ignore]
-
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # type: ignore[attr-defined,unused-ignore]
-                runner.run(_serve(app, options))
+            _uvloop().run(_serve(app, options))
         else:
             asyncio.run(_serve(app, options))
     finally:
         handle.core.shutdown()
     return 0
+
+
+def _uvloop() -> Any:
+    try:
+        return importlib.import_module("uvloop")
+    except ImportError:
+        raise ValueError("--uvloop needs the uvloop package: pip install uvloop, or leave it out") from None
 
 
 async def _serve(app: web.Application, options: ServerOptions) -> None:

@@ -14,7 +14,7 @@ from aiohttp import web
 
 logger = logging.getLogger("taco_llm.server")
 
-ENVIRONMENT = ("TACO_LLM_API_KEY", "VLLM_API_KEY")
+ENVIRONMENT = ("TACO_LLM_API_KEY", "TACO_API_KEY", "VLLM_API_KEY")
 
 
 def _digest(key: str) -> bytes:

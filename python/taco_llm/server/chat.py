@@ -137,6 +137,7 @@ async def render_messages(fields: Fields, state: State) -> tuple[list[dict[str, 
             param="chat_template",
         )
     template = template if template is not None else state.chat_template
+    state.need_tokenizer()
     arguments = _template_kwargs(fields, state)
     documents = _read_documents(fields)
 

@@ -13,7 +13,7 @@ from aiohttp import web
 from taco_llm.server import sampling
 from taco_llm.server.body import read_json
 from taco_llm.server.errors import ApiError, not_built
-from taco_llm.server.fields import Fields, check_token_ids
+from taco_llm.server.fields import Fields
 from taco_llm.server.generation import Choice, Collector, Request
 from taco_llm.server.logprobs import TokenTexts, completion_logprobs, prepend_prompt, prompt_logprobs
 from taco_llm.server.middleware import new_id, note
@@ -111,9 +111,7 @@ async def _read(fields: Fields, state: State) -> Completion:
     priority = sampling.read_priority(fields)
     return_token_ids = fields.flag("return_token_ids")
     keep = sampling.read_truncation(fields, state)
-    prompts = await _read_prompts(fields, state, fields.flag("add_special_tokens", True))
-    if keep is not None:
-        prompts = [p[-keep:] for p in prompts]
+    prompts, sent = await _read_prompts(fields, state, fields.flag("add_special_tokens", True), keep)
     params = []
     for prompt in prompts:
         arguments["max_tokens"] = sampling.room(prompt, max_tokens or 1, state)
@@ -123,17 +121,19 @@ async def _read(fields: Fields, state: State) -> Completion:
     params = [core] * len(prompts)
     n = people.n
     request = Request(prompts, params, n, people.best_of or n, priority)
-    texts = [state.tokenizer.decode(p, skip_special_tokens=False) if echo else "" for p in prompts]
-    if isinstance(fields.body["prompt"], str) and echo and keep is None:
-        texts = [fields.body["prompt"]]
+    texts = [""] * len(prompts)
+    if echo:
+        texts = [state.decode(p) if text is None else text for p, text in zip(prompts, sent, strict=True)]
     return Completion(
         new_id("cmpl-"), int(time.time()), model, request, texts, logprobs, wanted_prompt_logprobs, echo,
         echo_only, return_token_ids, stream, stream_options,
     )  # fmt: skip
 
 
-async def _read_prompts(fields: Fields, state: State, add_special_tokens: bool) -> list[list[int]]:
-    """A string, token ids, or a list of either."""
+async def _read_prompts(
+    fields: Fields, state: State, add_special_tokens: bool, keep: int | None
+) -> tuple[list[list[int]], list[str | None]]:
+    """A string, token ids, or a list of either. With the ids the text that was sent, where it is all used."""
     raw = fields.raw("prompt")
     if raw is None:
         raise ApiError("'prompt' is missing.", param="prompt")
@@ -153,16 +153,19 @@ async def _read_prompts(fields: Fields, state: State, add_special_tokens: bool) 
             param="prompt",
         )
     prompts: list[list[int]] = []
+    texts: list[str | None] = []
     for item in raw:
         if isinstance(item, str):
             state.check_text_size(item)
-            prompts.append(await state.encode(item, add_special_tokens=add_special_tokens))
+            ids = await state.encode(item, add_special_tokens=add_special_tokens)
+            texts.append(item if keep is None or len(ids) <= keep else None)
+            prompts.append(ids if keep is None else ids[-keep:])
         elif isinstance(item, list):
-            check_token_ids(item, state.vocab_size, "prompt")
-            prompts.append(item)
+            prompts.append(sampling.check_prompt_ids(item, keep, state, "prompt"))
+            texts.append(None)
         else:
             raise ApiError("'prompt' must hold strings, or arrays of token ids, throughout.", param="prompt")
-    return prompts
+    return prompts, texts
 
 
 def _whole(

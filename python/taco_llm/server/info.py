@@ -110,13 +110,16 @@ async def detokenize(request: web.Request) -> web.Response:
     tokens = fields.raw("tokens")
     if not isinstance(tokens, list):
         raise fields.wrong("tokens", "an array of token ids")
+    state.need_tokenizer()
+    limit = max(65536, state.max_model_len)
+    if len(tokens) > limit:
+        raise ApiError(f"'tokens' has {len(tokens)} entries; at most {limit} are allowed.", param="tokens")
     check_token_ids(tokens, min(state.vocab_size, state.tokenizer.vocab_size), "tokens")
     fields.warn_unknown("/detokenize")
-    decode = state.tokenizer.decode
     if len(tokens) > state.options.tokenizer_inline_chars:
-        text = await state.in_thread(decode, tokens, skip_special_tokens=False)
+        text = await state.in_thread(state.decode, tokens)
     else:
-        text = decode(tokens, skip_special_tokens=False)
+        text = state.decode(tokens)
     return web.json_response({"prompt": text})
 
 

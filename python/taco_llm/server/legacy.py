@@ -14,7 +14,7 @@ from aiohttp import web
 from taco_llm.server import sampling
 from taco_llm.server.body import read_json
 from taco_llm.server.errors import ApiError, error_body
-from taco_llm.server.fields import Fields, check_token_ids
+from taco_llm.server.fields import Fields
 from taco_llm.server.generation import Collector, Request
 from taco_llm.server.middleware import note
 from taco_llm.server.sse import StreamJob
@@ -32,7 +32,7 @@ async def generate(http: web.Request) -> web.StreamResponse:
     max_tokens = fields.integer("max_tokens", 16, 1, 2**31 - 1)
     priority = sampling.read_priority(fields)
     keep = sampling.read_truncation(fields, state)
-    text, ids = await _read_prompt(fields, state)
+    text, ids = await _read_prompt(fields, state, keep)
     if keep is not None:
         ids = ids[-keep:]
     fields.warn_unknown("/generate")
@@ -47,14 +47,14 @@ async def generate(http: web.Request) -> web.StreamResponse:
     return web.Response(body=body + b"\0" if stream else body, content_type="application/json")
 
 
-async def _read_prompt(fields: Fields, state: State) -> tuple[str, list[int]]:
+async def _read_prompt(fields: Fields, state: State, keep: int | None) -> tuple[str, list[int]]:
     prompt = fields.raw("prompt")
     ids = fields.raw("prompt_token_ids")
     if prompt is None and ids is not None:
         if not isinstance(ids, list):
             raise fields.wrong("prompt_token_ids", "an array of token ids")
-        check_token_ids(ids, state.vocab_size, "prompt_token_ids")
-        return state.tokenizer.decode(ids, skip_special_tokens=False), ids
+        ids = sampling.check_prompt_ids(ids, keep, state, "prompt_token_ids")
+        return state.decode(ids), ids
     if not isinstance(prompt, str):
         raise ApiError("'prompt' must be a string.", param="prompt")
     state.check_text_size(prompt)

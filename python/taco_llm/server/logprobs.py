@@ -11,14 +11,14 @@ _FLOOR = -9999.0  # JSON has no -inf
 
 
 class TokenTexts:
-    """Token ids as text, or as "token_id:N" under --return-tokens-as-token-ids."""
+    """Token ids as text; as "token_id:N" under --return-tokens-as-token-ids, and without a tokenizer."""
 
     def __init__(self, state: State) -> None:
         self._vocabulary = state.vocabulary
-        self._as_ids = state.options.return_tokens_as_token_ids
+        self._as_ids = state.options.return_tokens_as_token_ids or self._vocabulary is None
 
     def bytes(self, token: int) -> bytes:
-        return bytes(self._vocabulary.piece(token))
+        return bytes(self._vocabulary.piece(token)) if self._vocabulary is not None else b""
 
     def text(self, token: int) -> str:
         return f"token_id:{token}" if self._as_ids else self.bytes(token).decode("utf-8", "replace")

@@ -7,7 +7,7 @@ from typing import Any
 
 from taco_llm.sampling_params import SamplingParams
 from taco_llm.server.errors import ApiError, not_built
-from taco_llm.server.fields import Fields, is_int
+from taco_llm.server.fields import Fields, check_token_ids, is_int
 from taco_llm.server.state import State
 
 _INT32 = 2**31 - 1
@@ -157,6 +157,15 @@ def room(prompt_ids: list[int], max_tokens: int | None, state: State) -> int:
             param="prompt" if length >= limit else "max_tokens",
         )
     return max_tokens if max_tokens is not None else limit - length
+
+
+def check_prompt_ids(ids: list[Any], keep: int | None, state: State, name: str) -> list[int]:
+    """A prompt given as token ids, cut to its last `keep`. Its length is checked before its many entries."""
+    ids = ids if keep is None else ids[-keep:]
+    if len(ids) > state.max_model_len:
+        room(ids, None, state)
+    check_token_ids(ids, state.vocab_size, name)
+    return ids
 
 
 def core_params(arguments: dict[str, Any], state: State) -> tuple[SamplingParams, Any]:

@@ -57,13 +57,14 @@ class State:
     @functools.cached_property
     def vocabulary(self) -> Any:
         """The bytes of every token: built at first use, by the requests that ask for logprobs."""
-        return self.tokenizer.core_vocabulary()
+        return self.tokenizer.core_vocabulary() if self.tokenizer is not None else None
 
     @functools.cached_property
     def longest_piece(self) -> int:
         """Bytes of the longest token: a prompt of more than max_model_len times this cannot fit."""
-        vocabulary = self.vocabulary
-        return max(1, max((len(vocabulary.piece(i)) for i in range(len(vocabulary))), default=1))
+        pieces = self.vocabulary
+        count = len(pieces) if pieces is not None else 0
+        return max(1, max((len(pieces.piece(i)) for i in range(count)), default=1))
 
     async def in_thread(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         loop = asyncio.get_running_loop()
@@ -71,9 +72,21 @@ class State:
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids; long texts in a thread, so that the streams of others go on meanwhile."""
+        self.need_tokenizer()
         if len(text) <= self.options.tokenizer_inline_chars:
             return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
         return list(await self.in_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens))
+
+    def need_tokenizer(self) -> None:
+        if self.tokenizer is None:
+            message = (
+                "This server runs without a tokenizer (--skip-tokenizer-init): send prompts as token ids."
+            )
+            raise ApiError(message, param="prompt")
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids, special tokens included; empty without a tokenizer."""
+        return "" if self.tokenizer is None else self.tokenizer.decode(ids, skip_special_tokens=False)
 
     def check_text_size(self, text: str) -> None:
         """400 for a text that cannot fit the context, before the tokenizer spends seconds on it."""
@@ -140,10 +153,7 @@ class State:
 
 
 def _model_names(handle: Any, options: ServerOptions) -> list[str]:
-    names = (
-        options.served_model_name or getattr(handle.args, "served_model_name", None) or [handle.model_name]
-    )
-    return [names] if isinstance(names, str) else list(names)
+    return list(options.served_model_name or getattr(handle, "served_names", None) or [handle.model_name])
 
 
 def _generation_defaults(config: dict[str, Any] | None) -> dict[str, Any]:
