@@ -548,6 +548,12 @@ class EngineArgs:
         _positive(self, "max_model_len", "max_num_batched_tokens", "max_num_seqs", "num_gpu_blocks_override",
                   "tensor_parallel_size", "pipeline_parallel_size", "sequence_parallel_size",
                   "num_scheduler_steps")  # fmt: skip
+        budget = self.max_num_batched_tokens
+        if budget is not None and budget < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens={budget} should be at least max_num_seqs={self.max_num_seqs}, so "
+                "that every running sequence gets a token in each step; raise it, or lower --max-num-seqs"
+            )
         if self.max_logprobs < 0:
             raise ValueError(f"max_logprobs={self.max_logprobs} should be 0 or more")
         if self.threads < 0:

@@ -121,7 +121,8 @@ def run(argv: Sequence[str]) -> int:
         }  # fmt: skip
         path = Path(settings.result_dir).expanduser() / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings_of_run | figures, indent=2) + "\n", encoding="utf-8")
+        known = {name: None if value != value else value for name, value in figures.items()}  # nan: no JSON
+        path.write_text(json.dumps(settings_of_run | known, indent=2) + "\n", encoding="utf-8")
         print(f"written to {path}")
     return 0 if len(failed) < len(samples) else 1
 

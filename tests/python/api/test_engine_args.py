@@ -220,7 +220,7 @@ def test_aliases() -> None:
 
 def test_harmless_values_pass() -> None:
     EngineArgs(swap_space=0, quantization="gguf", device="cpu", preemption_mode="recompute").check()
-    EngineArgs(distributed_executor_backend="mp", lora_dtype="auto", max_num_batched_tokens=7).check()
+    EngineArgs(distributed_executor_backend="mp", lora_dtype="auto", max_num_batched_tokens=256).check()
 
 
 def test_dtype_spellings() -> None:
@@ -238,6 +238,7 @@ def test_dtype_spellings() -> None:
     ({"seed": -1}, "0 to"),
     ({"rope_theta": 0.0}, "above 0"), ({"rope_scaling": "x"}, "dict"),
     ({"max_model_len": True}, "whole number"),
+    ({"max_num_batched_tokens": 100}, "at least max_num_seqs=256"),
     ({"enable_chunked_prefill": "no"}, "True, False"), ({"threads": -2}, "0"),
 ])  # fmt: skip
 def test_bad_values(settings: dict, words: str) -> None:
