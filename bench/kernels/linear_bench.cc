@@ -5,6 +5,7 @@
 // Every case cycles through copies of its weight that together exceed the caches (256 MiB and more), as the layers
 // of a model do. GB/s counts the weight's packed bytes; "read" is that against the measured roof.
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -55,7 +56,7 @@ double read_bandwidth(ThreadPool& pool) {
   const int64_t bytes = int64_t{256} << 20, piece = bytes / 16;
   cpu::PageBuffer buffer(bytes, true);
   std::memset(buffer.data(), 1, bytes);
-  static volatile uint64_t sinks[64];
+  static std::atomic<uint64_t> sinks[64];
   double best = 0;
   for (int round = 0; round < 64; ++round) {
     double start = now();

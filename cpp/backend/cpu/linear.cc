@@ -18,7 +18,8 @@ using cpu::RowFormat;
 using Segment = CpuLinear::Segment;
 
 constexpr int64_t kChunkBytes = 256 << 10;  // weights a product takes at once: well inside the second-level cache
-constexpr int64_t kSerialPack = 16 << 10;   // elements that are packed sooner than threads are started
+constexpr int64_t kPrivatePack = 8 << 10;    // elements that a thread packs sooner than others could for it
+constexpr int64_t kFirstLines = 16;          // cache lines of each panel asked for before anything else
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 int64_t div_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
@@ -57,16 +58,7 @@ const LinearKernels* select_kernels(PanelFormat format, int64_t rows) {
   return cpu::generic::linear_kernels(format);
 }
 
-// Panels that are worked through together: a segment, or for a gated product the same panels of two.
-struct Unit {
-  const Segment* segment;  // its panels [first, first + panels)
-  int64_t first, panels;
-  const Segment* up = nullptr;
-  int64_t up_first = 0;
-  int64_t rows;     // output features
-  int64_t out_col;  // of the first
-  const LinearKernels* kernels;
-};
+using Unit = CpuLinear::Unit;
 
 // The activations as one kind of kernel wants them.
 struct PackedInput {
@@ -86,7 +78,7 @@ Workspace& workspace() {
 }
 
 struct ThreadScratch {
-  cpu::PageBuffer products, expanded;
+  cpu::PageBuffer products, expanded, rows;
 };
 ThreadScratch& thread_scratch() {
   thread_local ThreadScratch s;
@@ -96,15 +88,11 @@ ThreadScratch& thread_scratch() {
 struct Run {
   const LinearParams* params;
   const CpuLinear* weight;
-  std::vector<Unit> units;
-  std::vector<PackedInput> inputs;
-
-  const cpu::PackedRows& input(RowFormat format) const {
-    for (const PackedInput& in : inputs) {
-      if (in.format == format) return in.rows;
-    }
-    return inputs.front().rows;
-  }
+  const std::vector<Unit>* units;
+  // Packed rows by RowFormat, those that are shared by all threads.
+  PackedInput inputs[4];
+  int num_inputs = 0;
+  bool private_rows = false;  // few rows: each thread packs them for itself, sooner than it could be told of them
 };
 
 cpu::PackedRows rows_from(const cpu::PackedRows& in, RowFormat format, int64_t row) {
@@ -128,21 +116,14 @@ cpu::PackedRows rows_from(const cpu::PackedRows& in, RowFormat format, int64_t r
   return out;
 }
 
-PackedInput pack_rows(const LinearParams& p, const LinearKernels& kernels, ThreadPool& pool) {
-  PackedInput out;
-  out.format = kernels.row_format;
+// Where packed rows are to stand in `buffer`.
+cpu::PackRowsParams packed_layout(const LinearParams& p, RowFormat format, cpu::PageBuffer& buffer) {
+  bool int8 = format == RowFormat::kInt8, tiles = format == RowFormat::kBF16Tiles;
   int64_t k = p.weight->in_features();
-  if (kernels.row_format == RowFormat::kF32) {
-    out.rows = {p.in, p.in_stride, nullptr, nullptr, nullptr};
-    return out;
-  }
-  bool int8 = kernels.row_format == RowFormat::kInt8;
-  bool tiles = kernels.row_format == RowFormat::kBF16Tiles;
   int64_t stride = round_up(k, int8 ? 64 : 32), rows = tiles ? round_up(p.rows, 16) : p.rows;
   int64_t groups = stride / cpu::kQuantGroup;
   size_t data_bytes = static_cast<size_t>(round_up(rows * stride * (int8 ? 1 : 2), 64));
   size_t group_bytes = static_cast<size_t>(round_up(rows * groups * 4, 64));
-  cpu::PageBuffer& buffer = workspace().rows[static_cast<int>(kernels.row_format) - 1];
   buffer.reserve(data_bytes + (int8 ? 3 * group_bytes : 0));
   uint8_t* base = buffer.as<uint8_t>();
   cpu::PackRowsParams s{};
@@ -150,6 +131,8 @@ PackedInput pack_rows(const LinearParams& p, const LinearKernels& kernels, Threa
   s.rows = p.rows;
   s.k = k;
   s.in_stride = p.in_stride;
+  s.first = 0;
+  s.last = p.rows;
   s.data = base;
   s.stride = stride;
   if (int8) {
@@ -157,21 +140,44 @@ PackedInput pack_rows(const LinearParams& p, const LinearKernels& kernels, Threa
     s.offset = reinterpret_cast<int32_t*>(base + data_bytes + group_bytes);
     s.scaled_sum = reinterpret_cast<float*>(base + data_bytes + 2 * group_bytes);
   }
-  if (p.rows * k <= kSerialPack) {
-    s.first = 0;
-    s.last = p.rows;
-    kernels.pack_rows(s);
-  } else {
-    int64_t unit = tiles ? 16 : 1;
-    pool.parallel_for(div_up(p.rows, unit), 1, [&](int64_t begin, int64_t end) {
-      cpu::PackRowsParams mine = s;
-      mine.first = begin * unit;
-      mine.last = std::min(end * unit, p.rows);
-      kernels.pack_rows(mine);
-    });
+  return s;
+}
+
+cpu::PackedRows packed_rows(const cpu::PackRowsParams& s) {
+  return {s.data, s.stride, s.scale, s.offset, s.scaled_sum};
+}
+
+// Rows for all threads, packed by all of them.
+PackedInput pack_rows(const LinearParams& p, const LinearKernels& kernels, ThreadPool& pool) {
+  PackedInput out;
+  out.format = kernels.row_format;
+  if (kernels.row_format == RowFormat::kF32) {
+    out.rows = {p.in, p.in_stride, nullptr, nullptr, nullptr};
+    return out;
   }
-  out.rows = {s.data, stride, s.scale, s.offset, s.scaled_sum};
+  cpu::PackRowsParams s =
+      packed_layout(p, kernels.row_format, workspace().rows[static_cast<int>(kernels.row_format) - 1]);
+  int64_t unit = kernels.row_format == RowFormat::kBF16Tiles ? 16 : 1;
+  pool.parallel_for(div_up(p.rows, unit), 1, [&](int64_t begin, int64_t end) {
+    cpu::PackRowsParams mine = s;
+    mine.first = begin * unit;
+    mine.last = std::min(end * unit, p.rows);
+    kernels.pack_rows(mine);
+  });
+  out.rows = packed_rows(s);
   return out;
+}
+
+cpu::PackedRows input_of(const Run& run, const LinearKernels& kernels) {
+  if (!run.private_rows) {
+    for (int i = 0; i < run.num_inputs; ++i) {
+      if (run.inputs[i].format == kernels.row_format) return run.inputs[i].rows;
+    }
+  }
+  if (kernels.row_format == RowFormat::kF32) return {run.params->in, run.params->in_stride, nullptr, nullptr, nullptr};
+  cpu::PackRowsParams s = packed_layout(*run.params, kernels.row_format, thread_scratch().rows);
+  kernels.pack_rows(s);
+  return packed_rows(s);
 }
 
 int64_t bytes_to_column(PanelFormat format, int64_t k, int64_t cols) {
@@ -180,9 +186,9 @@ int64_t bytes_to_column(PanelFormat format, int64_t k, int64_t cols) {
 }
 
 // Columns taken at once: a multiple of 64.
-int64_t chunk_cols(const Unit& unit, int64_t cols) {
+int64_t chunk_cols(const Unit& unit, const LinearKernels& kernels, int64_t cols) {
   int64_t per_col = div_up(static_cast<int64_t>(cpu::panel_bytes(unit.segment->format, 64)), 64);
-  if (unit.kernels->expand) per_col = std::max<int64_t>(per_col, 32);
+  if (kernels.expand) per_col = std::max<int64_t>(per_col, 32);
   int64_t bytes = linear_tuning().chunk_bytes ? linear_tuning().chunk_bytes : kChunkBytes;
   int64_t fit = bytes / (kMaxPanels * per_col) / 64 * 64;
   if (cols <= fit) return round_up(cols, 64);
@@ -207,7 +213,7 @@ int group_panels(const Unit& u, int64_t panel, int64_t count, const uint8_t** ou
   return n;
 }
 
-void store_group(const Run& run, const Unit& u, int64_t panel, int64_t count, int64_t row, int64_t rows, float* c) {
+void store_group(const Run& run, const Unit& u, const LinearKernels& kernels, int64_t panel, int64_t count, int64_t row, int64_t rows, float* c) {
   const LinearParams& p = *run.params;
   cpu::StoreParams s{};
   s.c = c;
@@ -225,20 +231,27 @@ void store_group(const Run& run, const Unit& u, int64_t panel, int64_t count, in
   s.out_scale = p.out_scale;
   s.out = p.out + row * p.out_stride + col;
   s.out_stride = p.out_stride;
-  u.kernels->store(s);
+  kernels.store(s);
 }
 
 // Panels [begin, end) of a unit times rows [row_begin, row_end).
 void run_unit(const Run& run, const Unit& u, int64_t begin, int64_t end, int64_t row_begin, int64_t row_end) {
-  const LinearKernels& kernels = *u.kernels;
-  const int64_t cols = run.weight->in_features();
   const PanelFormat format = u.segment->format;
-  const int64_t chunk = chunk_cols(u, cols), chunks = div_up(cols, chunk);
+  const LinearKernels& kernels = *select_kernels(format, run.params->rows);
+  const int64_t cols = run.weight->in_features();
+  const int64_t chunk = chunk_cols(u, kernels, cols), chunks = div_up(cols, chunk);
   const int64_t block = row_block(kernels, std::min(chunk, round_up(cols, 64)));
   const int64_t group = u.up ? kMaxPanels / 2 : kMaxPanels;
   ThreadScratch& scratch = thread_scratch();
   scratch.products.reserve(static_cast<size_t>(block) * kMaxPanels * kPanelRows * sizeof(float));
   float* c = scratch.products.as<float>();
+  // The first weights are on their way while the rows are packed.
+  const uint8_t* first[kMaxPanels];
+  int first_panels = group_panels(u, begin, std::min(group, end - begin), first);
+  for (int64_t line = 0; line < kFirstLines; ++line) {
+    for (int p = 0; p < first_panels; ++p) __builtin_prefetch(first[p] + line * 64, 0, 2);
+  }
+  const cpu::PackedRows input = input_of(run, kernels);
   if (kernels.begin) kernels.begin();
   for (int64_t row = row_begin; row < row_end; row += block) {
     int64_t rows = std::min(block, row_end - row);
@@ -288,14 +301,14 @@ void run_unit(const Run& run, const Unit& u, int64_t begin, int64_t end, int64_t
         }
         int64_t share = round_up(div_up(next_bytes, steps), 64);
         for (int64_t s = 0; s < steps; ++s) {
-          int64_t first = s * step;
-          t.rows = std::min(step, rows - first);
-          t.in = rows_from(run.input(kernels.row_format), kernels.row_format, row + first);
+          int64_t first_row = s * step;
+          t.rows = std::min(step, rows - first_row);
+          t.in = rows_from(input, kernels.row_format, row + first_row);
           int64_t done = std::min(next_bytes, s * share);
           t.next_bytes = std::min(share, next_bytes - done);
           for (int p = 0; p < kMaxPanels; ++p) t.next[p] = next[p] ? next[p] + done : nullptr;
           kernels.product(t);
-          if (i + 1 == chunks) store_group(run, u, panel, count, row + first, t.rows, c);
+          if (i + 1 == chunks) store_group(run, u, kernels, panel, count, row + first_row, t.rows, c);
         }
       }
     }
@@ -328,7 +341,7 @@ Share share_of(const std::vector<Unit>& units, int part, int parts) {
 void run_units(const Run& run, ThreadPool& pool) {
   const LinearParams& p = *run.params;
   int64_t panels = 0;
-  for (const Unit& u : run.units) panels += u.panels;
+  for (const Unit& u : *run.units) panels += u.panels;
   // Threads split the panels; where many threads would leave some of them idle, the rows as well.
   int threads = pool.size(), row_parts = 1;
   if (p.rows >= 64) {
@@ -346,12 +359,12 @@ void run_units(const Run& run, ThreadPool& pool) {
   int64_t rows_each = row_parts == 1 ? p.rows : round_up(div_up(p.rows, row_parts), 32);
   auto work = [&](int thread, int count) {
     int panel_parts = count / row_parts;
-    Share share = share_of(run.units, thread % panel_parts, panel_parts);
+    Share share = share_of(*run.units, thread % panel_parts, panel_parts);
     int64_t row_begin = std::min(p.rows, thread / panel_parts * rows_each);
     int64_t row_end = std::min(p.rows, row_begin + rows_each);
     if (row_begin >= row_end) return;
     int64_t at = 0;
-    for (const Unit& u : run.units) {
+    for (const Unit& u : *run.units) {
       int64_t begin = std::max(share.begin - at, int64_t{0}), end = std::min(share.end - at, u.panels);
       if (begin < end) run_unit(run, u, begin, end, row_begin, row_end);
       at += u.panels;
@@ -360,47 +373,48 @@ void run_units(const Run& run, ThreadPool& pool) {
   pool.run(work);
 }
 
-// The units of a plain product: the segments.
-void plain_units(const CpuLinear& w, std::vector<Unit>& units) {
-  for (const Segment& s : w.segments()) units.push_back({&s, 0, s.panels, nullptr, 0, s.rows, s.first_row, nullptr});
+std::vector<Unit> plain_units(const std::vector<Segment>& segments) {
+  std::vector<Unit> units;
+  for (const Segment& s : segments) units.push_back({&s, 0, s.panels, nullptr, 0, s.rows, s.first_row});
+  return units;
 }
 
-// The units of a gated product, if each panel of gates has a panel of ups beside it.
-bool gated_units(const CpuLinear& w, std::vector<Unit>& units) {
-  const std::vector<Segment>& s = w.segments();
-  int64_t half = w.out_features() / 2;
-  if (s.size() == 1 && half % kPanelRows == 0) {
-    units.push_back({&s[0], 0, half / kPanelRows, &s[0], half / kPanelRows, half, 0, nullptr});
-    return true;
+// Empty unless each panel of gates has a panel of ups.
+std::vector<Unit> gated_units(const std::vector<Segment>& s, int64_t out_features) {
+  std::vector<Unit> units;
+  int64_t half = out_features / 2;
+  if (s.size() == 1 && half % kPanelRows == 0 && out_features % 2 == 0) {
+    units.push_back({&s[0], 0, half / kPanelRows, &s[0], half / kPanelRows, half, 0});
+    return units;
   }
-  if (s.size() % 2) return false;
+  if (s.size() % 2) return {};
   size_t pairs = s.size() / 2;
   for (size_t i = 0; i < pairs; ++i) {
     const Segment &gate = s[i], &up = s[i + pairs];
-    if (gate.format != up.format || gate.rows != up.rows || up.first_row != gate.first_row + half) return false;
+    if (gate.format != up.format || gate.rows != up.rows || up.first_row != gate.first_row + half) return {};
+    units.push_back({&gate, 0, gate.panels, &up, 0, gate.rows, gate.first_row});
   }
-  for (size_t i = 0; i < pairs; ++i) {
-    units.push_back({&s[i], 0, s[i].panels, &s[i + pairs], 0, s[i].rows, s[i].first_row, nullptr});
-  }
-  return true;
+  return units;
 }
 
-void run_product(const LinearParams& p, std::vector<Unit> units, ThreadPool& pool) {
+void run_product(const LinearParams& p, const std::vector<Unit>& units, ThreadPool& pool) {
   Run run;
   run.params = &p;
   run.weight = static_cast<const CpuLinear*>(p.weight);
-  run.units = std::move(units);
-  for (Unit& u : run.units) {
-    u.kernels = select_kernels(u.segment->format, p.rows);
-    bool packed = std::any_of(run.inputs.begin(), run.inputs.end(),
-                              [&](const PackedInput& in) { return in.format == u.kernels->row_format; });
-    if (!packed) run.inputs.push_back(pack_rows(p, *u.kernels, pool));
+  run.units = &units;
+  run.private_rows = p.rows * run.weight->in_features() <= kPrivatePack;
+  for (const Unit& u : units) {
+    if (run.private_rows) break;
+    const LinearKernels& kernels = *select_kernels(u.segment->format, p.rows);
+    bool packed = false;
+    for (int i = 0; i < run.num_inputs; ++i) packed |= run.inputs[i].format == kernels.row_format;
+    if (!packed) run.inputs[run.num_inputs++] = pack_rows(p, kernels, pool);
   }
   run_units(run, pool);
 }
 
 // Gates and ups that do not line up panel by panel: all products first, then the gating.
-void run_gated_apart(const LinearParams& p, std::vector<Unit> units, ThreadPool& pool) {
+void run_gated_apart(const LinearParams& p, ThreadPool& pool) {
   int64_t n = p.weight->out_features(), half = n / 2;
   cpu::PageBuffer& buffer = workspace().products;
   buffer.reserve(static_cast<size_t>(p.rows * n + kPanelRows) * sizeof(float));  // `store` reads whole vectors
@@ -408,7 +422,7 @@ void run_gated_apart(const LinearParams& p, std::vector<Unit> units, ThreadPool&
   all.epilogue = Epilogue::kStore;
   all.out = buffer.as<float>();
   all.out_stride = n;
-  run_product(all, std::move(units), pool);
+  run_product(all, static_cast<const CpuLinear*>(p.weight)->plain_units(), pool);
   const LinearKernels* kernels = select_kernels(PanelFormat::kF32, p.rows);
   pool.parallel_for(p.rows, 4, [&](int64_t begin, int64_t end) {
     cpu::StoreParams s{};
@@ -471,6 +485,8 @@ std::unique_ptr<CpuLinear> prepare_cpu_linear(std::span<const HostMatrix> parts,
     });
     at += static_cast<size_t>(s.panels) * s.panel_bytes;
   }
+  linear->plain_units_ = plain_units(linear->segments_);
+  linear->gated_units_ = gated_units(linear->segments_, linear->rows_);
   return linear;
 }
 
@@ -479,16 +495,10 @@ void run_cpu_linear(const LinearParams& p, ThreadPool& pool) {
   TACO_CHECK(p.rows >= 0);
   if (p.rows == 0) return;
   TACO_CHECK(p.rows == 1 || p.in_stride >= w.in_features(), "rows overlap");
-  std::vector<Unit> units;
-  if (p.epilogue == Epilogue::kGated) {
-    TACO_CHECK(w.out_features() % 2 == 0, "a gated weight has an odd number of rows");
-    if (gated_units(w, units)) return run_product(p, std::move(units), pool);
-    units.clear();
-    plain_units(w, units);
-    return run_gated_apart(p, std::move(units), pool);
-  }
-  plain_units(w, units);
-  run_product(p, std::move(units), pool);
+  if (p.epilogue != Epilogue::kGated) return run_product(p, w.plain_units(), pool);
+  TACO_CHECK(w.out_features() % 2 == 0, "a gated weight has an odd number of rows");
+  if (w.gated_units().empty()) return run_gated_apart(p, pool);
+  run_product(p, w.gated_units(), pool);
 }
 
 std::unique_ptr<CpuEmbedding> prepare_cpu_embedding(const HostMatrix& table) {

@@ -25,8 +25,21 @@ class CpuLinear final : public Linear {
     const uint8_t* data;
   };
 
+  // Panels that are worked through together: those of a segment, or for a gated product a segment's gates and the
+  // ups that belong to them, panel by panel.
+  struct Unit {
+    const Segment* segment;  // its panels [first, first + panels)
+    int64_t first, panels;
+    const Segment* up;  // null, or [up_first, up_first + panels) of this
+    int64_t up_first;
+    int64_t rows;     // output features
+    int64_t out_col;  // of the first
+  };
+
   int64_t out_features() const override { return rows_; }
   int64_t in_features() const override { return cols_; }
+  const std::vector<Unit>& plain_units() const { return plain_units_; }
+  const std::vector<Unit>& gated_units() const { return gated_units_; }  // empty: gates and ups do not line up
   size_t bytes() const override { return memory_.size() + bias_.size() * sizeof(float); }
   const std::vector<Segment>& segments() const { return segments_; }
   const float* bias() const { return bias_.empty() ? nullptr : bias_.data(); }
@@ -36,6 +49,7 @@ class CpuLinear final : public Linear {
                                                        ThreadPool&);
   int64_t rows_ = 0, cols_ = 0;
   std::vector<Segment> segments_;
+  std::vector<Unit> plain_units_, gated_units_;
   std::vector<float> bias_;
   cpu::PageBuffer memory_;
 };
@@ -55,7 +69,7 @@ void run_cpu_linear(const LinearParams& params, ThreadPool& pool);
 // From how many rows on the tiles of AMX are used rather than AVX-512; below, loading tiles costs more than it
 // gains. Variables for benchmarks only.
 struct LinearTuning {
-  int64_t amx_bf16_rows = 5, amx_q8_rows = 9, amx_q4_rows = 9;
+  int64_t amx_bf16_rows = 3, amx_q8_rows = 16, amx_q4_rows = 16;
   int64_t chunk_bytes = 0, row_bytes = 0, store_rows = 0;
 };
 LinearTuning& linear_tuning();
