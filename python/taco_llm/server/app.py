@@ -131,6 +131,7 @@ def run(handle: Any, options: ServerOptions) -> int:
             asyncio.run(_serve(app, options))
     finally:
         handle.core.shutdown()
+        gc.unfreeze()
     return 0
 
 
