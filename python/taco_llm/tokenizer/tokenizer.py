@@ -208,8 +208,8 @@ class Tokenizer:
         return self._core_vocabulary
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes that one token stands for in a text, with its space; empty for an id out of range. What a log
-        probability's token is shown as: decode would drop the space of some models."""
+        """The bytes that one token stands for in a text, with its space; empty for an id out of range. A log
+        probability's token is shown so: decode would drop the space of some models."""
         return self.core_vocabulary().piece(id)
 
     def token_text(self, id: int) -> str:
