@@ -3,11 +3,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <numeric>
 #include <random>
 #include <vector>
 
+#include "backend/cpu/memory.h"
 #include "backend/cpu/ref/ref.h"
 #include "backend/ops.h"
 
@@ -32,14 +34,18 @@ class AttentionCase {
                 float q_size = 1.0f)
       : shape_(shape), sequences_(std::move(sequences)) {
     std::mt19937 rng(seed);
-    std::normal_distribution<float> normal;
+    uint64_t state = seed * 0x9e3779b97f4a7c15u + 1;
+    auto noise = [&] {  // uniform, variance 1
+      state = state * 6364136223846793005u + 1442695040888963407u;
+      return static_cast<float>(state >> 40) * 0x1p-23f * 1.7320508f - 1.7320508f;
+    };
     for (const SequenceShape& s : sequences_) {
       max_blocks_ = std::max<int64_t>(max_blocks_, (s.kv_len + shape.block_size - 1) / shape.block_size + 1);
       rows_ += s.q_len;
     }
     const int64_t num_blocks = max_blocks_ * static_cast<int64_t>(sequences_.size()) + 1;
     const int64_t elements = num_blocks * 2 * shape.num_kv_heads * shape.block_size * shape.head_dim;
-    cache_.resize(elements * dtype_size(shape.dtype));
+    cache_ = PageBuffer(elements * dtype_size(shape.dtype));
     view_ = {cache_.data(), shape.dtype, num_blocks, shape.block_size, shape.num_kv_heads, shape.head_dim};
     poison_cache();
 
@@ -61,16 +67,16 @@ class AttentionCase {
         for (int value = 0; value < 2; ++value)
           for (int h = 0; h < shape.num_kv_heads; ++h)
             for (int d = 0; d < shape.head_dim; ++d)
-              ref::kv_store(view_, block, value, h, t % shape.block_size, d, normal(rng));
+              ref::kv_store(view_, block, value, h, t % shape.block_size, d, noise());
       }
     }
     q_stride_ = static_cast<int64_t>(shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim + 3;
     q_.resize(rows_ * q_stride_, std::numeric_limits<float>::quiet_NaN());
     for (int64_t r = 0; r < rows_; ++r)
-      for (int i = 0; i < shape.num_heads * shape.head_dim; ++i) q_[r * q_stride_ + i] = normal(rng) * q_size;
+      for (int i = 0; i < shape.num_heads * shape.head_dim; ++i) q_[r * q_stride_ + i] = noise() * q_size;
     for (int h = 0; h < shape.num_heads; ++h) {
       slopes_.push_back(std::exp2(-8.0f * (h + 1) / shape.num_heads));
-      sinks_.push_back(normal(rng));
+      sinks_.push_back(noise());
     }
   }
 
@@ -102,10 +108,10 @@ class AttentionCase {
     std::iota(to.begin(), to.end(), 0);
     std::shuffle(to.begin(), to.end(), std::mt19937(seed));
     const size_t bytes = cache_.size() / view_.num_blocks;
-    std::vector<char> moved(cache_.size());
+    PageBuffer moved(cache_.size());
     for (int64_t b = 0; b < view_.num_blocks; ++b)
-      std::copy_n(cache_.begin() + b * bytes, bytes, moved.begin() + to[b] * bytes);
-    cache_ = moved;
+      std::memcpy(moved.as<char>() + to[b] * bytes, cache_.as<char>() + b * bytes, bytes);
+    cache_ = std::move(moved);
     view_.data = cache_.data();
     for (int32_t& b : tables_) b = b < 0 ? b : to[b];
   }
@@ -120,9 +126,9 @@ class AttentionCase {
     const int64_t n = static_cast<int64_t>(cache_.size() / dtype_size(shape_.dtype));
     for (int64_t i = 0; i < n; ++i) {
       if (shape_.dtype == DType::kF32) {
-        reinterpret_cast<float*>(cache_.data())[i] = std::numeric_limits<float>::quiet_NaN();
+        cache_.as<float>()[i] = std::numeric_limits<float>::quiet_NaN();
       } else {
-        reinterpret_cast<uint16_t*>(cache_.data())[i] = 0x7fff;
+        cache_.as<uint16_t>()[i] = 0x7fff;
       }
     }
   }
@@ -130,7 +136,7 @@ class AttentionCase {
   AttentionShape shape_;
   std::vector<SequenceShape> sequences_;
   int64_t max_blocks_ = 0, rows_ = 0, q_stride_ = 0;
-  std::vector<char> cache_;
+  PageBuffer cache_;
   KvCacheView view_{};
   std::vector<float> q_, slopes_, sinks_;
   std::vector<int32_t> q_start_, kv_len_, tables_;

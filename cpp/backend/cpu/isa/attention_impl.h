@@ -105,10 +105,15 @@ inline void softmax_rows(AttentionWork& w, int first, int count, int columns) {
   constexpr int W = Simd::W;
   const bool adjust = a.softcap > 0.0f || a.alibi_slopes;
   float shift[kAttentionRowBlock];
-  for (int r = 0; r < count; ++r) {
-    const int row = first + r, position = w.item->position + row / w.group;
+  int position = w.item->position + first / w.group, in_group = first % w.group;
+  for (int r = 0; r < count; ++r, ++in_group) {
+    if (in_group == w.group) {
+      in_group = 0;
+      ++position;
+    }
+    const int row = first + r;
     float* s = w.scores + r * kKvTile;
-    if (adjust) adjust_scores(w, s, columns, w.item->kv_head * w.group + row % w.group, position);
+    if (adjust) adjust_scores(w, s, columns, w.item->kv_head * w.group + in_group, position);
     int hi = position + 1 - w.tile_begin, lo = a.window > 0 ? hi - a.window : 0;
     hi = hi < 0 ? 0 : hi > columns ? columns : hi;
     lo = lo < 0 ? 0 : lo;
@@ -148,20 +153,34 @@ inline void softmax_rows(AttentionWork& w, int first, int count, int columns) {
   }
 }
 
-// total += part, both (sums, max, denominator) of one row.
-inline void merge_row(float* total, float& total_max, float& total_sum, const float* part, float part_max,
-                      float part_sum, int dim) {
-  const float now = total_max > part_max ? total_max : part_max;
-  if (now == kMinusInf) return;
-  float e[Simd::W] = {total_max - now, part_max - now};
-  Simd::store(e, Simd::exp2(Simd::load(e)));
-  total_max = now;
-  total_sum = total_sum * e[0] + part_sum * e[1];
-  const Simd::F a = Simd::set1(e[0]), b = Simd::set1(e[1]);
-  int i = 0;
-  for (; i + Simd::W <= dim; i += Simd::W)
-    Simd::store(total + i, Simd::fma(Simd::load(part + i), b, Simd::mul(Simd::load(total + i), a)));
-  for (; i < dim; ++i) total[i] = total[i] * e[0] + part[i] * e[1];
+// total += part, both (sums, maxima, denominators) of `rows` rows.
+inline void merge_rows(AttentionWork& w, const float* part, int64_t part_stride, const float* part_max,
+                       const float* part_sum) {
+  constexpr int W = Simd::W;
+  float mine[W], theirs[W];
+  for (int first = 0; first < w.rows; first += W) {
+    const int count = w.rows - first < W ? w.rows - first : W;
+    for (int r = 0; r < W; ++r) {
+      const float m = r < count ? w.total_max[first + r] : 0.0f, n = r < count ? part_max[first + r] : 0.0f;
+      const float now = m > n ? m : n, shift = now == kMinusInf ? 0.0f : now;
+      mine[r] = m - shift;
+      theirs[r] = n - shift;
+      if (r < count) w.total_max[first + r] = now;
+    }
+    Simd::store(mine, Simd::exp2(Simd::load(mine)));
+    Simd::store(theirs, Simd::exp2(Simd::load(theirs)));
+    for (int r = 0; r < count; ++r) {
+      const int row = first + r;
+      w.total_sum[row] = w.total_sum[row] * mine[r] + part_sum[row] * theirs[r];
+      float* total = w.total + static_cast<int64_t>(row) * w.padded_dim;
+      const float* add = part + row * part_stride;
+      const Simd::F f = Simd::set1(mine[r]), g = Simd::set1(theirs[r]);
+      int i = 0;
+      for (; i + W <= w.dim; i += W)
+        Simd::store(total + i, Simd::fma(Simd::load(add + i), g, Simd::mul(Simd::load(total + i), f)));
+      for (; i < w.dim; ++i) total[i] = total[i] * mine[r] + add[i] * theirs[r];
+    }
+  }
 }
 
 // Divides by the denominator, the sink's share in it included, and writes the rows.
@@ -192,6 +211,18 @@ inline void fill(float* p, int64_t n, float v) {
   for (int64_t i = 0; i < n; ++i) p[i] = v;
 }
 
+// Asks for the panels of K or V (`value`) of tokens [begin, begin + tokens): they stand apart in memory, too short
+// for the processor to see a stream.
+inline void prefetch_panels(const AttentionArgs& a, const AttentionItem& it, int value, int begin, int tokens) {
+  const int64_t bytes = static_cast<int64_t>(a.block_size) * a.head_dim * (a.kv_type == KvType::kF32 ? 4 : 2);
+  for (int t = begin / a.block_size * a.block_size; t < begin + tokens; t += a.block_size) {
+    const int64_t block = it.blocks[t / a.block_size];
+    const char* panel = static_cast<const char*>(a.cache) +
+                        ((block * 2 + value) * a.num_kv_heads + it.kv_head) * bytes;
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(panel + i, 0, 2);
+  }
+}
+
 template <typename Policy>
 void run_attention(const AttentionArgs& a, const AttentionItem& it, float* scratch) {
   AttentionWork w = attention_work(a, it, scratch);
@@ -202,11 +233,7 @@ void run_attention(const AttentionArgs& a, const AttentionItem& it, float* scrat
   if (a.window > 0 && it.position - a.window + 1 > 0) begin = it.position - a.window + 1;
   const int64_t matrix = static_cast<int64_t>(w.rows) * w.padded_dim;
 
-  if (!it.partial) {
-    clear(w.total, matrix);
-    fill(w.total_max, w.rows, kMinusInf);
-    clear(w.total_sum, w.rows);
-  }
+  bool first_split = true;
   for (int split = it.split_begin; split < it.split_end; ++split) {
     const int split_begin = split * kKvSplit;
     const int split_end = end < split_begin + kKvSplit ? end : split_begin + kKvSplit;
@@ -218,7 +245,23 @@ void run_attention(const AttentionArgs& a, const AttentionItem& it, float* scrat
     for (tile = tile > split_begin ? tile : split_begin; tile < split_end; tile += kKvTile) {
       w.tile_begin = tile;
       w.tile_valid = end - tile < kKvTile ? end - tile : kKvTile;
+      // What is read after this tile: the next one, or the next item's first.
+      const AttentionItem* next = &it;
+      int next_begin = tile + kKvTile, next_end = end;
+      if (next_begin >= split_end && split + 1 >= it.split_end) {
+        next = it.next;
+        if (next) {
+          next_end = next->position + next->tokens;
+          next_begin = a.window > 0 && next_end - next->tokens - a.window + 1 > 0
+                           ? (next_end - next->tokens - a.window + 1) / kKvTile * kKvTile
+                           : 0;
+          if (next_begin < next->split_begin * kKvSplit) next_begin = next->split_begin * kKvSplit;
+        }
+      }
+      const int next_tokens = next_end - next_begin < kKvTile ? next_end - next_begin : kKvTile;
+      if (next) prefetch_panels(a, *next, 0, next_begin, next_tokens);
       policy.load_tile(w);
+      if (next) prefetch_panels(a, *next, 1, next_begin, next_tokens);
       for (int first = 0; first < w.rows; first += Policy::kRows) {
         const int count = w.rows - first < Policy::kRows ? w.rows - first : Policy::kRows;
         const int first_position = it.position + first / w.group;
@@ -232,18 +275,29 @@ void run_attention(const AttentionArgs& a, const AttentionItem& it, float* scrat
         policy.accumulate(w, first, count, hi);
       }
     }
-    for (int row = 0; row < w.rows; ++row) {
-      float* out = w.out + static_cast<int64_t>(row) * w.padded_dim;
-      const float sum = Simd::reduce_add(Simd::load(w.sum + row * 16));
-      if (it.partial) {
-        __builtin_memcpy(it.partial + static_cast<int64_t>(row) * w.dim, out, w.dim * sizeof(float));
-        it.partial[static_cast<int64_t>(w.rows) * w.dim + row] = w.max[row];
-        it.partial[static_cast<int64_t>(w.rows) * (w.dim + 1) + row] = sum;
-      } else {
-        merge_row(w.total + static_cast<int64_t>(row) * w.padded_dim, w.total_max[row], w.total_sum[row], out,
-                  w.max[row], sum, w.dim);
-      }
+    float sums[kAttentionRowBlock];
+    for (int first = 0; first < w.rows; first += kAttentionRowBlock) {
+      const int count = w.rows - first < kAttentionRowBlock ? w.rows - first : kAttentionRowBlock;
+      for (int r = 0; r < count; ++r) sums[r] = Simd::reduce_add(Simd::load(w.sum + (first + r) * 16));
+      for (int r = 0; r < count; ++r) w.sum[first + r] = sums[r];  // behind what is still to be read
     }
+    if (it.partial) {
+      for (int row = 0; row < w.rows; ++row)
+        __builtin_memcpy(it.partial + static_cast<int64_t>(row) * w.dim,
+                         w.out + static_cast<int64_t>(row) * w.padded_dim, w.dim * sizeof(float));
+      float* statistics = it.partial + static_cast<int64_t>(w.rows) * w.dim;
+      __builtin_memcpy(statistics, w.max, w.rows * sizeof(float));
+      __builtin_memcpy(statistics + w.rows, w.sum, w.rows * sizeof(float));
+    } else if (first_split) {  // what merging with nothing gives
+      float* swap = w.total;
+      w.total = w.out;
+      w.out = swap;
+      __builtin_memcpy(w.total_max, w.max, w.rows * sizeof(float));
+      __builtin_memcpy(w.total_sum, w.sum, w.rows * sizeof(float));
+    } else {
+      merge_rows(w, w.out, w.padded_dim, w.max, w.sum);
+    }
+    first_split = false;
   }
   if (!it.partial) write_rows(w);
 }
@@ -256,11 +310,8 @@ void merge_attention(const AttentionArgs& a, const AttentionItem& it, const floa
   clear(w.total_sum, w.rows);
   for (int p = 0; p < num_partials; ++p) {
     const float* part = partials + p * attention_partial_floats(w.rows, w.dim);
-    const float *max = part + static_cast<int64_t>(w.rows) * w.dim, *sum = max + w.rows;
-    for (int row = 0; row < w.rows; ++row) {
-      merge_row(w.total + static_cast<int64_t>(row) * w.padded_dim, w.total_max[row], w.total_sum[row],
-                part + static_cast<int64_t>(row) * w.dim, max[row], sum[row], w.dim);
-    }
+    const float* statistics = part + static_cast<int64_t>(w.rows) * w.dim;
+    merge_rows(w, part, w.dim, statistics, statistics + w.rows);
   }
   write_rows(w);
 }

@@ -68,6 +68,7 @@ struct AttentionItem {
   int kv_head;
   int split_begin, split_end;
   const int32_t* blocks;  // the sequence's block table
+  const AttentionItem* next;  // what this thread will do next, or null: its keys are fetched meanwhile
   float* partial;         // null: write `out`; else the state after these splits (attention_partial_floats)
 };
 

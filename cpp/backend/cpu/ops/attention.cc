@@ -133,8 +133,11 @@ void Attention::run(const AttentionParams& p, ThreadPool& pool) {
   auto work = [&](int thread, int) {
     float* mine = scratch + thread * per_thread;
     if (kernels.attention_begin) kernels.attention_begin();
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
-      const Item& item = items_[i];
+    int64_t after = next.fetch_add(1, std::memory_order_relaxed);
+    while (after < count) {
+      Item& item = items_[after];
+      after = next.fetch_add(1, std::memory_order_relaxed);
+      item.work.next = after < count ? &items_[after].work : nullptr;
       kernels.attention(args, item.work, mine);
       if (item.merge < 0) continue;
       // The last of the splits to end merges them all, in their order.

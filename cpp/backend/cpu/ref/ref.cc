@@ -113,15 +113,27 @@ void rope_and_cache(const RopeAndCacheParams& p) {
 }
 
 void attention(const AttentionParams& p) {
-  const int dim = p.cache.head_dim, group = p.num_heads / p.cache.num_kv_heads;
+  const int dim = p.cache.head_dim, group = p.num_heads / p.cache.num_kv_heads, block_size = p.cache.block_size;
   std::vector<double> scores, sum(dim);
+  std::vector<float> k, v;
   for (int s = 0; s < p.num_seqs; ++s) {
     const int q_len = p.q_start[s + 1] - p.q_start[s];
+    if (q_len == 0) continue;
     const int32_t* blocks = p.block_tables + s * p.max_blocks;
-    for (int j = 0; j < q_len; ++j) {
-      const int position = p.kv_len[s] - q_len + j;
-      const int first = p.window > 0 ? std::max(0, position - p.window + 1) : 0;
-      for (int h = 0; h < p.num_heads; ++h) {
+    for (int h = 0; h < p.num_heads; ++h) {
+      if (h % group == 0) {
+        k.clear();
+        v.clear();
+        for (int t = 0; t < p.kv_len[s]; ++t) {
+          for (int d = 0; d < dim; ++d) {
+            k.push_back(kv_load(p.cache, blocks[t / block_size], 0, h / group, t % block_size, d));
+            v.push_back(kv_load(p.cache, blocks[t / block_size], 1, h / group, t % block_size, d));
+          }
+        }
+      }
+      for (int j = 0; j < q_len; ++j) {
+        const int position = p.kv_len[s] - q_len + j;
+        const int first = p.window > 0 ? std::max(0, position - p.window + 1) : 0;
         const float* q = p.q + (p.q_start[s] + j) * p.q_stride + int64_t{h} * dim;
         float* out = p.out + (p.q_start[s] + j) * p.out_stride + int64_t{h} * dim;
         const double sink = p.sinks ? p.sinks[h] : -std::numeric_limits<double>::infinity();
@@ -129,9 +141,7 @@ void attention(const AttentionParams& p) {
         scores.clear();
         for (int t = first; t <= position; ++t) {
           double score = 0;
-          for (int d = 0; d < dim; ++d)
-            score += double{q[d]} *
-                     kv_load(p.cache, blocks[t / p.cache.block_size], 0, h / group, t % p.cache.block_size, d);
+          for (int d = 0; d < dim; ++d) score += double{q[d]} * k[int64_t{t} * dim + d];
           score *= p.scale;
           if (p.softcap > 0) score = p.softcap * std::tanh(score / p.softcap);
           if (p.alibi_slopes) score += double{p.alibi_slopes[h]} * (t - position);
@@ -143,9 +153,7 @@ void attention(const AttentionParams& p) {
         for (int t = first; t <= position; ++t) {
           const double weight = std::exp(scores[t - first] - max);
           denominator += weight;
-          for (int d = 0; d < dim; ++d)
-            sum[d] += weight * kv_load(p.cache, blocks[t / p.cache.block_size], 1, h / group,
-                                       t % p.cache.block_size, d);
+          for (int d = 0; d < dim; ++d) sum[d] += weight * v[int64_t{t} * dim + d];
         }
         for (int d = 0; d < dim; ++d) out[d] = static_cast<float>(sum[d] / denominator);
       }
