@@ -2,7 +2,8 @@
 
     python bench/offline/make_gguf.py IN.gguf OUT.gguf F16|BF16|F32|Q8_0|Q4_0|Q4_1
 
-Matrices are dequantised and stored in the new type; vectors (norms, biases) stay float32. Needs the gguf package.
+Matrices are dequantised and stored in the new type; vectors (norms, biases) stay float32.
+Needs the gguf package.
 """
 
 from __future__ import annotations

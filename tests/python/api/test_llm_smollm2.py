@@ -73,7 +73,8 @@ def test_text_is_the_tokens_text(llm: LLM, answers) -> None:
 
 @pytest.mark.parametrize("settings", [
     {"max_num_batched_tokens": 7, "max_num_seqs": 5}, {"block_size": 8}, {"block_size": 32},
-    {"enable_chunked_prefill": False}, {"max_num_seqs": 1}, {"num_gpu_blocks_override": 16, "max_model_len": 128, "max_num_seqs": 8},
+    {"enable_chunked_prefill": False}, {"max_num_seqs": 1},
+    {"num_gpu_blocks_override": 16, "max_model_len": 128, "max_num_seqs": 8},
 ])  # fmt: skip
 def test_the_same_tokens_with_other_settings(wanted, settings: dict) -> None:
     """Chunks, block sizes, one at a time, and preemption (16 blocks hold two of the eight requests)."""
