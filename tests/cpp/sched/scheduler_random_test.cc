@@ -20,7 +20,7 @@ SchedulerConfig random_config(std::mt19937& random) {
   c.enable_chunked_prefill = random() % 4 != 0;
   c.priority_scheduling = random() % 2 == 0;
   c.block_size = pick({1, 2, 4, 16});
-  c.num_blocks = pick({60, 100, 300, 3000}) / c.block_size + 1;
+  c.num_blocks = pick({60, 100, 300, 1000}) / c.block_size + 1;
   c.watermark = pick({0, 1, 10}) / 100.0;
   c.max_model_len = pick({50, 90, 400});
   return c;

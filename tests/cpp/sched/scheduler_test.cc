@@ -121,6 +121,7 @@ TEST(Scheduler, AWholePromptTakesTurnsWithRunningSequences) {
   for (int i = 0; i < 6; ++i) {
     engine.step();
     ASSERT_LE(engine.plan->num_tokens, 32);
+    EXPECT_EQ(count_of(engine, a), i % 2);
     paused += count_of(engine, a) == 0;
   }
   EXPECT_EQ(engine.scheduler.running().size(), 4u);
@@ -216,6 +217,52 @@ TEST(Scheduler, RecomputesMoreThanABudgetWithoutChunking) {
   engine.submit(prompt_of(30, 3), 50);
   engine.run_to_end();
   EXPECT_GT(engine.scheduler.num_preemptions(), 0u);
+  engine.check_streams();
+}
+
+// ... and its rest goes on in whatever the running sequences leave.
+TEST(Scheduler, WhatWasCutGoesOnWithoutChunking) {
+  SchedulerConfig c = config();
+  c.enable_chunked_prefill = false;
+  c.priority_scheduling = true;
+  c.max_num_seqs = 4;
+  FakeEngine engine(c);
+  SeqState& low = engine.submit(prompt_of(20), 100, 1, 9).sequences[0];
+  engine.step();
+  for (int i = 0; i < 3; ++i) engine.submit(prompt_of(2, i), 200);
+  while (low.len() < 60) engine.step();
+  engine.submit(prompt_of(2, 5), 1);
+  engine.step();
+  ASSERT_EQ(low.status, SeqStatus::kPreempted);
+  for (int computed : {29, 58, 60}) {
+    engine.step();
+    EXPECT_EQ(low.num_computed, computed);
+  }
+  engine.run_to_end();
+  engine.check_streams();
+}
+
+// A preempted sequence comes back when there is room for it and for one more block of everybody else.
+TEST(Scheduler, DoesNotBringBackWhatItWouldPreemptAgain) {
+  SchedulerConfig c = config();
+  c.num_blocks = 10;
+  c.max_num_batched_tokens = 64;
+  FakeEngine engine(c);
+  Request& first = engine.submit(prompt_of(5), 20);  // 2 blocks
+  Request& a = engine.submit(prompt_of(16), 20);
+  Request& b = engine.submit(prompt_of(16, 3), 20);
+  engine.step();
+  engine.step();
+  ASSERT_EQ(b.sequences[0].status, SeqStatus::kPreempted);
+  ASSERT_EQ(engine.scheduler.pool().num_free(), 3);
+  engine.abort(first);
+  engine.step();  // b needs the 5 blocks that are free
+  EXPECT_EQ(engine.scheduler.pool().num_free(), 5);
+  EXPECT_EQ(b.sequences[0].status, SeqStatus::kPreempted);
+  engine.abort(a);
+  engine.step();
+  EXPECT_EQ(b.sequences[0].status, SeqStatus::kRunning);
+  engine.run_to_end();
   engine.check_streams();
 }
 
