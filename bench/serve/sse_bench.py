@@ -3,10 +3,11 @@
     python bench/serve/sse_bench.py [--streams 256] [--tokens 512] [--step 0.005] [--uvloop] [--route chat]
 
 Starts `taco_llm serve null` in a process of its own, opens N streams from this process over raw sockets, and
-counts the server's user + system time (/proc, all its threads: event loop, engine thread, kernel sends) between
-the first and the last token. With --step 0 the engine runs flat out, so that several tokens of a stream may
-share a frame; with --step s every token is a frame, as with a real model of that speed. The goal is under
-10 us per token at 256 streams.
+counts the server's user + system time (/proc, all its threads: event loop, engine thread, kernel sends)
+between the first and the last token. With --step 0 the engine runs flat out, so that several tokens of a
+stream may share a frame; with --step s every token is a frame, as with a real model of that speed, as long as
+the machine keeps up. bare_send_us is what one write to such a socket costs a plain loop on the same machine:
+the floor, and a measure of how busy the machine is. The goal is under 10 us per token at 256 streams.
 """
 
 from __future__ import annotations
@@ -43,14 +44,47 @@ def start_server(args: argparse.Namespace) -> tuple[subprocess.Popen[str], int]:
 
 
 def request_bytes(args: argparse.Namespace) -> bytes:
-    body: dict[str, object] = {"max_tokens": args.tokens, "ignore_eos": True, "stream": True, "temperature": 0}
+    body: dict[str, object] = {
+        "max_tokens": args.tokens,
+        "ignore_eos": True,
+        "stream": True,
+        "temperature": 0,
+    }
     if args.route == "chat":
         path, body["messages"] = "/v1/chat/completions", [{"role": "user", "content": "Say something."}]
     else:
         path, body["prompt"] = "/v1/completions", "Say something."
     data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
-    return head.encode() + b"\r\n\r\n" + data
+    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
+
+
+def bare_send_us(streams: int, rounds: int = 60) -> float:
+    """CPU time of one os.write of a frame's size to each of many loopback sockets that somebody reads."""
+    with socket.create_server(("127.0.0.1", 0), backlog=streams) as listener:
+        child = os.fork()
+        if child == 0:
+            selector = selectors.DefaultSelector()
+            for _ in range(streams):
+                selector.register(socket.create_connection(listener.getsockname()), selectors.EVENT_READ)
+            left = streams
+            while left:
+                for key, _ in selector.select():
+                    if not os.read(key.fd, 1 << 18):
+                        selector.unregister(key.fd)
+                        left -= 1
+            os._exit(0)
+        sockets = [listener.accept()[0] for _ in range(streams)]
+    started, frame = time.process_time(), b"x" * 230
+    for _ in range(rounds):
+        for connection in sockets:
+            os.write(connection.fileno(), frame)
+        time.sleep(0.01)
+    seconds = time.process_time() - started
+    for connection in sockets:
+        connection.close()
+    os.waitpid(child, 0)
+    return seconds / rounds / streams * 1e6
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
@@ -97,13 +131,16 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         "seconds": round(seconds, 2),
         "tokens_per_s": round(tokens / seconds),
         "server_cpu_s": round(cpu, 2),
+        "bare_send_us": round(bare_send_us(args.streams), 2),
         "us_cpu_per_token": round(cpu / tokens * 1e6, 2),
         "exit_status": server.returncode,
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--step", type=float, default=0.005, help="seconds of an engine step")

@@ -65,15 +65,16 @@ class ChunkWriter:
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     def write(self, data: bytes) -> None:
-        self.put(b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data)
+        self.put(b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data, self.unsent())
 
-    def put(self, data: bytes) -> None:
-        """Writes what is framed already. With nothing unsent before it the bytes go to the socket without the
-        transport's help, which is the cheaper way; what the kernel does not take is left to the transport."""
+    def put(self, data: bytes, unsent: int) -> None:
+        """Writes what is framed already; `unsent` as the method has it. With nothing unsent before it the bytes
+        go to the socket without the transport's help, which is the cheaper way; what the kernel does not take
+        is left to the transport."""
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        if self._fd >= 0 and not transport.get_write_buffer_size():
+        if not unsent and self._fd >= 0:
             try:
                 sent = os.write(self._fd, data)
             except OSError:  # a full socket, or a broken one: the transport deals with both
@@ -121,6 +122,7 @@ class StreamJob(Job):
         self._note_gap = state.metrics.inter_token.observe
         self._prefix = [b""] * request.choices
         self._suffix = b""
+        self._frame_size = [0] * request.choices  # without the text
         self._held: dict[int, list[bytes]] = {}
         self._held_bytes = 0
         self._held_since = 0.0
@@ -137,6 +139,7 @@ class StreamJob(Job):
     def set_frames(self, prefixes: list[bytes], suffix: bytes) -> None:
         """The bytes around a plain text delta, per choice."""
         self._prefix, self._suffix = prefixes, suffix
+        self._frame_size = [len(prefix) + len(suffix) for prefix in prefixes]
 
     def first_frames(self, choice: int) -> bytes:
         """Sent before a choice's first delta."""
@@ -166,14 +169,14 @@ class StreamJob(Job):
         if not text:
             return
         writer = self._writer
-        if self._held_bytes or writer.unsent() > self._soft:
+        unsent = writer.unsent()
+        if unsent > self._soft or self._held_bytes:
             self._hold(choice, text)
         elif writer.chunked:
-            prefix = self._prefix[choice]
-            size = len(prefix) + len(text) + len(self._suffix)
-            writer.put(b"%x\r\n%b%b%b\r\n" % (size, prefix, text, self._suffix))
+            size = self._frame_size[choice] + len(text)
+            writer.put(b"%x\r\n%b%b%b\r\n" % (size, self._prefix[choice], text, self._suffix), unsent)
         else:
-            writer.put(self._prefix[choice] + text + self._suffix)
+            writer.put(self._prefix[choice] + text + self._suffix, unsent)
 
     def on_output(self, prompt: int, output: Any) -> None:
         choice = prompt * self.request.n + output.index
