@@ -35,13 +35,15 @@ struct SamplingParams {
   bool include_stop_str_in_output = false;
   int no_repeat_ngram_size = 0;
   std::vector<std::pair<int32_t, float>> logit_bias;
-  std::vector<std::vector<int32_t>> bad_words;      // token sequences that must not be completed
-  std::vector<int32_t> allowed_token_ids;           // empty: all
-  // The slow path: (prompt ids, output ids, logits of one row, changed in place). Takes the GIL when it is Python's.
+  std::vector<std::vector<int32_t>> bad_words;  // token sequences that must not be completed
+  std::vector<int32_t> allowed_token_ids;       // empty: all
+  // The slow path: (prompt ids, output ids, logits of one row, changed in place). Takes the GIL when it is
+  // Python's.
   std::function<void(std::span<const int32_t>, std::span<const int32_t>, std::span<float>)> logits_processor;
 };
 
-// Throws kInvalidArgument with a sentence that says what to change. Token ids must be in [0, vocab_size).
+// Throws kInvalidArgument with a sentence that says what to change. Token ids must be in [0, vocab_size), but
+// for eos_token_ids: those are the checkpoint's, and one that cannot occur does no harm.
 void validate(const SamplingParams& params, int vocab_size);
 
 }  // namespace taco
