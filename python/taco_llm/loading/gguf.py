@@ -55,6 +55,7 @@ NATIVE = frozenset({"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K"
 MAX_RANK = 4
 MAX_KEY = 65535
 MAX_ARRAY_DEPTH = 4
+_WINDOW = 1 << 22
 
 _STRING, _ARRAY = 8, 9
 # Metadata value type -> struct format.
@@ -161,24 +162,31 @@ class _Reader:
         return [self.value(_ARRAY, depth + 1) for _ in range(self.count(12))]
 
     def strings(self, n: int) -> list[str]:
-        # The hot loop of a vocabulary: one copy of what is left of the header would be large, so windows of
-        # it.
+        """n strings. A vocabulary has 100,000 of them: the loop runs over plain bytes, a window at a time."""
         out: list[str] = []
-        raw, at, end = self.raw, self.at, self.end
         unpack = struct.Struct("<Q").unpack_from
+        start, at = self.at, 0
+        window = self.mapping.bytes(start, start + _WINDOW)
         for _ in range(n):
-            if end - at < 8:
-                self.at = at
-                self.take(8)
-            (size,) = unpack(raw, at)
+            if len(window) - at < 8:
+                start, at, window = self._refill(start + at, 8)
+            (size,) = unpack(window, at)
             at += 8
-            if size > end - at:
-                self.at = at
-                self.take(size)
-            out.append(str(raw[at : at + size], "utf-8", "surrogateescape"))
+            if size > len(window) - at:
+                start, at, window = self._refill(start + at, size)
+            text = window[at : at + size]
+            try:
+                out.append(text.decode())
+            except UnicodeDecodeError:
+                out.append(text.decode("utf-8", "surrogateescape"))
             at += size
-        self.at = at
+        self.at = start + at
         return out
+
+    def _refill(self, at: int, need: int) -> tuple[int, int, bytes]:
+        self.at = at
+        self.take(need)  # or the file is truncated
+        return at, 0, self.mapping.bytes(at, at + max(need, _WINDOW))
 
 
 def read_gguf(path: Path) -> GgufFile:
