@@ -180,6 +180,16 @@ void scale_add_n(float* out, const float* in, float factor, int64_t n) {
   for (; i < n; ++i) out[i] += in[i] * factor;
 }
 
+void exp2_n(float* x, int64_t n) {
+  for (int64_t i = 0; i < n; i += W) {
+    float part[W] = {};
+    const int64_t count = n - i < W ? n - i : W;
+    for (int64_t j = 0; j < count; ++j) part[j] = x[i + j];
+    Simd::store(part, Simd::exp2(Simd::load(part)));
+    for (int64_t j = 0; j < count; ++j) x[i + j] = part[j];
+  }
+}
+
 void scale_logits_n(float* x, int64_t n, float scale, float softcap) {
   int64_t i = 0;
   if (softcap <= 0.0f) {

@@ -86,6 +86,7 @@ struct VectorKernels {
   void (*rope_and_cache)(const RopeArgs&, int64_t first, int64_t last);
   void (*scale_add)(float* out, const float* in, float factor, int64_t n);  // out += factor * in
 
+  void (*exp2)(float* x, int64_t n);  // x = 2^x: what the softmax is made of
   // x = softcap * tanh(x * scale / softcap), or x * scale where softcap is 0.
   void (*scale_logits)(float* x, int64_t n, float scale, float softcap);
 
