@@ -471,3 +471,21 @@ def test_unix_socket(tmp_path: Any) -> None:
     finally:
         process.terminate()
         assert process.wait(10) == 0
+    assert not path.exists()
+
+
+def test_port_in_use(null: Server, tmp_path: Any) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "taco_llm",
+        "serve",
+        "null",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(null.port),
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    assert done.returncode != 0 and "choose another --port" in done.stderr

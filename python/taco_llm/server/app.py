@@ -158,8 +158,11 @@ async def _serve(app: web.Application, options: ServerOptions) -> None:
     runner = make_runner(app)
     await runner.setup()
     try:
-        site = _site(runner, options)
-        await site.start()
+        try:
+            await _site(runner, options).start()
+        except OSError as e:
+            where = options.uds or f"{options.host or '*'} port {options.port}"
+            raise ValueError(f"cannot listen on {where}: {e.strerror or e}; choose another --port or --host") from None
         logger.info("serving %s at %s", ", ".join(state.model_names), _address(runner, options))
         if not state.keys.required:
             logger.info("no --api-key: everybody who can reach this address may use it")
@@ -169,6 +172,8 @@ async def _serve(app: web.Application, options: ServerOptions) -> None:
         await _drain(state, hurry)
     finally:
         await runner.cleanup()
+        if options.uds:
+            Path(options.uds).unlink(missing_ok=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
 

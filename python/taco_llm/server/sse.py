@@ -68,8 +68,8 @@ class ChunkWriter:
         self.put(b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data, self.unsent())
 
     def put(self, data: bytes, unsent: int) -> None:
-        """Writes what is framed already; `unsent` as the method has it. With nothing unsent before it the bytes
-        go to the socket without the transport's help, which is the cheaper way; what the kernel does not take
+        """Writes what is framed already; `unsent` as the method has it. With nothing unsent before it the
+        bytes go to the socket without the transport's help, which is cheaper; what the kernel does not take
         is left to the transport."""
         transport = self._transport
         if transport is None or transport.is_closing():
