@@ -2,6 +2,7 @@
 // over an executor that does nothing but answer.
 //   step_bench [sequences ...]
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
@@ -16,12 +17,15 @@ namespace {
 
 constexpr int kVocab = 32000, kPromptLen = 32, kOutputLen = 2000;
 
+// Waits with its first step until all requests have been submitted, lest the first ones finish before that.
 class EmptyExecutor : public Executor {
  public:
+  explicit EmptyExecutor(std::shared_ptr<std::atomic<bool>> go) : go_(std::move(go)) {}
   int vocab_size() const override { return kVocab; }
   int max_model_len() const override { return 4096; }
   KvCacheConfig kv_cache() const override { return {16, 65536}; }
   StepOutput run(const StepPlan& plan) override {
+    go_->wait(false);
     StepOutput out;
     out.sampled.reserve(plan.seqs.size());
     for (const SeqStep& step : plan.seqs) {
@@ -34,6 +38,9 @@ class EmptyExecutor : public Executor {
     }
     return out;
   }
+
+ private:
+  std::shared_ptr<std::atomic<bool>> go_;
 };
 
 double cpu_seconds() {
@@ -55,9 +62,12 @@ void measure(int num_seqs, bool with_text) {
   EngineConfig config;
   config.max_num_seqs = std::max(config.max_num_seqs, num_seqs);
   config.max_num_batched_tokens = std::max(config.max_num_batched_tokens, num_seqs);
-  Engine engine(std::make_unique<EmptyExecutor>(), vocabulary, config);
-  double start = cpu_seconds();
+  auto go = std::make_shared<std::atomic<bool>>(false);
+  Engine engine(std::make_unique<EmptyExecutor>(go), vocabulary, config);
   for (int i = 0; i < num_seqs; ++i) engine.submit(std::vector<int32_t>(kPromptLen, i % kVocab), params);
+  double start = cpu_seconds();
+  *go = true;
+  go->notify_one();
   engine.drain(std::chrono::seconds(600));
   double seconds = cpu_seconds() - start;
   double steps = static_cast<double>(engine.stats().steps);
