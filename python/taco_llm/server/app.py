@@ -162,7 +162,8 @@ async def _serve(app: web.Application, options: ServerOptions) -> None:
             await _site(runner, options).start()
         except OSError as e:
             where = options.uds or f"{options.host or '*'} port {options.port}"
-            raise ValueError(f"cannot listen on {where}: {e.strerror or e}; choose another --port or --host") from None
+            reason = e.strerror or str(e)
+            raise ValueError(f"cannot listen on {where}: {reason}; choose another --port or --host") from None
         logger.info("serving %s at %s", ", ".join(state.model_names), _address(runner, options))
         if not state.keys.required:
             logger.info("no --api-key: everybody who can reach this address may use it")
