@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import gc
 import os
 import time
 from dataclasses import dataclass, field
@@ -126,6 +128,8 @@ def build(args: EngineArgs) -> EngineHandle:
     )
     vocabulary = tokenizer.core_vocabulary() if tokenizer is not None else None
     core = _engine(args, executor, vocabulary, batched)
+    eos = eos_token_ids(checkpoint, tokenizer)
+    checkpoint = _without_file_contents(checkpoint)
     logger.info(
         "Loaded %s: %s parameters, %.0f MB, in %.2f s, on %s",
         names[0],
@@ -149,7 +153,7 @@ def build(args: EngineArgs) -> EngineHandle:
         model_name=names[0],
         served_names=names,
         max_model_len=plan.max_model_len,
-        eos_token_ids=eos_token_ids(checkpoint, tokenizer),
+        eos_token_ids=eos,
         generation_config=dict(checkpoint.generation_config or {}),
         args=args,
         vocab_size=model.spec.vocab_size,
@@ -223,6 +227,21 @@ def _tokenizer(args: EngineArgs, checkpoint: Checkpoint) -> Tokenizer:
         revision=args.tokenizer_revision or args.revision,
         trust_remote_code=args.trust_remote_code,
     )
+
+
+def _without_file_contents(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without what only loading needs: a GGUF's vocabulary and tensor list.
+
+    The memory goes back to the system."""
+    kept = checkpoint.gguf_metadata
+    if kept is not None:
+        kept = {key: value for key, value in kept.items() if not isinstance(value, list) or len(value) < 256}
+    checkpoint = dataclasses.replace(checkpoint, gguf_metadata=kept, gguf=None)
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none
+    if trim is not None:
+        trim(0)
+    return checkpoint
 
 
 # What a tokenizer can be made of; nothing else is fetched for --tokenizer.

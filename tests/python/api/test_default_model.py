@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from taco_llm import default_model
 from taco_llm.cli import main as cli
 
