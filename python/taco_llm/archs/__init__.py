@@ -38,8 +38,9 @@ def build_spec(
             f"Supported: {', '.join(supported())}"
         )
     build = find(names[0])
-    method = (hf_config.get("quantization_config") or {}).get("quant_method")
-    if method:
+    quantization = hf_config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
         raise ValueError(
             f"config.json: the checkpoint is quantised with {method!r}, which is not supported yet; "
             "use an unquantised checkpoint or a GGUF file"

@@ -19,6 +19,20 @@ ACTIVATIONS = {
     "relu2": "relu2",
 }
 
+# Far above any model: what keeps a spoilt config from asking for endless layers.
+_LIMITS = {
+    "num_hidden_layers": 1024,
+    "n_layer": 1024,
+    "num_local_experts": 1024,
+    "num_attention_heads": 1 << 16,
+    "n_head": 1 << 16,
+    "hidden_size": 1 << 20,
+    "n_embd": 1 << 20,
+    "head_dim": 1 << 16,
+}
+
+_LARGEST = (1 << 31) - 1
+
 _MISSING: Any = object()
 
 
@@ -48,14 +62,19 @@ class Config:
             return default
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise ValueError(f"config.json: {names[0]} must be {what}, it is {value!r}")
+        if isinstance(value, (int, float)) and not -_LARGEST <= value <= _LARGEST:  # also refuses NaN
+            raise ValueError(f"config.json: {names[0]} is out of range")
         return value
 
-    def integer(self, *names: str, default: Any = _MISSING, minimum: int = 1, maximum: int = 1 << 31) -> int:
+    def integer(self, *names: str, default: Any = _MISSING, minimum: int = 1) -> int:
         value = self._get(names, default, (int, float), "an integer")
+        limit = _LIMITS.get(names[0], _LARGEST)
+        if not minimum <= value <= limit:
+            raise ValueError(
+                f"config.json: {names[0]} must be at least {minimum} and at most {limit}, it is {value!r}"
+            )
         if value != int(value):
             raise ValueError(f"config.json: {names[0]} must be an integer, it is {value!r}")
-        if not minimum <= value < maximum:
-            raise ValueError(f"config.json: {names[0]} must be at least {minimum}, it is {value!r}")
         return int(value)
 
     def optional_integer(self, *names: str) -> int | None:
@@ -63,8 +82,11 @@ class Config:
         value = self._get(names, None, (int, float), "an integer or null")
         return int(value) if value is not None and value > 0 else None
 
-    def number(self, *names: str, default: Any = _MISSING) -> float:
-        return float(self._get(names, default, (int, float), "a number"))
+    def number(self, *names: str, default: Any = _MISSING, positive: bool = False) -> float:
+        value = float(self._get(names, default, (int, float), "a number"))
+        if positive and value <= 0:
+            raise ValueError(f"config.json: {names[0]} must be positive, it is {value!r}")
+        return value
 
     def flag(self, *names: str, default: Any = _MISSING) -> bool:
         return self._get(names, default, (bool,), "true or false")  # type: ignore[no-any-return]

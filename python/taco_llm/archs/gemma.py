@@ -75,7 +75,7 @@ def gemma2(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules
                     num_heads=heads,
                     num_kv_heads=kv_heads,
                     head_dim=size,
-                    scale=c.number("query_pre_attn_scalar", default=256) ** -0.5,
+                    scale=c.number("query_pre_attn_scalar", default=256, positive=True) ** -0.5,
                     qkv_bias=bias,
                     out_bias=bias,
                     window=layer_windows[i],

@@ -177,7 +177,7 @@ MIXTRAL_RULES = [
 
 
 def mixtral(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
-    experts = c.integer("num_local_experts", "num_experts", default=8, maximum=1 << 16)
+    experts = c.integer("num_local_experts", "num_experts", default=8)
     top_k = c.integer("num_experts_per_tok", default=2)
     if top_k > experts:
         raise ValueError(f"config.json: num_experts_per_tok {top_k} of num_local_experts {experts}")

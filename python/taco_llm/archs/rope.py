@@ -190,6 +190,13 @@ def make_rope(
             f"config.json: {dim} rotated dims of a head of {head_dim}: must be even and at most the head"
         )
     base = _positive(params, "rope_theta")
-    inv_freq, attention_factor, length = rule(_Input(params, base, dim, max_positions, max_model_len))
-    spec = RopeSpec(rotary_dim=dim, inv_freq=[float(f) for f in inv_freq], attention_factor=attention_factor)
-    return Rope(spec, length)
+    try:
+        with np.errstate(all="ignore"):
+            inv_freq, attention_factor, length = rule(_Input(params, base, dim, max_positions, max_model_len))
+        factor = float(attention_factor)
+    except (ArithmeticError, TypeError, ValueError) as e:
+        if str(e).startswith("config.json"):
+            raise
+        raise ValueError(f"config.json: these rope parameters cannot be used: {params}") from None
+    spec = RopeSpec(rotary_dim=dim, inv_freq=[float(f) for f in inv_freq], attention_factor=factor)
+    return Rope(spec, min(length, (1 << 31) - 1))

@@ -165,6 +165,11 @@ def test_unknown_architecture_names_the_nearest():
     [
         ({"hidden_size": "big"}, "hidden_size must be an integer"),
         ({"hidden_size": 0}, "hidden_size must be at least 1"),
+        ({"hidden_size": float("nan")}, "hidden_size is out of range"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps is out of range"),
+        ({"vocab_size": 10**400}, "vocab_size is out of range"),
+        ({"hidden_size": 64.5}, "hidden_size must be an integer"),
+        ({"num_hidden_layers": 1 << 24}, "num_hidden_layers must be at least 1 and at most 1024"),
         ({"hidden_size": True}, "hidden_size must be an integer"),
         ({"num_attention_heads": 6}, "64 is not divisible by 6"),
         ({"num_key_value_heads": 3}, "4 is not divisible by 3"),
@@ -180,6 +185,43 @@ def test_unknown_architecture_names_the_nearest():
 def test_bad_fields_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         spec(**fields)
+
+
+WEIRD = [None, True, "x", "", -1, 0, 1, 0.5, 3, 1 << 40, float("nan"), float("inf"), [], [1], {}, {"a": 1}]
+WEIRD_ROPES = [
+    {
+        "rope_type": kind,
+        "rope_theta": theta,
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": high,
+    }
+    for kind in ("default", "linear", "dynamic", "yarn", "llama3")
+    for theta in (1.0, 1e300, "x", 10000.0)
+    for factor in (1e-300, 4.0, float("inf"), None)
+    for high in (4.0, 1.0, [])
+]
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_weird_fields_are_values_or_value_errors(name):
+    config_class = next(arch_zoo.CASES[c].config for c in arch_zoo.CASES if _class_of(c) == name)
+    base = json.loads(json.dumps(getattr(transformers, config_class)().to_dict()))
+    base |= {"architectures": [name]}
+    layers = "n_layer" if "n_layer" in base else "num_hidden_layers"
+    base |= {layers: 2, "layer_types": None}
+    build_spec(base)
+    built = refused = 0
+    spoilt = [{**base, field: value} for field in base for value in WEIRD]
+    spoilt += [{**base, "rope_parameters": rope, "max_position_embeddings": 64} for rope in WEIRD_ROPES]
+    for config in spoilt:
+        try:
+            build_spec(config)
+            built += 1
+        except ValueError as e:
+            assert str(e)
+            refused += 1
+    assert built and refused
 
 
 def test_cuts_move_rows_without_converting():
