@@ -149,7 +149,8 @@ def test_progress_bar_shows_tokens_per_second(llm: LLM, capsys: pytest.CaptureFi
     assert "2/2" in shown and "tok/s" in shown
 
 
-def test_interrupt_leaves_a_clean_engine() -> None:
+def test_interrupt_leaves_a_clean_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TACO_NULL_STEP_SECONDS", "0.001")  # long enough to be interrupted
     llm = LLM("null", max_model_len=4096)
     try:
         core = llm.handle.core
