@@ -233,6 +233,6 @@ def fake_handle(engine: FakeEngine | None = None, **changes: Any) -> SimpleNames
         max_model_len=2048,
         eos_token_ids=[999],
         generation_config={},
-        args=SimpleNamespace(max_logprobs=20, served_model_name=None),
+        args=SimpleNamespace(max_logprobs=20, scheduling_policy="priority"),
     )
     return SimpleNamespace(**{**fields, **changes})

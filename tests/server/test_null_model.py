@@ -164,6 +164,13 @@ def test_errors_from_the_core_are_400(null: Server) -> None:
         )
 
 
+def test_priority_is_refused_where_it_has_no_effect(null: Server) -> None:
+    with pytest.raises(openai.BadRequestError, match="--scheduling-policy"):
+        client(null).completions.create(model="null", prompt="x", extra_body={"priority": 1})
+    with serving(null_handle(scheduling_policy="priority")) as server:
+        client(server).completions.create(model="null", prompt="x", extra_body={"priority": 1})
+
+
 def test_legacy_stream_of_the_old_client(null: Server) -> None:
     ask = {"prompt": "Hello!", "stream": True, "max_tokens": 20}
     with requests.post(null.url + "/generate", json=ask, stream=True, timeout=10) as response:

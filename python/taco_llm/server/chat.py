@@ -93,7 +93,7 @@ async def _read(fields: Fields, state: State) -> Chat:
         raise ApiError("'prompt_logprobs' cannot be streamed: leave out 'stream'.", param="prompt_logprobs")
     arguments["logprobs"] = (top_logprobs or 0) if logprobs else None
     arguments["prompt_logprobs"] = wanted_prompt_logprobs
-    priority = sampling.read_priority(fields)
+    priority = sampling.read_priority(fields, state)
     return_token_ids = fields.flag("return_token_ids")
     echo = fields.flag("echo")
     keep = sampling.read_truncation(fields, state)

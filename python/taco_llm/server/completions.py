@@ -108,7 +108,7 @@ async def _read(fields: Fields, state: State) -> Completion:
         if echo and logprobs is not None
         else wanted_prompt_logprobs
     )
-    priority = sampling.read_priority(fields)
+    priority = sampling.read_priority(fields, state)
     return_token_ids = fields.flag("return_token_ids")
     keep = sampling.read_truncation(fields, state)
     prompts, sent = await _read_prompts(fields, state, fields.flag("add_special_tokens", True), keep)

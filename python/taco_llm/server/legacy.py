@@ -30,7 +30,7 @@ async def generate(http: web.Request) -> web.StreamResponse:
     stream = fields.flag("stream")
     arguments = sampling.read_sampling(fields, state, default_temperature=1.0)
     max_tokens = fields.integer("max_tokens", 16, 1, 2**31 - 1)
-    priority = sampling.read_priority(fields)
+    priority = sampling.read_priority(fields, state)
     keep = sampling.read_truncation(fields, state)
     text, ids = await _read_prompt(fields, state, keep)
     if keep is not None:

@@ -116,8 +116,15 @@ def read_logprob_count(fields: Fields, name: str, state: State) -> int | None:
     return fields.integer(name, None, 0, state.max_logprobs)
 
 
-def read_priority(fields: Fields) -> int:
-    return fields.integer("priority", 0, -(2**31), 2**31 - 1) or 0
+def read_priority(fields: Fields, state: State) -> int:
+    priority = fields.integer("priority", 0, -(2**31), 2**31 - 1) or 0
+    if priority and getattr(state.handle.args, "scheduling_policy", "fcfs") != "priority":
+        raise ApiError(
+            "'priority' has no effect on this server: leave it out (the operator's --scheduling-policy "
+            "priority gives it one).",
+            param="priority",
+        )
+    return priority
 
 
 def read_model(fields: Fields, state: State) -> str:
