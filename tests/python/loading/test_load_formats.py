@@ -237,7 +237,13 @@ def test_rope_overrides(folder):
         folder.load(rope_scaling={"type": "linear"})
 
 
-def test_progress_bar_only_on_a_terminal(folder, capfd):
+def test_progress_bar_only_on_a_terminal(folder, capfd, monkeypatch):
     folder.write()
     folder.load(show_progress=True)
     assert capfd.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    folder.load(show_progress=False)
+    assert capfd.readouterr().err == ""
+    folder.load(show_progress=True)
+    shown = capfd.readouterr().err
+    assert "Loading weights" in shown and "100%" in shown
