@@ -1,10 +1,11 @@
 """Perplexity of one checkpoint in several dtypes, and their ratio to float32.
 
-    python bench/eval/perplexity.py MODEL --text FILE [--dtypes float32,bfloat16] [--tokens 16384] [--window 1024]
+    python bench/eval/perplexity.py MODEL --text FILE [--dtypes float32,bfloat16] [--tokens 16384] \\
+        [--window 1024]
 
 MODEL: a folder or a GGUF file. A quantised GGUF is measured as it is stored under "bfloat16" (unquantised
-matrices in bfloat16) and dequantised exactly under "float32". The text is cut into windows that do not overlap;
-the first token of each window is not counted.
+matrices in bfloat16) and dequantised exactly under "float32". The text is cut into windows that do not
+overlap; the first token of each window is not counted.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
-
 from taco_llm import _core
 from taco_llm.loading import load_model, resolve
 from taco_llm.tokenizer import load_tokenizer
+from tqdm import tqdm
 
 
 def negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -34,7 +34,12 @@ def negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> float:
 def perplexity(model: _core.Model, tokens: list[int], window: int, label: str) -> float:
     block = 16
     executor = _core.ModelExecutor(
-        model, max_model_len=window, block_size=block, num_blocks=window // block + 1, max_num_batched_tokens=512, max_num_seqs=64
+        model,
+        max_model_len=window,
+        block_size=block,
+        num_blocks=window // block + 1,
+        max_num_batched_tokens=512,
+        max_num_seqs=64,
     )
     total, count = 0.0, 0
     starts = range(0, len(tokens) - window + 1, window)
@@ -47,7 +52,9 @@ def perplexity(model: _core.Model, tokens: list[int], window: int, label: str) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("--text", required=True, type=Path)
     parser.add_argument("--dtypes", default="float32,bfloat16")
@@ -57,7 +64,9 @@ def main() -> None:
     backend = _core.Backend("cpu")
     checkpoint = resolve(args.model)
     text = args.text.read_text(encoding="utf-8")
-    tokens = load_tokenizer(checkpoint).encode(text[: args.tokens * 8], add_special_tokens=False)[: args.tokens]
+    tokens = load_tokenizer(checkpoint).encode(text[: args.tokens * 8], add_special_tokens=False)[
+        : args.tokens
+    ]
     reference = None
     for dtype in args.dtypes.split(","):
         model = load_model(checkpoint, backend=backend, dtype=dtype, show_progress=False)
