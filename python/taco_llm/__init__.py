@@ -7,9 +7,10 @@ Names are imported when they are first used, so that `import taco_llm` is quick.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing's would cost most of this module's import time; checkers know the name
 if TYPE_CHECKING:
+    from typing import Any
+
     from taco_llm.async_engine import AsyncLLMEngine
     from taco_llm.engine_args import AsyncEngineArgs, EngineArgs
     from taco_llm.llm import LLM

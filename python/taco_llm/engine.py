@@ -71,7 +71,8 @@ def build(args: EngineArgs) -> EngineHandle:
 
     started = time.perf_counter()
     model_path, names = _model_and_names(args)
-    checkpoint = resolve(
+    checkpoint = _resolve(
+        resolve,
         model_path,
         revision=args.revision,
         download_dir=args.download_dir,
@@ -161,6 +162,21 @@ def build(args: EngineArgs) -> EngineHandle:
         dtype=args.dtype,
         hf_config=checkpoint.hf_config,
     )
+
+
+def _resolve(resolve: Any, model: str, **options: Any) -> Checkpoint:
+    """loading.resolve; an error of the hub's client or of the network names the model and says what to do."""
+    try:
+        return resolve(model, **options)  # type: ignore[no-any-return]
+    except (ValueError, FileNotFoundError, MemoryError, NotImplementedError):
+        raise
+    except Exception as error:
+        if Path(model).expanduser().exists():
+            raise
+        raise FileNotFoundError(
+            f"no model at {model!r}: it is no file or folder of this machine, and the hub could not be asked "
+            f"for it ({error}); give a path, or check the name and the network"
+        ) from error
 
 
 def _engine(args: EngineArgs, executor: Any, vocabulary: Any, batched: int) -> _core.Engine:

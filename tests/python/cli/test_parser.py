@@ -191,6 +191,16 @@ def test_errors_are_a_sentence_and_a_status(words, status, text, capsys: pytest.
     assert text in shown and "Traceback" not in shown
 
 
+def test_a_model_that_the_hub_cannot_give(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def unreachable(model, **options):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("taco_llm.loading.resolve", unreachable)
+    assert cli.main(["serve", "not/there"]) == 1
+    shown = capsys.readouterr().err
+    assert "no model at 'not/there'" in shown and "Name or service" in shown
+
+
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TACO_LLM_DEBUG", "1")
     with pytest.raises(NotBuiltError):
