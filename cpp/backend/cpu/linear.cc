@@ -478,9 +478,9 @@ std::unique_ptr<CpuLinear> prepare_cpu_linear(std::span<const HostMatrix> parts,
     const HostMatrix& m = parts[i];
     uint8_t* out = at;
     pool.parallel_for(s.panels, 4, [&](int64_t begin, int64_t end) {
-      std::vector<float> rows;
+      cpu::PackScratch scratch;
       for (int64_t p = begin; p < end; ++p) {
-        cpu::pack_panel(m, p * kPanelRows, s.format, rows, out + p * s.panel_bytes);
+        cpu::pack_panel(m, p * kPanelRows, s.format, scratch, out + p * s.panel_bytes);
       }
     });
     at += static_cast<size_t>(s.panels) * s.panel_bytes;

@@ -37,7 +37,9 @@ Group8 group8_of(const HostMatrix& m, int64_t row, int64_t group, const float* v
   out.scale = to_float(to_f16(most / 127.0f));
   float inverse = out.scale > 0 ? 1.0f / out.scale : 0.0f;
   for (int i = 0; i < kQuantGroup; ++i) {
-    out.q[i] = static_cast<int8_t>(std::clamp(std::nearbyint(values[i] * inverse), -127.0f, 127.0f));
+    // Adding 1.5 * 2^23 rounds to nearest, in one instruction everywhere.
+    float rounded = (std::clamp(values[i] * inverse, -127.0f, 127.0f) + 12582912.0f) - 12582912.0f;
+    out.q[i] = static_cast<int8_t>(rounded);
   }
   return out;
 }
@@ -118,6 +120,60 @@ void pack_q4(const HostMatrix& m, int64_t row, int rows, uint8_t* out) {
   }
 }
 
+// out[u][i] = in[i][u]: 16 rows to a panel, in blocks that stay in the first-level cache.
+template <typename T>
+void interleave(const uint8_t* const* in, int64_t units, uint8_t* out) {
+  constexpr int64_t kBlock = 64;
+  for (int64_t begin = 0; begin < units; begin += kBlock) {
+    int64_t end = std::min(units, begin + kBlock);
+    for (int i = 0; i < kPanelRows; ++i) {
+      const uint8_t* row = in[i];
+      uint8_t* to = out + i * sizeof(T);
+      for (int64_t u = begin; u < end; ++u) {
+        std::memcpy(to + u * kPanelRows * sizeof(T), row + u * sizeof(T), sizeof(T));
+      }
+    }
+  }
+}
+
+// The rows of one panel as elements of `format`, zero padded to whole blocks: where they stand already if they can
+// be read there, else in `scratch`.
+void stage_rows(const HostMatrix& m, int64_t row, int rows, PanelFormat format, PackScratch& scratch,
+                const uint8_t** in) {
+  bool same = (format == PanelFormat::kF32 && m.format == WeightFormat::kF32) ||
+              (format == PanelFormat::kF16 && m.format == WeightFormat::kF16) ||
+              (format == PanelFormat::kBF16 && m.format == WeightFormat::kBF16);
+  int64_t element = format == PanelFormat::kF32 ? 4 : 2;
+  int64_t padded = format == PanelFormat::kF32 ? m.cols : round_up(m.cols, format == PanelFormat::kF16 ? 2 : 32);
+  scratch.rows.assign(static_cast<size_t>(kPanelRows * padded * element), 0);
+  scratch.values.resize(static_cast<size_t>(m.cols));
+  for (int i = 0; i < kPanelRows; ++i) {
+    uint8_t* staged = scratch.rows.data() + i * padded * element;
+    in[i] = staged;
+    if (i >= rows) continue;
+    const uint8_t* stored = static_cast<const uint8_t*>(m.data) + static_cast<size_t>(row + i) * m.row_bytes();
+    if (same && padded == m.cols) {
+      in[i] = stored;
+      continue;
+    }
+    if (same) {
+      std::memcpy(staged, stored, static_cast<size_t>(m.cols * element));
+      continue;
+    }
+    float* values = scratch.values.data();
+    dequantize_row(m, row + i, values);
+    if (format == PanelFormat::kF32) {
+      std::memcpy(staged, values, static_cast<size_t>(m.cols) * sizeof(float));
+    } else if (format == PanelFormat::kF16) {
+      f16* to = reinterpret_cast<f16*>(staged);
+      for (int64_t k = 0; k < m.cols; ++k) to[k] = to_f16(values[k]);
+    } else {
+      bf16* to = reinterpret_cast<bf16*>(staged);
+      for (int64_t k = 0; k < m.cols; ++k) to[k] = to_bf16(values[k]);
+    }
+  }
+}
+
 }  // namespace
 
 PanelFormat panel_format(WeightFormat format, DType compute) {
@@ -145,28 +201,26 @@ size_t panel_bytes(PanelFormat format, int64_t cols) {
   return 0;
 }
 
-void pack_panel(const HostMatrix& m, int64_t row, PanelFormat format, std::vector<float>& values, uint8_t* out) {
+void pack_panel(const HostMatrix& m, int64_t row, PanelFormat format, PackScratch& scratch, uint8_t* out) {
   int rows = static_cast<int>(std::min<int64_t>(kPanelRows, m.rows - row));
   if (format == PanelFormat::kQ4) return pack_q4(m, row, rows, out);
   // Quantised values that are kept as they are need no floats.
-  if (format != PanelFormat::kQ8 || m.format != WeightFormat::kQ8_0) {
-    values.resize(static_cast<size_t>(kPanelRows * m.cols));
-    for (int i = 0; i < rows; ++i) dequantize_row(m, row + i, values.data() + i * m.cols);
-  }
-  if (format == PanelFormat::kQ8) return pack_q8(m, row, rows, values.data(), out);
-  std::memset(out, 0, panel_bytes(format, m.cols));
-  for (int i = 0; i < rows; ++i) {
-    const float* in = values.data() + i * m.cols;
-    if (format == PanelFormat::kF32) {
-      float* w = reinterpret_cast<float*>(out) + i;
-      for (int64_t k = 0; k < m.cols; ++k) w[k * kPanelRows] = in[k];
-    } else if (format == PanelFormat::kF16) {
-      uint16_t* w = reinterpret_cast<uint16_t*>(out) + i;
-      for (int64_t k = 0; k < m.cols; ++k) w[k * kPanelRows] = to_f16(in[k]).bits;
-    } else {
-      uint16_t* w = reinterpret_cast<uint16_t*>(out) + 2 * i;
-      for (int64_t k = 0; k < m.cols; ++k) w[k / 2 * 32 + k % 2] = to_bf16(in[k]).bits;
+  if (format == PanelFormat::kQ8) {
+    if (m.format != WeightFormat::kQ8_0) {
+      scratch.values.resize(static_cast<size_t>(kPanelRows * m.cols));
+      for (int i = 0; i < rows; ++i) dequantize_row(m, row + i, scratch.values.data() + i * m.cols);
     }
+    return pack_q8(m, row, rows, scratch.values.data(), out);
+  }
+  const uint8_t* in[kPanelRows];
+  stage_rows(m, row, rows, format, scratch, in);
+  switch (format) {
+    case PanelFormat::kF32:
+      return interleave<uint32_t>(in, m.cols, out);
+    case PanelFormat::kF16:
+      return interleave<uint16_t>(in, round_up(m.cols, 2), out);
+    default:
+      return interleave<uint32_t>(in, round_up(m.cols, 32) / 2, out);
   }
 }
 

@@ -14,7 +14,12 @@ PanelFormat panel_format(WeightFormat format, DType compute);
 
 size_t panel_bytes(PanelFormat format, int64_t cols);
 
-// The panel of rows [row, row + 16) of `matrix`; rows past its end are zero. `rows` is scratch.
-void pack_panel(const HostMatrix& matrix, int64_t row, PanelFormat format, std::vector<float>& rows, uint8_t* out);
+struct PackScratch {
+  std::vector<float> values;
+  std::vector<uint8_t> rows;
+};
+
+// The panel of rows [row, row + 16) of `matrix`; rows past its end are zero.
+void pack_panel(const HostMatrix& matrix, int64_t row, PanelFormat format, PackScratch& scratch, uint8_t* out);
 
 }  // namespace taco::cpu
