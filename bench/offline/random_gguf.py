@@ -64,11 +64,15 @@ def random_tensor(kind: str, count: int, rng: np.random.Generator) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--type", choices=["F16", "Q8_0", "Q4_1"], default="Q4_1")
-    parser.add_argument("--header-only", action="store_true", help="copy SOURCE's header and tensor list, no data")
+    parser.add_argument(
+        "--header-only", action="store_true", help="copy SOURCE's header and tensor list, no data"
+    )
     args = parser.parse_args()
     reader = Reader(args.source.read_bytes())
     magic, version = reader.unpack("I"), reader.unpack("I")
@@ -91,9 +95,18 @@ def main() -> None:
     rng = np.random.default_rng(0)
     infos, offset, kinds = b"", 0, []
     for name, dims in tensors:
-        kind = "F32" if len(dims) == 1 else ("Q8_0" if args.type == "Q4_1" and name == b"token_embd.weight" else args.type)
+        kind = (
+            "F32"
+            if len(dims) == 1
+            else ("Q8_0" if args.type == "Q4_1" and name == b"token_embd.weight" else args.type)
+        )
         number, block, size = TYPES[kind]
-        infos += struct.pack("<Q", len(name)) + name + struct.pack("<I", len(dims)) + struct.pack(f"<{len(dims)}Q", *dims)
+        infos += (
+            struct.pack("<Q", len(name))
+            + name
+            + struct.pack("<I", len(dims))
+            + struct.pack(f"<{len(dims)}Q", *dims)
+        )
         infos += struct.pack("<IQ", number, offset)
         nbytes = int(np.prod(dims)) // block * size
         kinds.append((kind, int(np.prod(dims)), nbytes))
