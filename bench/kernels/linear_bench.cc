@@ -1,9 +1,10 @@
 // Speed of the CPU matrix products against what the machine can read and multiply.
 //
-//   linear_bench [threads] [seconds per case] [format,...] [rows,...] [shape name,...] [AMX from so many rows on]
+//   linear_bench [threads] [seconds per case] [format,...] [rows,...] [shape name,...] [AMX from so many rows
+//   on]
 //
-// Every case cycles through copies of its weight that together exceed the caches (256 MiB and more), as the layers
-// of a model do. GB/s counts the weight's packed bytes; "read" is that against the measured roof.
+// Every case cycles through copies of its weight that together exceed the caches (256 MiB and more), as the
+// layers of a model do. GB/s counts the weight's packed bytes; "read" is that against the measured roof.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -20,7 +21,9 @@
 namespace taco {
 namespace {
 
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 struct Shape {
   const char* name;
@@ -29,8 +32,8 @@ struct Shape {
 };
 
 constexpr Shape kShapes[] = {
-    {"qkv", 960, 576, false},    {"o", 576, 576, false},      {"gate_up", 3072, 576, true},
-    {"down", 576, 1536, false},  {"head", 49152, 576, false}, {"4096", 4096, 4096, false},
+    {"qkv", 960, 576, false},   {"o", 576, 576, false},      {"gate_up", 3072, 576, true},
+    {"down", 576, 1536, false}, {"head", 49152, 576, false}, {"4096", 4096, 4096, false},
 };
 
 struct Format {
@@ -40,10 +43,8 @@ struct Format {
 };
 
 constexpr Format kFormats[] = {
-    {"f32", WeightFormat::kF32, DType::kF32},
-    {"f16", WeightFormat::kF16, DType::kF16},
-    {"bf16", WeightFormat::kBF16, DType::kBF16},
-    {"q8", WeightFormat::kQ8_0, DType::kBF16},
+    {"f32", WeightFormat::kF32, DType::kF32},    {"f16", WeightFormat::kF16, DType::kF16},
+    {"bf16", WeightFormat::kBF16, DType::kBF16}, {"q8", WeightFormat::kQ8_0, DType::kBF16},
     {"q4", WeightFormat::kQ4_1, DType::kBF16},
 };
 
@@ -84,8 +85,8 @@ double barrier_cost(ThreadPool& pool) {
   return best;
 }
 
-void bench(const Shape& shape, const Format& format, const std::vector<int64_t>& row_counts, double seconds, double roof,
-           ThreadPool& pool) {
+void bench(const Shape& shape, const Format& format, const std::vector<int64_t>& row_counts, double seconds,
+           double roof, ThreadPool& pool) {
   std::mt19937 rng(1);
   HostMatrix m;
   m.format = format.stored;
@@ -134,8 +135,9 @@ void bench(const Shape& shape, const Format& format, const std::vector<int64_t>&
     std::sort(times.begin(), times.end());
     double best = times[0], median = times[times.size() / 2];
     double bytes = static_cast<double>(copies[0]->bytes());
-    std::printf("%-8s %-5s %5lld rows %10.1f us (median %10.1f) %7.2f GB/s %5.1f%% read %8.3f TFLOP/s\n", shape.name, format.name,
-                static_cast<long long>(rows), best * 1e6, median * 1e6, bytes / best * 1e-9, 100 * bytes / best / roof,
+    std::printf("%-8s %-5s %5lld rows %10.1f us (median %10.1f) %7.2f GB/s %5.1f%% read %8.3f TFLOP/s\n",
+                shape.name, format.name, static_cast<long long>(rows), best * 1e6, median * 1e6,
+                bytes / best * 1e-9, 100 * bytes / best / roof,
                 2.0 * static_cast<double>(rows * shape.n * shape.k) / best * 1e-12);
     std::fflush(stdout);
   }
@@ -148,7 +150,8 @@ int main(int argc, char** argv) {
   using namespace taco;
   ThreadPool pool(argc > 1 ? std::atoi(argv[1]) : 0);
   double seconds = argc > 2 ? std::atof(argv[2]) : 0.2;
-  std::string formats = argc > 3 ? argv[3] : "", rows_list = argc > 4 ? argv[4] : "1,2,4,8,16,32,128,512,2048";
+  std::string formats = argc > 3 ? argv[3] : "",
+              rows_list = argc > 4 ? argv[4] : "1,2,4,8,16,32,128,512,2048";
   std::string shapes = argc > 5 ? argv[5] : "";
   if (argc > 6) {
     int64_t from = std::atoll(argv[6]);
@@ -162,7 +165,8 @@ int main(int argc, char** argv) {
   }
   double roof = read_bandwidth(pool);
   std::printf("%s, %s, %d threads: reads %.1f GB/s, barrier %.2f us\n", cpu::cpu_model_name().c_str(),
-              std::string(cpu::isa_name(cpu::active_isa())).c_str(), pool.size(), roof * 1e-9, barrier_cost(pool) * 1e6);
+              std::string(cpu::isa_name(cpu::active_isa())).c_str(), pool.size(), roof * 1e-9,
+              barrier_cost(pool) * 1e6);
   for (const Shape& shape : kShapes) {
     if (!listed(shapes, shape.name)) continue;
     for (const Format& format : kFormats) {

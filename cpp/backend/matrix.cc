@@ -8,7 +8,7 @@ namespace taco {
 namespace {
 
 constexpr FormatInfo kFormats[] = {
-    {"F32", 1, 4},    {"F16", 1, 2},    {"BF16", 1, 2},    {"Q8_0", 32, 34},
+    {"F32", 1, 4},    {"F16", 1, 2},    {"BF16", 1, 2},     {"Q8_0", 32, 34},
     {"Q4_0", 32, 18}, {"Q4_1", 32, 20}, {"Q4_K", 256, 144}, {"Q6_K", 256, 210},
 };
 
@@ -34,9 +34,10 @@ void dequantize_nibbles(const uint8_t* q, float d, float m, float* out) {
   }
 }
 
-// {f16 d; f16 dmin; u8 scales[12]; u8 q[128]}: eight groups of 32 with a 6-bit scale and a 6-bit min each, packed
-// in `scales`: groups 0..3 in the low 6 bits of bytes 0..3 (scale) and 4..7 (min), groups 4..7 in the nibbles of
-// bytes 8..11 with their top 2 bits in the top bits of bytes 0..7. w = d * scale * nibble - dmin * min.
+// {f16 d; f16 dmin; u8 scales[12]; u8 q[128]}: eight groups of 32 with a 6-bit scale and a 6-bit min each,
+// packed in `scales`: groups 0..3 in the low 6 bits of bytes 0..3 (scale) and 4..7 (min), groups 4..7 in the
+// nibbles of bytes 8..11 with their top 2 bits in the top bits of bytes 0..7. w = d * scale * nibble - dmin *
+// min.
 void dequantize_q4_k(const uint8_t* b, float* out) {
   float d = half_at(b), dmin = half_at(b + 2);
   const uint8_t *s = b + 4, *q = b + 16;
@@ -55,8 +56,8 @@ void dequantize_q4_k(const uint8_t* b, float* out) {
   }
 }
 
-// {u8 ql[128]; u8 qh[64]; i8 scales[16]; f16 d}: 6-bit values (4 bits in ql, 2 in qh) minus 32, one scale for each
-// 16 columns. Each half of 128 columns uses 64 bytes of ql and 32 of qh.
+// {u8 ql[128]; u8 qh[64]; i8 scales[16]; f16 d}: 6-bit values (4 bits in ql, 2 in qh) minus 32, one scale for
+// each 16 columns. Each half of 128 columns uses 64 bytes of ql and 32 of qh.
 void dequantize_q6_k(const uint8_t* b, float* out) {
   float d = half_at(b + 208);
   for (int half = 0; half < 2; ++half) {

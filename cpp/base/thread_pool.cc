@@ -1,7 +1,7 @@
 #include "base/thread_pool.h"
 
-#include <sched.h>
 #include <pthread.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <chrono>
@@ -36,8 +36,8 @@ inline void relax() {
 #endif
 }
 
-// The processors this process may run on, grouped by physical core: hyper-threads of one core share its vector
-// units, so a second one adds little to matrix products.
+// The processors this process may run on, grouped by physical core: hyper-threads of one core share its
+// vector units, so a second one adds little to matrix products.
 std::vector<cpu_set_t> allowed_cores() {
   cpu_set_t allowed;
   CPU_ZERO(&allowed);
@@ -46,7 +46,8 @@ std::vector<cpu_set_t> allowed_cores() {
   std::set<std::string> seen;
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
     if (!CPU_ISSET(cpu, &allowed)) continue;
-    std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
+    std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) +
+                       "/topology/thread_siblings_list");
     std::string siblings;
     if (!std::getline(file, siblings) || siblings.empty()) siblings = std::to_string(cpu);
     if (!seen.insert(siblings).second) continue;
@@ -86,9 +87,10 @@ int cgroup_cores() {
 
 }  // namespace
 
-// Protocol: `run` publishes the job, then raises `epoch`; a worker that sees a new epoch runs the job and lowers
-// `remaining`. A worker about to sleep first counts itself in `sleepers`, then looks at `epoch` once more; `run`
-// raises `epoch`, then looks at `sleepers`. Both are sequentially consistent, so one of them sees the other.
+// Protocol: `run` publishes the job, then raises `epoch`; a worker that sees a new epoch runs the job and
+// lowers `remaining`. A worker about to sleep first counts itself in `sleepers`, then looks at `epoch` once
+// more; `run` raises `epoch`, then looks at `sleepers`. Both are sequentially consistent, so one of them sees
+// the other.
 struct ThreadPool::State {
   alignas(64) std::atomic<uint64_t> epoch{0};
   std::atomic<bool> parked{false};
@@ -148,8 +150,8 @@ struct ThreadPool::State {
 };
 
 ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads), state_(std::make_unique<State>()) {
-  TACO_REQUIRE(num_threads >= 0 && num_threads <= 4096, "num_threads must be between 0 (one for each core) and 4096, got ",
-               num_threads);
+  TACO_REQUIRE(num_threads >= 0 && num_threads <= 4096,
+               "num_threads must be between 0 (one for each core) and 4096, got ", num_threads);
   std::vector<cpu_set_t> cores = allowed_cores();
   int available = std::max<int>(1, static_cast<int>(cores.size()));
   if (num_threads_ == 0) {
@@ -158,9 +160,10 @@ ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads), state_(std:
   }
   // Polling on cores that others need makes both slow.
   state_->spin = num_threads_ <= available;
-  // Workers are pinned only when the pool takes every core it may use: two processes that each pin a part of the
-  // machine would choose the same part. The caller is never pinned: it may be a thread of Python, whose later
-  // threads would inherit the mask. The first core is left free of workers, so that the scheduler puts it there.
+  // Workers are pinned only when the pool takes every core it may use: two processes that each pin a part of
+  // the machine would choose the same part. The caller is never pinned: it may be a thread of Python, whose
+  // later threads would inherit the mask. The first core is left free of workers, so that the scheduler puts
+  // it there.
   const char* env = std::getenv("TACO_CPU_PIN");
   bool pin = num_threads_ == available && available > 1 && !(env && std::string_view(env) == "0");
   state_->workers.reserve(num_threads_ - 1);

@@ -17,9 +17,10 @@ using cpu::PanelFormat;
 using cpu::RowFormat;
 using Segment = CpuLinear::Segment;
 
-constexpr int64_t kChunkBytes = 256 << 10;  // weights a product takes at once: well inside the second-level cache
-constexpr int64_t kPrivatePack = 8 << 10;    // elements that a thread packs sooner than others could for it
-constexpr int64_t kFirstLines = 16;          // cache lines of each panel asked for before anything else
+constexpr int64_t kChunkBytes =
+    256 << 10;  // weights a product takes at once: well inside the second-level cache
+constexpr int64_t kPrivatePack = 8 << 10;  // elements that a thread packs sooner than others could for it
+constexpr int64_t kFirstLines = 16;        // cache lines of each panel asked for before anything else
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 int64_t div_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
@@ -92,7 +93,8 @@ struct Run {
   // Packed rows by RowFormat, those that are shared by all threads.
   PackedInput inputs[4];
   int num_inputs = 0;
-  bool private_rows = false;  // few rows: each thread packs them for itself, sooner than it could be told of them
+  bool private_rows =
+      false;  // few rows: each thread packs them for itself, sooner than it could be told of them
 };
 
 cpu::PackedRows rows_from(const cpu::PackedRows& in, RowFormat format, int64_t row) {
@@ -174,7 +176,8 @@ cpu::PackedRows input_of(const Run& run, const LinearKernels& kernels) {
       if (run.inputs[i].format == kernels.row_format) return run.inputs[i].rows;
     }
   }
-  if (kernels.row_format == RowFormat::kF32) return {run.params->in, run.params->in_stride, nullptr, nullptr, nullptr};
+  if (kernels.row_format == RowFormat::kF32)
+    return {run.params->in, run.params->in_stride, nullptr, nullptr, nullptr};
   cpu::PackRowsParams s = packed_layout(*run.params, kernels.row_format, thread_scratch().rows);
   kernels.pack_rows(s);
   return packed_rows(s);
@@ -197,7 +200,9 @@ int64_t chunk_cols(const Unit& unit, const LinearKernels& kernels, int64_t cols)
 }
 
 int64_t row_block(const LinearKernels& kernels, int64_t chunk) {
-  int64_t element = kernels.row_format == RowFormat::kF32 ? 4 : kernels.row_format == RowFormat::kInt8 ? 1 : 2;
+  int64_t element = kernels.row_format == RowFormat::kF32    ? 4
+                    : kernels.row_format == RowFormat::kInt8 ? 1
+                                                             : 2;
   int64_t bytes = linear_tuning().row_bytes ? linear_tuning().row_bytes : kernels.row_bytes;
   return std::clamp<int64_t>(bytes / (chunk * element) / 96 * 96, 96, kernels.max_rows);
 }
@@ -213,7 +218,8 @@ int group_panels(const Unit& u, int64_t panel, int64_t count, const uint8_t** ou
   return n;
 }
 
-void store_group(const Run& run, const Unit& u, const LinearKernels& kernels, int64_t panel, int64_t count, int64_t row, int64_t rows, float* c) {
+void store_group(const Run& run, const Unit& u, const LinearKernels& kernels, int64_t panel, int64_t count,
+                 int64_t row, int64_t rows, float* c) {
   const LinearParams& p = *run.params;
   cpu::StoreParams s{};
   s.c = c;
@@ -255,7 +261,8 @@ void run_unit(const Run& run, const Unit& u, int64_t begin, int64_t end, int64_t
   if (kernels.begin) kernels.begin();
   for (int64_t row = row_begin; row < row_end; row += block) {
     int64_t rows = std::min(block, row_end - row);
-    int64_t step = chunks == 1 ? (linear_tuning().store_rows ? linear_tuning().store_rows : kernels.store_rows) : rows;
+    int64_t step =
+        chunks == 1 ? (linear_tuning().store_rows ? linear_tuning().store_rows : kernels.store_rows) : rows;
     int64_t steps = div_up(rows, step);
     for (int64_t panel = begin; panel < end; panel += group) {
       int64_t count = std::min(group, end - panel);
@@ -417,7 +424,8 @@ void run_product(const LinearParams& p, const std::vector<Unit>& units, ThreadPo
 void run_gated_apart(const LinearParams& p, ThreadPool& pool) {
   int64_t n = p.weight->out_features(), half = n / 2;
   cpu::PageBuffer& buffer = workspace().products;
-  buffer.reserve(static_cast<size_t>(p.rows * n + kPanelRows) * sizeof(float));  // `store` reads whole vectors
+  buffer.reserve(static_cast<size_t>(p.rows * n + kPanelRows) *
+                 sizeof(float));  // `store` reads whole vectors
   LinearParams all = p;
   all.epilogue = Epilogue::kStore;
   all.out = buffer.as<float>();
@@ -446,16 +454,18 @@ LinearTuning& linear_tuning() {
   return tuning;
 }
 
-std::unique_ptr<CpuLinear> prepare_cpu_linear(std::span<const HostMatrix> parts, const float* bias, DType compute,
-                                              ThreadPool& pool) {
+std::unique_ptr<CpuLinear> prepare_cpu_linear(std::span<const HostMatrix> parts, const float* bias,
+                                              DType compute, ThreadPool& pool) {
   TACO_REQUIRE(!parts.empty(), "a linear layer needs at least one weight matrix");
   auto linear = std::make_unique<CpuLinear>();
   linear->cols_ = parts[0].cols;
   size_t bytes = 0;
   for (const HostMatrix& m : parts) {
     const FormatInfo& info = format_info(m.format);
-    TACO_REQUIRE(m.rows > 0 && m.cols > 0 && m.data, "a weight matrix is empty: [", m.rows, ", ", m.cols, "]");
-    TACO_REQUIRE(m.cols == linear->cols_, "stacked weight matrices differ in columns: ", linear->cols_, " and ", m.cols);
+    TACO_REQUIRE(m.rows > 0 && m.cols > 0 && m.data, "a weight matrix is empty: [", m.rows, ", ", m.cols,
+                 "]");
+    TACO_REQUIRE(m.cols == linear->cols_, "stacked weight matrices differ in columns: ", linear->cols_,
+                 " and ", m.cols);
     TACO_REQUIRE(m.cols % info.block_cols == 0, "a ", info.name, " matrix has ", m.cols,
                  " columns, which is no multiple of its block of ", info.block_cols);
     Segment s;

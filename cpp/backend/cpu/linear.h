@@ -25,8 +25,8 @@ class CpuLinear final : public Linear {
     const uint8_t* data;
   };
 
-  // Panels that are worked through together: those of a segment, or for a gated product a segment's gates and the
-  // ups that belong to them, panel by panel.
+  // Panels that are worked through together: those of a segment, or for a gated product a segment's gates and
+  // the ups that belong to them, panel by panel.
   struct Unit {
     const Segment* segment;  // its panels [first, first + panels)
     int64_t first, panels;
@@ -39,7 +39,9 @@ class CpuLinear final : public Linear {
   int64_t out_features() const override { return rows_; }
   int64_t in_features() const override { return cols_; }
   const std::vector<Unit>& plain_units() const { return plain_units_; }
-  const std::vector<Unit>& gated_units() const { return gated_units_; }  // empty: gates and ups do not line up
+  const std::vector<Unit>& gated_units() const {
+    return gated_units_;
+  }  // empty: gates and ups do not line up
   size_t bytes() const override { return memory_.size() + bias_.size() * sizeof(float); }
   const std::vector<Segment>& segments() const { return segments_; }
   const float* bias() const { return bias_.empty() ? nullptr : bias_.data(); }
@@ -54,20 +56,20 @@ class CpuLinear final : public Linear {
   cpu::PageBuffer memory_;
 };
 
-// Stacks `parts` by rows. Unquantised parts are kept as `compute` (float32, float16 or bfloat16). Quantised parts
-// are kept as 8-bit (Q8_0, Q6_K) or 4-bit (Q4_0, Q4_1, Q4_K) panels, whose products quantise the activations to
-// 8 bits per 32 columns; with compute == float32 they are dequantised exactly instead.
-// bias: [sum of rows] or null; copied. Throws kInvalidArgument, kUnimplemented.
-std::unique_ptr<CpuLinear> prepare_cpu_linear(std::span<const HostMatrix> parts, const float* bias, DType compute,
-                                              ThreadPool& pool);
+// Stacks `parts` by rows. Unquantised parts are kept as `compute` (float32, float16 or bfloat16). Quantised
+// parts are kept as 8-bit (Q8_0, Q6_K) or 4-bit (Q4_0, Q4_1, Q4_K) panels, whose products quantise the
+// activations to 8 bits per 32 columns; with compute == float32 they are dequantised exactly instead. bias:
+// [sum of rows] or null; copied. Throws kInvalidArgument, kUnimplemented.
+std::unique_ptr<CpuLinear> prepare_cpu_linear(std::span<const HostMatrix> parts, const float* bias,
+                                              DType compute, ThreadPool& pool);
 
-// params.weight must come from prepare_cpu_linear. `in` and `out` must not overlap. Call from one thread of the
-// pool at a time; returns when `out` is written.
-// With float32 panels every output element is the same bits whatever `rows` is.
+// params.weight must come from prepare_cpu_linear. `in` and `out` must not overlap. Call from one thread of
+// the pool at a time; returns when `out` is written. With float32 panels every output element is the same
+// bits whatever `rows` is.
 void run_cpu_linear(const LinearParams& params, ThreadPool& pool);
 
-// From how many rows on the tiles of AMX are used rather than AVX-512; below, loading tiles costs more than it
-// gains. Variables for benchmarks only.
+// From how many rows on the tiles of AMX are used rather than AVX-512; below, loading tiles costs more than
+// it gains. Variables for benchmarks only.
 struct LinearTuning {
   int64_t amx_bf16_rows = 3, amx_q8_rows = 16, amx_q4_rows = 16;
   int64_t chunk_bytes = 0, row_bytes = 0, store_rows = 0;

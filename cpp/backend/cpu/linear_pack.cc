@@ -99,7 +99,8 @@ void pack_q8(const HostMatrix& m, int64_t row, int rows, const float* values, ui
     for (int i = 0; i < rows; ++i) {
       Group8 group = group8_of(m, row + i, g, values + i * m.cols + g * kQuantGroup);
       put_half(scales + 2 * i, group.scale);
-      for (int k = 0; k < kQuantGroup; ++k) bytes[k / 4 * 64 + i * 4 + k % 4] = static_cast<uint8_t>(group.q[k] + 128);
+      for (int k = 0; k < kQuantGroup; ++k)
+        bytes[k / 4 * 64 + i * 4 + k % 4] = static_cast<uint8_t>(group.q[k] + 128);
     }
   }
 }
@@ -136,22 +137,24 @@ void interleave(const uint8_t* const* in, int64_t units, uint8_t* out) {
   }
 }
 
-// The rows of one panel as elements of `format`, zero padded to whole blocks: where they stand already if they can
-// be read there, else in `scratch`.
+// The rows of one panel as elements of `format`, zero padded to whole blocks: where they stand already if
+// they can be read there, else in `scratch`.
 void stage_rows(const HostMatrix& m, int64_t row, int rows, PanelFormat format, PackScratch& scratch,
                 const uint8_t** in) {
   bool same = (format == PanelFormat::kF32 && m.format == WeightFormat::kF32) ||
               (format == PanelFormat::kF16 && m.format == WeightFormat::kF16) ||
               (format == PanelFormat::kBF16 && m.format == WeightFormat::kBF16);
   int64_t element = format == PanelFormat::kF32 ? 4 : 2;
-  int64_t padded = format == PanelFormat::kF32 ? m.cols : round_up(m.cols, format == PanelFormat::kF16 ? 2 : 32);
+  int64_t padded =
+      format == PanelFormat::kF32 ? m.cols : round_up(m.cols, format == PanelFormat::kF16 ? 2 : 32);
   scratch.rows.assign(static_cast<size_t>(kPanelRows * padded * element), 0);
   scratch.values.resize(static_cast<size_t>(m.cols));
   for (int i = 0; i < kPanelRows; ++i) {
     uint8_t* staged = scratch.rows.data() + i * padded * element;
     in[i] = staged;
     if (i >= rows) continue;
-    const uint8_t* stored = static_cast<const uint8_t*>(m.data) + static_cast<size_t>(row + i) * m.row_bytes();
+    const uint8_t* stored =
+        static_cast<const uint8_t*>(m.data) + static_cast<size_t>(row + i) * m.row_bytes();
     if (same && padded == m.cols) {
       in[i] = stored;
       continue;
@@ -180,9 +183,12 @@ PanelFormat panel_format(WeightFormat format, DType compute) {
   TACO_REQUIRE(compute == DType::kF32 || compute == DType::kF16 || compute == DType::kBF16,
                "the CPU backend computes in float32, float16 or bfloat16, not in ", dtype_name(compute));
   if (is_quantized(format) && compute != DType::kF32) {
-    return format == WeightFormat::kQ8_0 || format == WeightFormat::kQ6_K ? PanelFormat::kQ8 : PanelFormat::kQ4;
+    return format == WeightFormat::kQ8_0 || format == WeightFormat::kQ6_K ? PanelFormat::kQ8
+                                                                          : PanelFormat::kQ4;
   }
-  return compute == DType::kF32 ? PanelFormat::kF32 : compute == DType::kF16 ? PanelFormat::kF16 : PanelFormat::kBF16;
+  return compute == DType::kF32   ? PanelFormat::kF32
+         : compute == DType::kF16 ? PanelFormat::kF16
+                                  : PanelFormat::kBF16;
 }
 
 size_t panel_bytes(PanelFormat format, int64_t cols) {

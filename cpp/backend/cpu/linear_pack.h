@@ -20,6 +20,7 @@ struct PackScratch {
 };
 
 // The panel of rows [row, row + 16) of `matrix`; rows past its end are zero.
-void pack_panel(const HostMatrix& matrix, int64_t row, PanelFormat format, PackScratch& scratch, uint8_t* out);
+void pack_panel(const HostMatrix& matrix, int64_t row, PanelFormat format, PackScratch& scratch,
+                uint8_t* out);
 
 }  // namespace taco::cpu

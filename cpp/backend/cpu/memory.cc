@@ -20,9 +20,9 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kSlab = size_t{32} << 20;
-constexpr size_t kHeapBelow = size_t{32} << 10;    // too small to matter
-constexpr size_t kOwnFrom = size_t{16} << 20;      // big enough for a mapping of its own
-constexpr size_t kHeader = 64;                     // in front of the data, which stay 64-byte aligned
+constexpr size_t kHeapBelow = size_t{32} << 10;  // too small to matter
+constexpr size_t kOwnFrom = size_t{16} << 20;    // big enough for a mapping of its own
+constexpr size_t kHeader = 64;                   // in front of the data, which stay 64-byte aligned
 
 size_t round_up(size_t value, size_t to) { return (value + to - 1) / to * to; }
 
@@ -30,8 +30,8 @@ size_t round_up(size_t value, size_t to) { return (value + to - 1) / to * to; }
   fail(ErrorCode::kResourceExhausted, "cannot allocate ", bytes >> 20, " MiB of memory");
 }
 
-// `data` stand on a huge page, `size` a multiple of one; a header fits in front, on a page that is not huge. The
-// kernel hands the memory out zeroed, page by page.
+// `data` stand on a huge page, `size` a multiple of one; a header fits in front, on a page that is not huge.
+// The kernel hands the memory out zeroed, page by page.
 struct Mapping {
   char* base;    // as mapped
   size_t bytes;  // as mapped
@@ -41,7 +41,8 @@ struct Mapping {
 Mapping map_huge_pages(size_t size) {
   Mapping m;
   m.bytes = size + kHugePage + kHeader;
-  void* base = mmap(nullptr, m.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* base =
+      mmap(nullptr, m.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED) out_of_memory(size);
   m.base = static_cast<char*>(base);
   m.data = reinterpret_cast<char*>(round_up(reinterpret_cast<uintptr_t>(base) + kHeader, kHugePage));
@@ -49,8 +50,8 @@ Mapping map_huge_pages(size_t size) {
   return m;
 }
 
-// Blocks of a few pages up to 16 MiB (most layers' weights) share slabs: a huge page each would waste half of it,
-// and 4 KiB pages read slower. Blocks are laid one after the other; a slab goes when its last block does.
+// Blocks of a few pages up to 16 MiB (most layers' weights) share slabs: a huge page each would waste half of
+// it, and 4 KiB pages read slower. Blocks are laid one after the other; a slab goes when its last block does.
 struct Slab {
   Mapping mapping;
   size_t top = 0;      // where the next block goes
@@ -161,7 +162,8 @@ MemoryLimits memory_limits() {
     const char *limit, *used;
   };
   for (Group g : {Group{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
-                  Group{"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"}}) {
+                  Group{"/sys/fs/cgroup/memory/memory.limit_in_bytes",
+                        "/sys/fs/cgroup/memory/memory.usage_in_bytes"}}) {
     size_t limit = read_number(g.limit);
     if (limit == 0 || limit >= limits.total) continue;  // none
     limits.total = limit;

@@ -6,8 +6,9 @@
 
 namespace taco::cpu {
 
-// 64-byte aligned; from 32 KiB up on memory advised to use huge pages (about 12 % more read bandwidth), from 16 MiB
-// up 2 MiB aligned. Throws kResourceExhausted. With `zero` the bytes are zero; large blocks are so for nothing.
+// 64-byte aligned; from 32 KiB up on memory advised to use huge pages (about 12 % more read bandwidth), from
+// 16 MiB up 2 MiB aligned. Throws kResourceExhausted. With `zero` the bytes are zero; large blocks are so for
+// nothing.
 void* allocate_pages(size_t bytes, bool zero = false);
 void release_pages(void* data) noexcept;
 

@@ -1,5 +1,5 @@
-// Every weight format x instruction set of this machine x shape x epilogue against a plain double-precision product
-// of the dequantised weights.
+// Every weight format x instruction set of this machine x shape x epilogue against a plain double-precision
+// product of the dequantised weights.
 #include "backend/cpu/linear.h"
 
 #include <gtest/gtest.h>
@@ -17,8 +17,8 @@ namespace {
 
 using cpu::Isa;
 
-// A random matrix with its bytes. Quantised ones take random blocks: every bit pattern is a valid block, only the
-// half-precision scales have to be of ordinary size.
+// A random matrix with its bytes. Quantised ones take random blocks: every bit pattern is a valid block, only
+// the half-precision scales have to be of ordinary size.
 struct Matrix {
   HostMatrix host;
   std::vector<uint8_t> bytes;
@@ -102,8 +102,8 @@ struct Reference {
 //  * weights: rounded to the kept format (none where it holds the checkpoint's values exactly);
 //  * rows: bfloat16 (bf16 panels), or 8 bits of the largest of 32 (quantised panels), else exact;
 //  * sums: float32, k additions.
-Reference reference(const std::vector<const Matrix*>& parts, DType compute, const std::vector<float>& x, int64_t rows,
-                    int64_t k, int64_t stride, const std::vector<float>& bias) {
+Reference reference(const std::vector<const Matrix*>& parts, DType compute, const std::vector<float>& x,
+                    int64_t rows, int64_t k, int64_t stride, const std::vector<float>& bias) {
   int64_t n = 0;
   for (const Matrix* m : parts) n += m->host.rows;
   Reference out;
@@ -117,13 +117,15 @@ Reference reference(const std::vector<const Matrix*>& parts, DType compute, cons
   for (int64_t r = 0; r < rows; ++r) {
     const float* row = x.data() + r * stride;
     std::vector<double> most((k + 31) / 32, 0);
-    for (int64_t i = 0; i < k; ++i) most[i / 32] = std::max(most[i / 32], std::fabs(static_cast<double>(row[i])));
+    for (int64_t i = 0; i < k; ++i)
+      most[i / 32] = std::max(most[i / 32], std::fabs(static_cast<double>(row[i])));
     int64_t col = 0;
     for (const Matrix* m : parts) {
       WeightFormat f = m->host.format;
       bool int8 = is_quantized(f) && compute != DType::kF32;
       double weight_error = 0;
-      if (!is_quantized(f) && compute == DType::kBF16 && f != WeightFormat::kBF16) weight_error = kHalfUlpBf16;
+      if (!is_quantized(f) && compute == DType::kBF16 && f != WeightFormat::kBF16)
+        weight_error = kHalfUlpBf16;
       if (!is_quantized(f) && compute == DType::kF16 && f != WeightFormat::kF16) weight_error = kHalfUlpF16;
       for (int64_t j = 0; j < m->host.rows; ++j, ++col) {
         const double* w = m->values.data() + j * k;
@@ -150,7 +152,8 @@ Reference reference(const std::vector<const Matrix*>& parts, DType compute, cons
         }
         out.y[r * n + col] = sum;
         // Sums of nibbles and bytes are larger than the products themselves before their min is taken off.
-        out.bound[r * n + col] = bound + magnitude * kHalfUlpF32 * (int8 ? 256 : 16 + 2 * std::sqrt(double(k)));
+        out.bound[r * n + col] =
+            bound + magnitude * kHalfUlpF32 * (int8 ? 256 : 16 + 2 * std::sqrt(double(k)));
       }
     }
   }
@@ -190,7 +193,8 @@ class LinearTest : public testing::TestWithParam<Isa> {
     ASSERT_EQ(ref.y.size(), y.size());
     double error = 0;
     for (size_t i = 0; i < y.size(); ++i) {
-      ASSERT_LE(std::fabs(y[i] - ref.y[i]), ref.bound[i]) << what << " element " << i << ": " << y[i] << " for " << ref.y[i];
+      ASSERT_LE(std::fabs(y[i] - ref.y[i]), ref.bound[i])
+          << what << " element " << i << ": " << y[i] << " for " << ref.y[i];
       error += (y[i] - ref.y[i]) * (y[i] - ref.y[i]);
     }
     EXPECT_LE(std::sqrt(error / ref.scale), ref.relative) << what;
@@ -207,12 +211,15 @@ struct Case {
   DType compute;
 };
 constexpr Case kCases[] = {
-    {WeightFormat::kF32, DType::kF32},   {WeightFormat::kBF16, DType::kF32},  {WeightFormat::kF16, DType::kF16},
-    {WeightFormat::kBF16, DType::kF16},  {WeightFormat::kBF16, DType::kBF16}, {WeightFormat::kF32, DType::kBF16},
-    {WeightFormat::kF16, DType::kBF16},  {WeightFormat::kQ8_0, DType::kBF16}, {WeightFormat::kQ6_K, DType::kBF16},
-    {WeightFormat::kQ4_0, DType::kBF16}, {WeightFormat::kQ4_1, DType::kF16},  {WeightFormat::kQ4_K, DType::kBF16},
-    {WeightFormat::kQ8_0, DType::kF32},  {WeightFormat::kQ6_K, DType::kF32},  {WeightFormat::kQ4_0, DType::kF32},
-    {WeightFormat::kQ4_1, DType::kF32},  {WeightFormat::kQ4_K, DType::kF32},
+    {WeightFormat::kF32, DType::kF32},   {WeightFormat::kBF16, DType::kF32},
+    {WeightFormat::kF16, DType::kF16},   {WeightFormat::kBF16, DType::kF16},
+    {WeightFormat::kBF16, DType::kBF16}, {WeightFormat::kF32, DType::kBF16},
+    {WeightFormat::kF16, DType::kBF16},  {WeightFormat::kQ8_0, DType::kBF16},
+    {WeightFormat::kQ6_K, DType::kBF16}, {WeightFormat::kQ4_0, DType::kBF16},
+    {WeightFormat::kQ4_1, DType::kF16},  {WeightFormat::kQ4_K, DType::kBF16},
+    {WeightFormat::kQ8_0, DType::kF32},  {WeightFormat::kQ6_K, DType::kF32},
+    {WeightFormat::kQ4_0, DType::kF32},  {WeightFormat::kQ4_1, DType::kF32},
+    {WeightFormat::kQ4_K, DType::kF32},
 };
 
 std::string name_of(const Case& c) {
@@ -284,7 +291,8 @@ TEST_P(LinearTest, MatchesTheReferenceInBlocks) {
 
 TEST_P(LinearTest, StacksPartsOfDifferentFormats) {
   int64_t k = 256;
-  Matrix q = random_matrix(WeightFormat::kQ4_K, 23, k, rng_), kk = random_matrix(WeightFormat::kQ8_0, 16, k, rng_),
+  Matrix q = random_matrix(WeightFormat::kQ4_K, 23, k, rng_),
+         kk = random_matrix(WeightFormat::kQ8_0, 16, k, rng_),
          v = random_matrix(WeightFormat::kF32, 9, k, rng_);
   std::vector<HostMatrix> parts = {q.host, kk.host, v.host};
   std::vector<float> bias = random_floats(48, 1.0f, rng_);
@@ -382,8 +390,10 @@ TEST_P(LinearTest, GatesProducts) {
               size_t g = r * 2 * half + j, u = g + half;
               double want = activate(Activation::kSilu, ref.y[g]) * ref.y[u];
               double bound = 1.2 * ref.bound[g] * std::fabs(ref.y[u]) +
-                             std::fabs(activate(Activation::kSilu, ref.y[g])) * ref.bound[u] + 2e-6 * (1 + std::fabs(want));
-              ASSERT_NEAR(y[r * half + j], want, bound) << format_info(f).name << " half=" << half << " rows=" << rows;
+                             std::fabs(activate(Activation::kSilu, ref.y[g])) * ref.bound[u] +
+                             2e-6 * (1 + std::fabs(want));
+              ASSERT_NEAR(y[r * half + j], want, bound)
+                  << format_info(f).name << " half=" << half << " rows=" << rows;
             }
           }
         }
@@ -395,7 +405,8 @@ TEST_P(LinearTest, GatesProducts) {
 // Mixed formats: the gate is kept as nibbles, the up as bytes.
 TEST_P(LinearTest, GatesPartsOfDifferentFormats) {
   int64_t half = 48, k = 64, rows = 3;
-  Matrix gate = random_matrix(WeightFormat::kQ4_0, half, k, rng_), up = random_matrix(WeightFormat::kQ8_0, half, k, rng_);
+  Matrix gate = random_matrix(WeightFormat::kQ4_0, half, k, rng_),
+         up = random_matrix(WeightFormat::kQ8_0, half, k, rng_);
   std::vector<HostMatrix> parts = {gate.host, up.host};
   auto w = prepare_cpu_linear(parts, nullptr, DType::kBF16, pool_);
   std::vector<float> x = random_floats(rows * k, 1.0f, rng_);

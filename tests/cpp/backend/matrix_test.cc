@@ -6,8 +6,8 @@
 #include <cmath>
 #include <vector>
 
-#include "matrix_fixtures.h"
 #include "base/error.h"
+#include "matrix_fixtures.h"
 
 namespace taco {
 namespace {
@@ -28,7 +28,8 @@ void expect_values(WeightFormat format, const uint8_t (&bytes)[kBytes], const fl
     std::vector<float> out(kValues);
     dequantize_row(m, row, out.data());
     for (size_t i = 0; i < kValues; ++i) {
-      ASSERT_NEAR(out[i], values[i], 1e-6 * std::fabs(values[i]) + 1e-7) << format_info(format).name << " column " << i;
+      ASSERT_NEAR(out[i], values[i], 1e-6 * std::fabs(values[i]) + 1e-7)
+          << format_info(format).name << " column " << i;
     }
   }
 }
@@ -43,8 +44,8 @@ TEST(Matrix, DequantisesAsGguf) {
 
 TEST(Matrix, ReadsFloats) {
   const float f32[] = {1.5f, -2.25f, 3e-5f};
-  const uint16_t halves[] = {0x3e00, 0xc080, 0x0001};      // 1.5, -2.25, 2^-24
-  const uint16_t brains[] = {0x3fc0, 0xc010, 0x0080};      // 1.5, -2.25, 2^-126
+  const uint16_t halves[] = {0x3e00, 0xc080, 0x0001};  // 1.5, -2.25, 2^-24
+  const uint16_t brains[] = {0x3fc0, 0xc010, 0x0080};  // 1.5, -2.25, 2^-126
   float out[3];
   HostMatrix m;
   m.rows = 1;
@@ -67,8 +68,9 @@ TEST(Matrix, ReadsFloats) {
 }
 
 TEST(Matrix, FormatsGoByTheirNames) {
-  for (WeightFormat f : {WeightFormat::kF32, WeightFormat::kF16, WeightFormat::kBF16, WeightFormat::kQ8_0,
-                         WeightFormat::kQ4_0, WeightFormat::kQ4_1, WeightFormat::kQ4_K, WeightFormat::kQ6_K}) {
+  for (WeightFormat f :
+       {WeightFormat::kF32, WeightFormat::kF16, WeightFormat::kBF16, WeightFormat::kQ8_0, WeightFormat::kQ4_0,
+        WeightFormat::kQ4_1, WeightFormat::kQ4_K, WeightFormat::kQ6_K}) {
     EXPECT_EQ(format_from_name(format_info(f).name), f);
   }
   EXPECT_EQ(format_info(WeightFormat::kQ6_K).name, "Q6_K");

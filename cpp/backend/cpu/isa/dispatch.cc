@@ -136,7 +136,8 @@ Isa active_isa() {
 }
 
 bool use_avx512_bf16() {
-  return active_isa() >= Isa::kAvx512 && cpu_features().avx512bf16 && bf16_allowed.load(std::memory_order_relaxed);
+  return active_isa() >= Isa::kAvx512 && cpu_features().avx512bf16 &&
+         bf16_allowed.load(std::memory_order_relaxed);
 }
 
 void force_isa(Isa isa, bool bf16_instructions) {
@@ -154,7 +155,8 @@ Isa isa_from_name(std::string_view name) {
   for (Isa isa : {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512, Isa::kAmx}) {
     if (isa_name(isa) == name) return isa;
   }
-  fail(ErrorCode::kInvalidArgument, "unknown instruction set '", name, "' (choose from generic, avx2, avx512, amx)");
+  fail(ErrorCode::kInvalidArgument, "unknown instruction set '", name,
+       "' (choose from generic, avx2, avx512, amx)");
 }
 
 std::string cpu_model_name() {

@@ -17,7 +17,8 @@ static void pack_bf16(const PackRowsParams& s) {
 }
 
 template <int R, int P>
-static void bf16_tile(const ProductParams& t, int64_t row, int panel, const uint8_t* const* fetch, int64_t fetch_lines) {
+static void bf16_tile(const ProductParams& t, int64_t row, int panel, const uint8_t* const* fetch,
+                      int64_t fetch_lines) {
   const uint16_t* x = static_cast<const uint16_t*>(t.in.data) + row * t.in.stride + t.k_begin;
   const uint8_t* w[P];
   const uint8_t* next[P];

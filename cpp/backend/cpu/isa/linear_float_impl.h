@@ -1,13 +1,13 @@
-// Products of float rows with kF32, kF16 and kBF16 panels. Included inside the namespace of an instruction set,
-// after it has defined
+// Products of float rows with kF32, kF16 and kBF16 panels. Included inside the namespace of an instruction
+// set, after it has defined
 //   struct Vec                                    16 floats
 //   Vec zero(), load(const float*), broadcast(float), fmadd(a, b, c) = a * b + c; void store(float*, Vec)
 //   Vec load_half(const uint8_t*)                 16 halves
 //   void load_bf16_pair(const uint8_t*, Vec* k0, Vec* k1)
 //   constexpr int kMaxTileRows; constexpr int tile_panels(int rows)   what its registers hold
 //
-// Each output element is one chain of fmadd over ascending k, whatever the tile: the same bits for any number of
-// rows.
+// Each output element is one chain of fmadd over ascending k, whatever the tile: the same bits for any number
+// of rows.
 
 static inline void prefetch(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }
 
@@ -24,7 +24,8 @@ struct FloatPanel {
 };
 
 template <PanelFormat F, int R, int P>
-static inline void float_step(const float* const* rows, const uint8_t* const* w, int64_t k, Vec (&acc)[R][P]) {
+static inline void float_step(const float* const* rows, const uint8_t* const* w, int64_t k,
+                              Vec (&acc)[R][P]) {
   if constexpr (F == PanelFormat::kBF16) {
     Vec w0[P], w1[P];
     for (int p = 0; p < P; ++p) load_bf16_pair(w[p], &w0[p], &w1[p]);

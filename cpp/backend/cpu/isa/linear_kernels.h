@@ -1,5 +1,5 @@
-// The contract between linear.cc and the matrix kernels of each instruction set: plain data only, because sources
-// compiled for an instruction set include it.
+// The contract between linear.cc and the matrix kernels of each instruction set: plain data only, because
+// sources compiled for an instruction set include it.
 //
 // A panel is 16 output features by k_pad columns (zero padded), 64-byte aligned:
 //   kF32   [k][16] float                                   k_pad = k
@@ -60,7 +60,7 @@ struct ProductParams {
   const uint8_t* panel[kMaxPanels];
   int64_t panel_k;  // the column at which `panel` starts: 0, but for expanded panels
   int panels;       // 1..kMaxPanels
-  PackedRows in;                     // its row 0 is c's row 0; for kBF16Tiles a multiple of 16
+  PackedRows in;    // its row 0 is c's row 0; for kBF16Tiles a multiple of 16
   int64_t rows;
   int64_t k_begin, k_end;  // multiples of 64, or k
   bool accumulate;
@@ -101,8 +101,8 @@ struct LinearKernels {
   void (*expand)(const ExpandParams&);       // not null: `product` reads what this wrote
   void (*product)(const ProductParams&);
   void (*store)(const StoreParams&);
-  // The block sizes that suit it: rows kept in the second-level cache (at most `max_rows`, of at most `row_bytes`
-  // together) and rows multiplied before their products are stored. Multiples of 96 and 16.
+  // The block sizes that suit it: rows kept in the second-level cache (at most `max_rows`, of at most
+  // `row_bytes` together) and rows multiplied before their products are stored. Multiples of 96 and 16.
   int64_t max_rows, row_bytes, store_rows;
   // Called by each thread around its calls of `product`, or null.
   void (*begin)();

@@ -84,7 +84,8 @@ static void store_some(float* p, Lanes v, int64_t count) {
 
 enum class Form { kApply, kGate, kAdd };
 
-// Products are padded to whole panels, so a whole vector of them may be read anywhere; of outputs and biases not.
+// Products are padded to whole panels, so a whole vector of them may be read anywhere; of outputs and biases
+// not.
 template <typename Act, Form kForm, bool kBias>
 static void store_panels(const StoreParams& s) {
   const int64_t whole = s.cols / kLanes * kLanes, rest = s.cols - whole;

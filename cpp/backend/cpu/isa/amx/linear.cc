@@ -1,8 +1,8 @@
 // Matrix products on AMX tiles.
 //
-// A tile of weights is 16 pairs of columns of one kBF16 panel: 1 KiB as it stands. kQ8 and kQ4 panels are expanded
-// to bfloat16 panels in the second-level cache first, once for a whole block of rows: scaling integer tiles after
-// every 32 columns would take longer than the multiplication itself.
+// A tile of weights is 16 pairs of columns of one kBF16 panel: 1 KiB as it stands. kQ8 and kQ4 panels are
+// expanded to bfloat16 panels in the second-level cache first, once for a whole block of rows: scaling
+// integer tiles after every 32 columns would take longer than the multiplication itself.
 #include <immintrin.h>
 
 #include "backend/cpu/isa/linear_kernels.h"
@@ -23,7 +23,8 @@ struct alignas(64) TileConfig {
 
 void begin_tiles() {
   TileConfig config;
-  // GCC 12 declares that _tile_loadconfig reads 8 of these 64 bytes; without this the rest may never be written.
+  // GCC 12 declares that _tile_loadconfig reads 8 of these 64 bytes; without this the rest may never be
+  // written.
   asm volatile("" : : "r"(&config) : "memory");
   _tile_loadconfig(&config);
 }
@@ -38,7 +39,8 @@ void pack_tiles(const PackRowsParams& s) {
       const float* in = s.in + row * s.in_stride;
       uint8_t* out = block + i * 64;
       if (row >= s.rows) {
-        for (int64_t k = 0; k < s.stride; k += 32, out += 1024) _mm512_storeu_si512(out, _mm512_setzero_si512());
+        for (int64_t k = 0; k < s.stride; k += 32, out += 1024)
+          _mm512_storeu_si512(out, _mm512_setzero_si512());
         continue;
       }
       for (int64_t k = 0; k < s.stride; k += 32, out += 1024) {
@@ -99,8 +101,8 @@ void product_2x2(const uint8_t* a0, const uint8_t* a1, const uint8_t* b0, const 
 
 // 16 rows by up to 4 panels.
 template <int P>
-void product_1xp(const uint8_t* a, const uint8_t* const* b, int64_t steps, bool accumulate, float* c, int64_t c_stride,
-                 Fetch& fetch) {
+void product_1xp(const uint8_t* a, const uint8_t* const* b, int64_t steps, bool accumulate, float* c,
+                 int64_t c_stride, Fetch& fetch) {
   const int stride = static_cast<int>(c_stride * 4);
   if (accumulate) {
     _tile_loadd(0, c, stride);
@@ -156,7 +158,8 @@ void tile_product(const ProductParams& t) {
         product_2x2(a, a + row_tile_bytes, panel[p], panel[p + 1], steps, t.accumulate, c, t.c_stride, fetch);
       } else {
         product_1xp<1>(a, panel + p, steps, t.accumulate, c, t.c_stride, fetch);
-        product_1xp<1>(a + row_tile_bytes, panel + p, steps, t.accumulate, c + 16 * t.c_stride, t.c_stride, fetch);
+        product_1xp<1>(a + row_tile_bytes, panel + p, steps, t.accumulate, c + 16 * t.c_stride, t.c_stride,
+                       fetch);
       }
     }
   }
@@ -176,15 +179,17 @@ void tile_product(const ProductParams& t) {
   }
 }
 
-// A field of `kBits` bits at bit `at` of every lane as a float: put at the top of the mantissa of 2^kBits, it reads
-// 2^kBits + field. (The caller's multiply-add takes the 2^kBits off again.)
+// A field of `kBits` bits at bit `at` of every lane as a float: put at the top of the mantissa of 2^kBits, it
+// reads 2^kBits + field. (The caller's multiply-add takes the 2^kBits off again.)
 template <int kBits, int kAt>
 inline __m512 field(__m512i v) {
   constexpr int kTo = 23 - kBits;
   constexpr int kMask = ((1 << kBits) - 1) << kTo, kOne = (127 + kBits) << 23;
-  __m512i shifted = kTo > kAt ? _mm512_slli_epi32(v, kTo > kAt ? kTo - kAt : 0) : _mm512_srli_epi32(v, kTo > kAt ? 0 : kAt - kTo);
+  __m512i shifted = kTo > kAt ? _mm512_slli_epi32(v, kTo > kAt ? kTo - kAt : 0)
+                              : _mm512_srli_epi32(v, kTo > kAt ? 0 : kAt - kTo);
   // (shifted & mask) | one
-  return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(shifted, _mm512_set1_epi32(kMask), _mm512_set1_epi32(kOne), 0xea));
+  return _mm512_castsi512_ps(
+      _mm512_ternarylogic_epi32(shifted, _mm512_set1_epi32(kMask), _mm512_set1_epi32(kOne), 0xea));
 }
 
 // Two neighbouring columns as bfloat16 pairs, rounded to nearest.
@@ -197,7 +202,8 @@ inline void store_pair(uint8_t* out, __m512 k0, __m512 k1) {
 
 template <int kBits, int kAt>
 inline void expand_pair(__m512i v, __m512 d, __m512 m, uint8_t* out) {
-  store_pair(out, _mm512_fmadd_ps(d, field<kBits, kAt>(v), m), _mm512_fmadd_ps(d, field<kBits, kAt + 8>(v), m));
+  store_pair(out, _mm512_fmadd_ps(d, field<kBits, kAt>(v), m),
+             _mm512_fmadd_ps(d, field<kBits, kAt + 8>(v), m));
 }
 
 inline __m512 load_half16(const uint8_t* p) {
@@ -246,13 +252,16 @@ void expand_q8(const ExpandParams& e) {
 }
 
 constexpr LinearKernels kBf16 = {
-    RowFormat::kBF16Tiles, pack_tiles, nullptr, tile_product, store_rows, 480, 1 << 20, 96, begin_tiles, end_tiles,
+    RowFormat::kBF16Tiles, pack_tiles, nullptr, tile_product, store_rows, 480, 1 << 20, 96,
+    begin_tiles,           end_tiles,
 };
 constexpr LinearKernels kQ8 = {
-    RowFormat::kBF16Tiles, pack_tiles, expand_q8, tile_product, store_rows, 480, 1 << 20, 96, begin_tiles, end_tiles,
+    RowFormat::kBF16Tiles, pack_tiles, expand_q8, tile_product, store_rows, 480, 1 << 20, 96,
+    begin_tiles,           end_tiles,
 };
 constexpr LinearKernels kQ4 = {
-    RowFormat::kBF16Tiles, pack_tiles, expand_q4, tile_product, store_rows, 480, 1 << 20, 96, begin_tiles, end_tiles,
+    RowFormat::kBF16Tiles, pack_tiles, expand_q4, tile_product, store_rows, 480, 1 << 20, 96,
+    begin_tiles,           end_tiles,
 };
 
 }  // namespace

@@ -99,8 +99,8 @@ inline __m256i quad_of(const int8_t* x) {
   return _mm256_set1_epi32(v);
 }
 
-// Sums of 4 products u8 * s8 per 32-bit lane. vpmaddubsw saturates at 16 bits: `u` must be at most 128, or its
-// neighbours small, which both callers see to.
+// Sums of 4 products u8 * s8 per 32-bit lane. vpmaddubsw saturates at 16 bits: `u` must be at most 128, or
+// its neighbours small, which both callers see to.
 inline __m256i dot_quads(__m256i sum, __m256i u, __m256i s) {
   return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
 }
@@ -122,7 +122,8 @@ void int8_tile(const ProductParams& t, int64_t row, int panel, const Prefetcher&
   const uint8_t* next = pf.at[panel];
   for (int64_t g = begin; g < end; ++g) {
     for (int64_t line = 0; line < lines; ++line, next += 64) prefetch(next);
-    const uint8_t* block = kNibbles ? t.panel[panel] + g * kQ4BlockBytes : t.panel[panel] + g / 2 * kQ8BlockBytes;
+    const uint8_t* block =
+        kNibbles ? t.panel[panel] + g * kQ4BlockBytes : t.panel[panel] + g / 2 * kQ8BlockBytes;
     const uint8_t* bytes = kNibbles ? block : block + g % 2 * 512;
     const uint8_t* scales = kNibbles ? block + 256 : block + 1024 + g % 2 * 32;
     __m256i dot[R][2];
@@ -160,7 +161,8 @@ void int8_tile(const ProductParams& t, int64_t row, int panel, const Prefetcher&
         __m256 scale = _mm256_mul_ps(d, _mm256_set1_ps(t.in.scale[at]));
         acc[r][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[r][h]), scale, acc[r][h]);
         if constexpr (kNibbles) {
-          acc[r][h] = _mm256_fmadd_ps(load_half8(scales + 32 + 16 * h), _mm256_set1_ps(t.in.scaled_sum[at]), acc[r][h]);
+          acc[r][h] = _mm256_fmadd_ps(load_half8(scales + 32 + 16 * h), _mm256_set1_ps(t.in.scaled_sum[at]),
+                                      acc[r][h]);
         }
       }
     }

@@ -63,8 +63,8 @@ inline __m512i quad_of(const int8_t* x) {
   return _mm512_set1_epi32(v);
 }
 
-// R rows by P panels: an integer sum per group of 32 columns, scaled into the float sum. kQ8's bytes are 128 too
-// high; the integer sum starts at -128 times the row's sum to make up for it.
+// R rows by P panels: an integer sum per group of 32 columns, scaled into the float sum. kQ8's bytes are 128
+// too high; the integer sum starts at -128 times the row's sum to make up for it.
 template <bool kNibbles, int R, int P>
 void int8_tile(const ProductParams& t, int64_t row, int panel, const Prefetcher& pf) {
   int64_t groups = t.in.stride / kQuantGroup;
@@ -112,7 +112,8 @@ void int8_tile(const ProductParams& t, int64_t row, int panel, const Prefetcher&
           w1[p] = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
         }
         for (int r = 0; r < R; ++r) {
-          __m512i q0 = quad_of(x + r * t.in.stride + pair * 8), q1 = quad_of(x + r * t.in.stride + pair * 8 + 4);
+          __m512i q0 = quad_of(x + r * t.in.stride + pair * 8),
+                  q1 = quad_of(x + r * t.in.stride + pair * 8 + 4);
           for (int p = 0; p < P; ++p) dot[r][p] = _mm512_dpbusd_epi32(dot[r][p], w0[p], q0);
           for (int p = 0; p < P; ++p) dot[r][p] = _mm512_dpbusd_epi32(dot[r][p], w1[p], q1);
         }

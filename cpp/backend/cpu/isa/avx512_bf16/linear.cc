@@ -17,6 +17,8 @@ constexpr LinearKernels kBf16 = {
 
 }  // namespace
 
-const LinearKernels* linear_kernels(PanelFormat format) { return format == PanelFormat::kBF16 ? &kBf16 : nullptr; }
+const LinearKernels* linear_kernels(PanelFormat format) {
+  return format == PanelFormat::kBF16 ? &kBf16 : nullptr;
+}
 
 }  // namespace taco::cpu::avx512_bf16

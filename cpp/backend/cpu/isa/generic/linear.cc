@@ -118,7 +118,8 @@ void int8_product(const ProductParams& t) {
           int8_group(bytes, x, 0, dot);
           float sum = t.in.scaled_sum[r * groups + g];
           for (int i = 0; i < 16; ++i) {
-            c[i] += half_at(block + 256, i) * scale * static_cast<float>(dot[i]) + half_at(block + 288, i) * sum;
+            c[i] +=
+                half_at(block + 256, i) * scale * static_cast<float>(dot[i]) + half_at(block + 288, i) * sum;
           }
         } else {
           const uint8_t* block = t.panel[panel] + g / 2 * kQ8BlockBytes;
