@@ -146,7 +146,7 @@ void bench(const Shape& shape, const Format& format, const std::vector<int64_t>&
 }  // namespace
 }  // namespace taco
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   using namespace taco;
   ThreadPool pool(argc > 1 ? std::atoi(argv[1]) : 0);
   double seconds = argc > 2 ? std::atof(argv[2]) : 0.2;
@@ -174,4 +174,7 @@ int main(int argc, char** argv) {
     }
   }
   return 0;
+} catch (const std::exception& e) {
+  std::fprintf(stderr, "linear_bench: %s\n", e.what());
+  return 1;
 }
