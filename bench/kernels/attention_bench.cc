@@ -49,7 +49,8 @@ void bench_attention(const char* level, DType dtype, const char* what, std::vect
   std::vector<std::vector<float>> outs(kLayers);
   std::vector<AttentionParams> params;
   for (int i = 0; i < kLayers; ++i) {
-    layers.push_back(std::make_unique<AttentionCase>(AttentionShape{heads, kv_heads, dim, 16, dtype}, sequences, 1 + i));
+    layers.push_back(
+        std::make_unique<AttentionCase>(AttentionShape{heads, kv_heads, dim, 16, dtype}, sequences, 1 + i));
     params.push_back(layers.back()->params(outs[i]));
   }
   Attention attention;
@@ -57,15 +58,17 @@ void bench_attention(const char* level, DType dtype, const char* what, std::vect
   double pairs = 0, keys = 0;
   for (const SequenceShape& s : sequences) keys += s.kv_len;
   for (const SequenceShape& s : sequences) pairs += s.q_len * (s.kv_len - (s.q_len - 1) / 2.0);
-  std::printf("%-12s %-9s %-28s %9.3f ms (cpu %9.3f) %8.1f GFLOP/s %6.1f GB/s\n", level, std::string(dtype_name(dtype)).c_str(),
-              what, ms, cpu_ms, pairs * heads * dim * 4 * kLayers / ms / 1e6,
+  std::printf("%-12s %-9s %-28s %9.3f ms (cpu %9.3f) %8.1f GFLOP/s %6.1f GB/s\n", level,
+              std::string(dtype_name(dtype)).c_str(), what, ms, cpu_ms,
+              pairs * heads * dim * 4 * kLayers / ms / 1e6,
               keys * kv_heads * dim * 2 * dtype_size(dtype) * kLayers / ms / 1e6);
   std::fflush(stdout);
 }
 
 void bench_rows(const char* level, int rows, ThreadPool& pool) {
   const int heads = 9, kv_heads = 3, dim = 64, hidden = 576, width = (heads + 2 * kv_heads) * dim;
-  std::vector<float> qkv(int64_t{rows} * width, 0.5f), x(int64_t{rows} * hidden, 0.5f), residual = x, w(hidden, 1.0f), out = x;
+  std::vector<float> qkv(int64_t{rows} * width, 0.5f), x(int64_t{rows} * hidden, 0.5f),
+      residual = x, w(hidden, 1.0f), out = x;
   std::vector<float> cos_sin(int64_t{rows} * dim, 0.7f);
   std::vector<char> cache(int64_t{rows + 16} * 2 * kv_heads * dim * 2);
   std::vector<int32_t> positions(rows);
@@ -97,7 +100,8 @@ void bench_rows(const char* level, int rows, ThreadPool& pool) {
     run_norm(norm, pool);
     run_norm(norm, pool);
   });
-  std::printf("%-12s rows %-5d rope + kv write %8.3f ms, 2 norms %8.3f ms / 30 layers\n", level, rows, rope_ms.ms, norm_ms.ms);
+  std::printf("%-12s rows %-5d rope + kv write %8.3f ms, 2 norms %8.3f ms / 30 layers\n", level, rows,
+              rope_ms.ms, norm_ms.ms);
 }
 
 int main_(int argc, char** argv) {
@@ -111,13 +115,13 @@ int main_(int argc, char** argv) {
     bool available;
   };
   const Level levels[] = {
-      {"generic", Isa::kGeneric, &generic::kVectorKernels, true},
+    {"generic", Isa::kGeneric, &generic::kVectorKernels, true},
 #if defined(__x86_64__)
-      {"avx2", Isa::kAvx2, &avx2::kVectorKernels, isa_available(Isa::kAvx2)},
-      {"avx512", Isa::kAvx512, &avx512::kVectorKernels, isa_available(Isa::kAvx512)},
-      {"avx512_bf16", Isa::kAvx512, &avx512_bf16::kVectorKernels,
-       isa_available(Isa::kAvx512) && cpu_features().avx512bf16},
-      {"amx", Isa::kAmx, &amx::kVectorKernels, isa_available(Isa::kAmx)},
+    {"avx2", Isa::kAvx2, &avx2::kVectorKernels, isa_available(Isa::kAvx2)},
+    {"avx512", Isa::kAvx512, &avx512::kVectorKernels, isa_available(Isa::kAvx512)},
+    {"avx512_bf16", Isa::kAvx512, &avx512_bf16::kVectorKernels,
+     isa_available(Isa::kAvx512) && cpu_features().avx512bf16},
+    {"amx", Isa::kAmx, &amx::kVectorKernels, isa_available(Isa::kAmx)},
 #endif
   };
   ThreadPool pool(threads);
@@ -131,12 +135,13 @@ int main_(int argc, char** argv) {
       bench_attention(level.name, dtype, "decode b1 ctx 128", {{1, 128}}, pool);
       bench_attention(level.name, dtype, "decode b1 ctx 512", {{1, 512}}, pool);
       bench_attention(level.name, dtype, "decode b1 ctx 2048", {{1, 2048}}, pool);
-      bench_attention(level.name, dtype, "decode b32 ctx 200", std::vector<SequenceShape>(32, {1, 200}), pool);
+      bench_attention(level.name, dtype, "decode b32 ctx 200", std::vector<SequenceShape>(32, {1, 200}),
+                      pool);
       bench_attention(level.name, dtype, "prefill 512", {{512, 512}}, pool);
       bench_attention(level.name, dtype, "prefill 2048", {{2048, 2048}}, pool);
     }
-    bench_attention(level.name, DType::kBF16, "8B: decode b8 ctx 1000", std::vector<SequenceShape>(8, {1, 1000}), pool, 32, 8,
-                    128);
+    bench_attention(level.name, DType::kBF16, "8B: decode b8 ctx 1000",
+                    std::vector<SequenceShape>(8, {1, 1000}), pool, 32, 8, 128);
     for (int rows : {1, 32, 2048}) bench_rows(level.name, rows, pool);
   }
   return 0;

@@ -64,6 +64,8 @@ void CpuBackend::gather_rows(const GatherRowsParams& p) { cpu::run_gather_rows(p
 void CpuBackend::scale_logits(const ScaleLogitsParams& p) { cpu::run_scale_logits(p, pool_); }
 void CpuBackend::copy_blocks(const CopyBlocksParams& p) { cpu::run_copy_blocks(p, pool_); }
 
-std::unique_ptr<Backend> make_cpu_backend(int num_threads) { return std::make_unique<CpuBackend>(num_threads); }
+std::unique_ptr<Backend> make_cpu_backend(int num_threads) {
+  return std::make_unique<CpuBackend>(num_threads);
+}
 
 }  // namespace taco

@@ -45,9 +45,9 @@ double tolerance(const Level& level, DType dtype) {
 }
 
 std::string describe(const AttentionShape& s) {
-  return str_cat(s.num_heads, "/", s.num_kv_heads, " heads of ", s.head_dim, ", blocks of ", s.block_size, ", ",
-                 dtype_name(s.dtype), ", window ", s.window, ", softcap ", s.softcap, s.alibi ? ", alibi" : "",
-                 s.sinks ? ", sinks" : "");
+  return str_cat(s.num_heads, "/", s.num_kv_heads, " heads of ", s.head_dim, ", blocks of ", s.block_size,
+                 ", ", dtype_name(s.dtype), ", window ", s.window, ", softcap ", s.softcap,
+                 s.alibi ? ", alibi" : "", s.sinks ? ", sinks" : "");
 }
 
 constexpr DType kTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
@@ -80,8 +80,8 @@ TEST_P(AttentionTest, AgreesWithTheReferenceForEveryRule) {
     for (int dim : {64, 24}) {
       for (int window : {0, 1, 7, 128, 200, 600}) {
         for (int rule = 0; rule < 8; ++rule) {
-          AttentionShape shape{6, 2, dim, 16, dtype, window, rule & 1 ? 5.0f : 0.0f, (rule & 2) != 0,
-                               (rule & 4) != 0};
+          AttentionShape shape{
+              6, 2, dim, 16, dtype, window, rule & 1 ? 5.0f : 0.0f, (rule & 2) != 0, (rule & 4) != 0};
           if (rule != 0 && window > 7 && window < 600) continue;
           AttentionCase c(shape, ragged, ++seed);
           EXPECT_LT(error(c, run(c, 3)), tolerance(GetParam(), dtype)) << describe(shape);
@@ -131,8 +131,9 @@ TEST_P(AttentionTest, ChunkingBatchAndThreadsDoNotChangeABit) {
           for (int64_t r = 0; r < 1300; ++r) check(r, out.data() + r * all.out_stride, "alone");
         }
         // Pieces of the same sequence, as if each were a sequence of a batch.
-        const std::vector<std::pair<int, int>> pieces{{0, 1},     {1, 2},     {2, 70},    {70, 71},    {128, 256},
-                                                      {255, 256}, {511, 512}, {512, 513}, {600, 1100}, {1299, 1300}};
+        const std::vector<std::pair<int, int>> pieces{{0, 1},      {1, 2},      {2, 70},    {70, 71},
+                                                      {128, 256},  {255, 256},  {511, 512}, {512, 513},
+                                                      {600, 1100}, {1299, 1300}};
         for (int threads : {1, 3}) {
           std::vector<int32_t> q_start{0}, kv_len, tables;
           std::vector<float> q;

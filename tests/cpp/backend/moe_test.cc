@@ -48,7 +48,8 @@ TEST_P(MoeTest, AgreesWithTheReference) {
   const int64_t hidden = 48, intermediate = 40;
   for (bool gated : {true, false}) {
     Experts experts(backend, 8, hidden, intermediate, gated);
-    for (MoeRouting routing : {MoeRouting::kSoftmaxTopK, MoeRouting::kTopKSoftmax, MoeRouting::kSigmoidTopK}) {
+    for (MoeRouting routing :
+         {MoeRouting::kSoftmaxTopK, MoeRouting::kTopKSoftmax, MoeRouting::kSigmoidTopK}) {
       for (bool renormalize : {true, false}) {
         for (int64_t rows : {1, 33}) {
           std::mt19937 rng(5);
@@ -120,8 +121,10 @@ TEST(CpuBackend, HostParallelDoesEveryItemOnceAndPassesErrorsOn) {
     ++done[i];
   });
   for (auto& d : done) EXPECT_EQ(d, 1);
-  EXPECT_THROW(backend.host_parallel(
-                   10, [](int64_t i, int) { if (i == 7) fail(ErrorCode::kInvalidArgument, "seven"); }),
+  EXPECT_THROW(backend.host_parallel(10,
+                                     [](int64_t i, int) {
+                                       if (i == 7) fail(ErrorCode::kInvalidArgument, "seven");
+                                     }),
                Error);
 }
 

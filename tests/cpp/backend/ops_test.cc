@@ -72,7 +72,8 @@ TEST_P(OpsTest, ScaleLogits) {
     ref::scale_logits({expected.data(), static_cast<int64_t>(expected.size()), 0.7f, softcap});
     // 1 - 2 / (e^2x + 1) is good to 3e-7 of 1, hence to as much of the cap.
     for (size_t i = 0; i < logits.size(); ++i)
-      ASSERT_NEAR(logits[i], expected[i], 3e-7f * std::max(softcap, std::abs(expected[i]))) << "softcap " << softcap;
+      ASSERT_NEAR(logits[i], expected[i], 3e-7f * std::max(softcap, std::abs(expected[i])))
+          << "softcap " << softcap;
   }
 }
 
@@ -82,7 +83,8 @@ TEST_P(OpsTest, Norm) {
   for (int64_t dim : {1, 7, 16, 64, 100, 576, 4096}) {
     for (int64_t rows : {1, 3, 70}) {
       for (int flags = 0; flags < 32; ++flags) {
-        const bool with_residual = flags & 1, with_weight = flags & 2, with_bias = flags & 4, in_place = flags & 8;
+        const bool with_residual = flags & 1, with_weight = flags & 2, with_bias = flags & 4,
+                   in_place = flags & 8;
         const NormKind kind = flags & 16 ? NormKind::kLayer : NormKind::kRms;
         if (dim > 100 && rows > 3 && flags % 5 != 0) continue;
         const int64_t in_stride = dim + 3, out_stride = in_place ? in_stride : dim + 1;
@@ -158,15 +160,16 @@ TEST_P(OpsTest, RopeAndCache) {
   uint32_t seed = 50;
   for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
     for (int block_size : {8, 16, 32}) {
-      for (auto [dim, rotary] : {std::pair{64, 64}, {128, 128}, {80, 32}, {64, 0}, {33, 22}, {20, 20}, {256, 64}}) {
+      for (auto [dim, rotary] :
+           {std::pair{64, 64}, {128, 128}, {80, 32}, {64, 0}, {33, 22}, {20, 20}, {256, 64}}) {
         for (int flags = 0; flags < 4; ++flags) {
           const bool interleaved = flags & 1, norms = flags & 2;
           const int heads = 5, kv_heads = 2, rows = 45, positions_count = 99;
           const int64_t width = int64_t{heads + 2 * kv_heads} * dim, stride = width + 2;
           const int64_t num_blocks = 64 / block_size + 3;
           std::vector<float> qkv = noise(rows * stride, ++seed), qkv2 = qkv;
-          const std::vector<float> cos_sin = noise(positions_count * rotary, ++seed), q_norm = noise(dim, ++seed),
-                                   k_norm = noise(dim, ++seed);
+          const std::vector<float> cos_sin = noise(positions_count * rotary, ++seed),
+                                   q_norm = noise(dim, ++seed), k_norm = noise(dim, ++seed);
           std::mt19937 rng(seed);
           std::vector<int32_t> positions(rows);
           std::vector<int64_t> slots(num_blocks * block_size);
@@ -198,8 +201,8 @@ TEST_P(OpsTest, RopeAndCache) {
           const RopeAndCacheParams mine = params(qkv, cache), theirs = params(qkv2, cache2);
           run_rope_and_cache(mine, pool());
           ref::rope_and_cache(theirs);
-          const std::string what = str_cat(dtype_name(dtype), " block ", block_size, " dim ", dim, " rotary ", rotary,
-                                           " flags ", flags);
+          const std::string what = str_cat(dtype_name(dtype), " block ", block_size, " dim ", dim, " rotary ",
+                                           rotary, " flags ", flags);
           const float unit = dtype == DType::kF32 ? 0.0f : dtype == DType::kF16 ? 1e-3f : 8e-3f;
           for (int r = 0; r < rows; ++r) {
             const int64_t q_end = r * stride + int64_t{heads} * dim;
@@ -213,8 +216,8 @@ TEST_P(OpsTest, RopeAndCache) {
                   for (int d = 0; d < dim; ++d) {
                     const float x = ref::kv_load(mine.cache, b, value, h, t, d),
                                 y = ref::kv_load(theirs.cache, b, value, h, t, d);
-                    // V is only rounded: the same bits. K's rotation cancels, so its error is that of terms of
-                    // size 1, and then it may round to the neighbour in its type.
+                    // V is only rounded: the same bits. K's rotation cancels, so its error is that of terms
+                    // of size 1, and then it may round to the neighbour in its type.
                     if (value == 1) {
                       ASSERT_EQ(x, y) << what << " V";
                     } else {
@@ -232,8 +235,10 @@ TEST_P(OpsTest, CacheKeepsNaNAndInfinity) {
   for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
     const int dim = 32;
     std::vector<float> qkv(3 * dim, 1.0f);
-    const float specials[] = {kNaN, -kNaN, std::numeric_limits<float>::infinity(), 3.3895314e38f, 1e-40f, -0.0f,
-                              65519.0f, 65520.0f, 6e-8f, 1.00390625f, 1.01171875f, 1.0004883f};
+    const float specials[] = {kNaN,          -kNaN,       std::numeric_limits<float>::infinity(),
+                              3.3895314e38f, 1e-40f,      -0.0f,
+                              65519.0f,      65520.0f,    6e-8f,
+                              1.00390625f,   1.01171875f, 1.0004883f};
     for (int i = 0; i < 12; ++i) qkv[dim + i] = qkv[2 * dim + i] = specials[i];
     const int64_t slot = 5;
     const int32_t position = 0;

@@ -1,5 +1,5 @@
-// Attention policy on vdpbf16ps, for a bfloat16 KV cache: q and the weights are rounded to bfloat16, the sums are
-// float32. Include after avx512/simd.h.
+// Attention policy on vdpbf16ps, for a bfloat16 KV cache: q and the weights are rounded to bfloat16, the sums
+// are float32. Include after avx512/simd.h.
 #pragma once
 
 #include "backend/cpu/isa/attention_fma.h"
@@ -42,14 +42,15 @@ inline void bf16_weights_row(uint16_t* out, const float* scores, int columns, Si
   if (c < columns) {
     const Simd::F a = Simd::exp2_coarse(Simd::sub(Simd::load(scores + c), shift));
     sum = Simd::add(sum, a);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + c), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + c),
+                        reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a)));
   }
   sum = Simd::add(sum, sum2);
 }
 
 template <int MR, int NV>
-inline void score_block_bf16(const uint16_t* q, int64_t q_stride, const uint16_t* const* k, int64_t block_size, int dim,
-                             float* scores) {
+inline void score_block_bf16(const uint16_t* q, int64_t q_stride, const uint16_t* const* k,
+                             int64_t block_size, int dim, float* scores) {
   __m512 acc[MR][NV];
   for (int r = 0; r < MR; ++r)
     for (int v = 0; v < NV; ++v) acc[r][v] = _mm512_setzero_ps();
@@ -66,8 +67,9 @@ inline void score_block_bf16(const uint16_t* q, int64_t q_stride, const uint16_t
 }
 
 template <int MR, int NV>
-inline void value_block_bf16(const uint16_t* weights, const uint16_t* const* v_blocks, int block_size, int64_t dim,
-                             int64_t offset, int count, const float* alpha, float* out, int64_t out_stride) {
+inline void value_block_bf16(const uint16_t* weights, const uint16_t* const* v_blocks, int block_size,
+                             int64_t dim, int64_t offset, int count, const float* alpha, float* out,
+                             int64_t out_stride) {
   __m512 acc[MR][NV];
   for (int r = 0; r < MR; ++r)
     for (int v = 0; v < NV; ++v)
@@ -123,9 +125,9 @@ struct Bf16Policy {
   void score(AttentionWork& w, int first, int count, int columns) {
     const uint16_t* q = static_cast<const uint16_t*>(w.q) + static_cast<int64_t>(first) * w.padded_dim;
     for_blocks<kMaxRows, kMaxVectors>(count, columns / 16, [&](int row, auto mr, int vec, auto nv) {
-      score_block_bf16<decltype(mr)::value, decltype(nv)::value>(
-          q + static_cast<int64_t>(row) * w.padded_dim, w.padded_dim, k + vec, w.args->block_size, w.dim,
-          w.scores + row * kKvTile + vec * 16);
+      score_block_bf16<decltype(mr)::value, decltype(nv)::value>(q + static_cast<int64_t>(row) * w.padded_dim,
+                                                                 w.padded_dim, k + vec, w.args->block_size,
+                                                                 w.dim, w.scores + row * kKvTile + vec * 16);
     });
   }
 

@@ -6,8 +6,8 @@
 namespace taco::cpu {
 namespace {
 
-// How neighbouring rows (dims of K, tokens of V) of a panel become vectors. `stride`: elements between rows of a
-// panel that is not paired; a pair of rows takes 2 * stride either way.
+// How neighbouring rows (dims of K, tokens of V) of a panel become vectors. `stride`: elements between rows
+// of a panel that is not paired; a pair of rows takes 2 * stride either way.
 struct LoadF32 {
   using E = float;
   static constexpr int kPair = 1;
@@ -39,8 +39,8 @@ struct LoadBf16 {
 
 // scores[MR][NV vectors] of rows q, against NV vectors of tokens.
 template <typename L, int MR, int NV>
-inline void score_block(const float* q, int64_t q_stride, const typename L::E* const* k, int64_t k_stride, int dim,
-                        float* scores) {
+inline void score_block(const float* q, int64_t q_stride, const typename L::E* const* k, int64_t k_stride,
+                        int dim, float* scores) {
   Simd::F acc[MR][NV];
   for (int r = 0; r < MR; ++r)
     for (int v = 0; v < NV; ++v) acc[r][v] = Simd::zero();
@@ -70,8 +70,9 @@ inline void score_block(const float* q, int64_t q_stride, const typename L::E* c
 
 // out[MR][NV vectors] = out * alpha + weights * V over tokens [0, count), which stand in blocks.
 template <typename L, int MR, int NV>
-inline void value_block(const float* weights, const typename L::E* const* v_blocks, int block_size, int64_t v_stride,
-                        int64_t v_offset, int count, const float* alpha, float* out, int64_t out_stride) {
+inline void value_block(const float* weights, const typename L::E* const* v_blocks, int block_size,
+                        int64_t v_stride, int64_t v_offset, int count, const float* alpha, float* out,
+                        int64_t out_stride) {
   constexpr int W = Simd::W;
   Simd::F acc[MR][NV];
   for (int r = 0; r < MR; ++r)
@@ -95,8 +96,7 @@ inline void value_block(const float* weights, const typename L::E* const* v_bloc
     if (t < n) {
       for (int v = 0; v < NV; ++v) {
         Simd::F a = L::one(p + v * W * L::kPair);
-        for (int r = 0; r < MR; ++r)
-          acc[r][v] = Simd::fma(Simd::set1(weight[r * kKvTile + t]), a, acc[r][v]);
+        for (int r = 0; r < MR; ++r) acc[r][v] = Simd::fma(Simd::set1(weight[r * kKvTile + t]), a, acc[r][v]);
       }
     }
   }
@@ -132,7 +132,8 @@ inline void for_blocks(int rows, int vectors, Body&& body) {
   if (rows - row == 1) with_rows(Count<1>{}, row);
 }
 
-// kRepack: the tile is first converted to float32 (odd head sizes and block sizes); else it is read where it is.
+// kRepack: the tile is first converted to float32 (odd head sizes and block sizes); else it is read where it
+// is.
 template <typename L, bool kRepack, int kMaxRows, int kMaxVectors>
 struct FmaPolicy {
   using E = typename L::E;
@@ -177,9 +178,9 @@ struct FmaPolicy {
   void score(AttentionWork& w, int first, int count, int columns) {
     const float* q = static_cast<const float*>(w.q) + static_cast<int64_t>(first) * w.padded_dim;
     for_blocks<kMaxRows, kMaxVectors>(count, columns / Simd::W, [&](int row, auto mr, int vec, auto nv) {
-      score_block<L, decltype(mr)::value, decltype(nv)::value>(
-          q + static_cast<int64_t>(row) * w.padded_dim, w.padded_dim, k + vec, k_stride, w.dim,
-          w.scores + row * kKvTile + vec * Simd::W);
+      score_block<L, decltype(mr)::value, decltype(nv)::value>(q + static_cast<int64_t>(row) * w.padded_dim,
+                                                               w.padded_dim, k + vec, k_stride, w.dim,
+                                                               w.scores + row * kKvTile + vec * Simd::W);
     });
   }
 
@@ -204,13 +205,15 @@ struct FmaPolicy {
       const int position = w.tile_begin + t, offset = position % bs;
       int n = bs - offset;
       if (n > w.tile_valid - t) n = w.tile_valid - t;
-      const char *kp = k_panel(w, w.item->blocks[position / bs]), *vp = v_panel(w, w.item->blocks[position / bs]);
+      const char *kp = k_panel(w, w.item->blocks[position / bs]),
+                 *vp = v_panel(w, w.item->blocks[position / bs]);
       for (int d = 0; d < dim; ++d)
         for (int i = 0; i < n; ++i)
           kt[d * kKvTile + t + i] = element(a.kv_type, kp, k_index(paired, d, offset + i, dim, bs));
       for (int i = 0; i < n; ++i) {
         float* row = vt + static_cast<int64_t>(t + i) * w.padded_dim;
-        for (int d = 0; d < dim; ++d) row[d] = element(a.kv_type, vp, v_index(paired, d, offset + i, dim, bs));
+        for (int d = 0; d < dim; ++d)
+          row[d] = element(a.kv_type, vp, v_index(paired, d, offset + i, dim, bs));
         for (int d = dim; d < w.padded_dim; ++d) row[d] = 0.0f;
       }
       t += n;
@@ -236,7 +239,8 @@ inline bool reads_in_place(const AttentionArgs& a) {
 
 template <int kMaxRows, int kMaxVectors>
 void run_fma_attention(const AttentionArgs& a, const AttentionItem& it, float* scratch) {
-  if (!reads_in_place(a)) return run_attention<FmaPolicy<LoadF32, true, kMaxRows, kMaxVectors>>(a, it, scratch);
+  if (!reads_in_place(a))
+    return run_attention<FmaPolicy<LoadF32, true, kMaxRows, kMaxVectors>>(a, it, scratch);
   switch (a.kv_type) {
     case KvType::kF32:
       return run_attention<FmaPolicy<LoadF32, false, kMaxRows, kMaxVectors>>(a, it, scratch);

@@ -1,8 +1,9 @@
 // Paged flash attention over the `Simd` of the instruction set that includes this.
 //
-// run_attention walks the context in tiles and keeps the online softmax; a Policy scores a tile and adds up its
-// values. Nothing that a row's result is made from depends on the other rows of the item: scores are summed over
-// the dims in order, weights over the tokens in order, and columns that a row does not see add exactly 0.
+// run_attention walks the context in tiles and keeps the online softmax; a Policy scores a tile and adds up
+// its values. Nothing that a row's result is made from depends on the other rows of the item: scores are
+// summed over the dims in order, weights over the tokens in order, and columns that a row does not see add
+// exactly 0.
 #pragma once
 
 #include "backend/cpu/isa/vector_kernels.h"
@@ -18,15 +19,15 @@ struct AttentionWork {
   const AttentionArgs* args;
   const AttentionItem* item;
   int group, rows, dim;
-  int padded_dim;       // dim rounded up to 32: the stride of q, out and total
-  void* q;              // [max_rows][padded_dim], scaled, in the policy's type, zero padded
-  float *out, *total;   // [max_rows][padded_dim]: of this split, of the splits before it
-  float *max, *sum;     // [max_rows], [max_rows][16]: of this split; sum by lane
+  int padded_dim;                // dim rounded up to 32: the stride of q, out and total
+  void* q;                       // [max_rows][padded_dim], scaled, in the policy's type, zero padded
+  float *out, *total;            // [max_rows][padded_dim]: of this split, of the splits before it
+  float *max, *sum;              // [max_rows], [max_rows][16]: of this split; sum by lane
   float *total_max, *total_sum;  // [max_rows]
-  float* scores;        // [kAttentionRowBlock][kKvTile]
-  float* weights;       // as scores, in the policy's type; may be the same memory
-  float* alpha;         // [kAttentionRowBlock]
-  void *k_tile, *v_tile;  // [kKvTile * padded_dim] floats each
+  float* scores;                 // [kAttentionRowBlock][kKvTile]
+  float* weights;                // as scores, in the policy's type; may be the same memory
+  float* alpha;                  // [kAttentionRowBlock]
+  void *k_tile, *v_tile;         // [kKvTile * padded_dim] floats each
 
   // The tile at hand.
   int tile_begin;  // position of its first token
@@ -70,7 +71,8 @@ inline const char* k_panel(const AttentionWork& w, int64_t block) {
 inline const char* v_panel(const AttentionWork& w, int64_t block) {
   const AttentionArgs& a = *w.args;
   const int64_t panel = static_cast<int64_t>(a.block_size) * a.head_dim * (a.kv_type == KvType::kF32 ? 4 : 2);
-  return static_cast<const char*>(a.cache) + (block * 2 * a.num_kv_heads + a.num_kv_heads + w.item->kv_head) * panel;
+  return static_cast<const char*>(a.cache) +
+         (block * 2 * a.num_kv_heads + a.num_kv_heads + w.item->kv_head) * panel;
 }
 
 inline float q_factor(const AttentionArgs& a) { return a.softcap > 0.0f ? a.scale : a.scale * kLog2E; }
@@ -93,12 +95,13 @@ inline void adjust_scores(const AttentionWork& w, float* s, int columns, int hea
   }
   if (a.alibi_slopes) {
     const float slope = a.alibi_slopes[head];
-    for (int c = 0; c < columns; ++c) s[c] += slope * static_cast<float>(w.tile_begin + c - position) * kLog2E;
+    for (int c = 0; c < columns; ++c)
+      s[c] += slope * static_cast<float>(w.tile_begin + c - position) * kLog2E;
   }
 }
 
-// From scores to weights for rows [first, first + count); updates max and sum and leaves in alpha what the rows'
-// sums so far are to be multiplied by. `columns`: a multiple of the policy's kColumns.
+// From scores to weights for rows [first, first + count); updates max and sum and leaves in alpha what the
+// rows' sums so far are to be multiplied by. `columns`: a multiple of the policy's kColumns.
 template <typename Policy>
 inline void softmax_rows(AttentionWork& w, int first, int count, int columns) {
   const AttentionArgs& a = *w.args;
@@ -211,18 +214,6 @@ inline void fill(float* p, int64_t n, float v) {
   for (int64_t i = 0; i < n; ++i) p[i] = v;
 }
 
-// Asks for the panels of K or V (`value`) of tokens [begin, begin + tokens): they stand apart in memory, too short
-// for the processor to see a stream.
-inline void prefetch_panels(const AttentionArgs& a, const AttentionItem& it, int value, int begin, int tokens) {
-  const int64_t bytes = static_cast<int64_t>(a.block_size) * a.head_dim * (a.kv_type == KvType::kF32 ? 4 : 2);
-  for (int t = begin / a.block_size * a.block_size; t < begin + tokens; t += a.block_size) {
-    const int64_t block = it.blocks[t / a.block_size];
-    const char* panel = static_cast<const char*>(a.cache) +
-                        ((block * 2 + value) * a.num_kv_heads + it.kv_head) * bytes;
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(panel + i, 0, 2);
-  }
-}
-
 template <typename Policy>
 void run_attention(const AttentionArgs& a, const AttentionItem& it, float* scratch) {
   AttentionWork w = attention_work(a, it, scratch);
@@ -245,23 +236,7 @@ void run_attention(const AttentionArgs& a, const AttentionItem& it, float* scrat
     for (tile = tile > split_begin ? tile : split_begin; tile < split_end; tile += kKvTile) {
       w.tile_begin = tile;
       w.tile_valid = end - tile < kKvTile ? end - tile : kKvTile;
-      // What is read after this tile: the next one, or the next item's first.
-      const AttentionItem* next = &it;
-      int next_begin = tile + kKvTile, next_end = end;
-      if (next_begin >= split_end && split + 1 >= it.split_end) {
-        next = it.next;
-        if (next) {
-          next_end = next->position + next->tokens;
-          next_begin = a.window > 0 && next_end - next->tokens - a.window + 1 > 0
-                           ? (next_end - next->tokens - a.window + 1) / kKvTile * kKvTile
-                           : 0;
-          if (next_begin < next->split_begin * kKvSplit) next_begin = next->split_begin * kKvSplit;
-        }
-      }
-      const int next_tokens = next_end - next_begin < kKvTile ? next_end - next_begin : kKvTile;
-      if (next) prefetch_panels(a, *next, 0, next_begin, next_tokens);
       policy.load_tile(w);
-      if (next) prefetch_panels(a, *next, 1, next_begin, next_tokens);
       for (int first = 0; first < w.rows; first += Policy::kRows) {
         const int count = w.rows - first < Policy::kRows ? w.rows - first : Policy::kRows;
         const int first_position = it.position + first / w.group;

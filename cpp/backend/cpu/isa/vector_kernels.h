@@ -1,5 +1,5 @@
-// The contract between ops/*.cc and the kernels of each instruction set that are not matrix products: plain data
-// only, because sources compiled for an instruction set include it.
+// The contract between ops/*.cc and the kernels of each instruction set that are not matrix products: plain
+// data only, because sources compiled for an instruction set include it.
 #pragma once
 
 #include <cstddef>
@@ -37,9 +37,9 @@ struct RopeArgs {
   int block_size;
 };
 
-// Keys are read in tiles of kKvTile tokens, aligned at position 0. The softmax restarts every kKvSplit tokens and
-// the splits are merged in order, whether one thread or several worked on them: a row's result depends on its own
-// context alone, bit for bit.
+// Keys are read in tiles of kKvTile tokens, aligned at position 0. The softmax restarts every kKvSplit tokens
+// and the splits are merged in order, whether one thread or several worked on them: a row's result depends on
+// its own context alone, bit for bit.
 inline constexpr int kKvTile = 128;
 inline constexpr int kKvSplit = 512;
 inline constexpr int kAttentionRowBlock = 32;  // rows (token, head) that are scored at a time, at most
@@ -59,23 +59,25 @@ struct AttentionArgs {
   int max_rows;  // most rows of an item, a multiple of kAttentionRowBlock
 };
 
-// The rows of `tokens` neighbouring tokens of one sequence in the query heads of one KV head, against the splits
-// [split_begin, split_end) of its context.
+// The rows of `tokens` neighbouring tokens of one sequence in the query heads of one KV head, against the
+// splits [split_begin, split_end) of its context.
 struct AttentionItem {
-  int64_t row;   // of the first token, in q and out
+  int64_t row;  // of the first token, in q and out
   int tokens;
   int position;  // of the first token
   int kv_head;
   int split_begin, split_end;
   const int32_t* blocks;  // the sequence's block table
-  const AttentionItem* next;  // what this thread will do next, or null: its keys are fetched meanwhile
   float* partial;         // null: write `out`; else the state after these splits (attention_partial_floats)
 };
 
 // Floats of one item's partial state: per row [head_dim] sums, then all maxima, then all denominators.
-static inline int64_t attention_partial_floats(int64_t rows, int64_t head_dim) { return rows * (head_dim + 2); }
+static inline int64_t attention_partial_floats(int64_t rows, int64_t head_dim) {
+  return rows * (head_dim + 2);
+}
 
-// Floats of scratch that a thread needs: q, two accumulators, statistics, scores, weights, one tile of K and V.
+// Floats of scratch that a thread needs: q, two accumulators, statistics, scores, weights, one tile of K and
+// V.
 static inline int64_t attention_scratch_floats(int64_t max_rows, int64_t head_dim) {
   int64_t dim = (head_dim + 31) / 32 * 32;
   return max_rows * (3 * dim + 20) + 2 * kAttentionRowBlock * (kKvTile + 16) + 2 * kKvTile * dim + 1024;

@@ -11,7 +11,8 @@ namespace {
 constexpr double kKeyCost = 4;
 constexpr double kGrainCost = 300e3;  // below it one thread does it all
 
-// Rows of an item: enough of them for each tile of K and V that is fetched, few enough for the second-level cache.
+// Rows of an item: enough of them for each tile of K and V that is fetched, few enough for the second-level
+// cache.
 int target_rows(int head_dim) { return std::clamp(16384 / head_dim / 32 * 32, 32, 256); }
 
 }  // namespace
@@ -85,8 +86,8 @@ void Attention::plan(const AttentionParams& p, int threads) {
 }
 
 void Attention::run(const AttentionParams& p, ThreadPool& pool) {
-  TACO_CHECK(p.cache.num_kv_heads > 0 && p.num_heads % p.cache.num_kv_heads == 0, p.num_heads, " query heads for ",
-             p.cache.num_kv_heads, " KV heads");
+  TACO_CHECK(p.cache.num_kv_heads > 0 && p.num_heads % p.cache.num_kv_heads == 0, p.num_heads,
+             " query heads for ", p.cache.num_kv_heads, " KV heads");
   plan(p, pool.size());
   if (items_.empty()) return;
 
@@ -117,7 +118,8 @@ void Attention::run(const AttentionParams& p, ThreadPool& pool) {
   }
   if (!merges_.empty()) {
     partials_.reserve(partial_floats_ * sizeof(float));
-    for (size_t i = 0; i < merges_.size(); ++i) remaining_[i].store(merges_[i].count, std::memory_order_relaxed);
+    for (size_t i = 0; i < merges_.size(); ++i)
+      remaining_[i].store(merges_[i].count, std::memory_order_relaxed);
     for (Item& item : items_) {
       if (item.merge < 0) continue;
       const Merge& merge = merges_[item.merge];
@@ -133,11 +135,8 @@ void Attention::run(const AttentionParams& p, ThreadPool& pool) {
   auto work = [&](int thread, int) {
     float* mine = scratch + thread * per_thread;
     if (kernels.attention_begin) kernels.attention_begin();
-    int64_t after = next.fetch_add(1, std::memory_order_relaxed);
-    while (after < count) {
-      Item& item = items_[after];
-      after = next.fetch_add(1, std::memory_order_relaxed);
-      item.work.next = after < count ? &items_[after].work : nullptr;
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+      const Item& item = items_[i];
       kernels.attention(args, item.work, mine);
       if (item.merge < 0) continue;
       // The last of the splits to end merges them all, in their order.

@@ -7,8 +7,8 @@
 
 namespace taco::cpu {
 
-void route(const float* logits, int num_experts, int top_k, MoeRouting routing, bool renormalize, int32_t* experts,
-           float* weights) {
+void route(const float* logits, int num_experts, int top_k, MoeRouting routing, bool renormalize,
+           int32_t* experts, float* weights) {
   // A softmax and a sigmoid keep the order, so the logits choose.
   for (int k = 0; k < top_k; ++k) {
     int best = -1;

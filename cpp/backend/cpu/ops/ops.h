@@ -63,7 +63,7 @@ class Moe {
 };
 
 // The experts of one row, most wanted first, ties by lowest id, and their weights.
-void route(const float* logits, int num_experts, int top_k, MoeRouting routing, bool renormalize, int32_t* experts,
-           float* weights);
+void route(const float* logits, int num_experts, int top_k, MoeRouting routing, bool renormalize,
+           int32_t* experts, float* weights);
 
 }  // namespace taco::cpu

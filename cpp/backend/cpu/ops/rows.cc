@@ -23,8 +23,8 @@ KvType kv_type(DType dtype) {
     case DType::kBF16:
       return KvType::kBF16;
     default:
-      fail(ErrorCode::kUnimplemented, "the CPU backend keeps its KV cache in float32, float16 or bfloat16, not ",
-           dtype_name(dtype));
+      fail(ErrorCode::kUnimplemented,
+           "the CPU backend keeps its KV cache in float32, float16 or bfloat16, not ", dtype_name(dtype));
   }
 }
 
@@ -43,7 +43,7 @@ void run_norm(const NormParams& p, ThreadPool& pool) {
     }
     return;
   }
-  const NormArgs args{p.kind == NormKind::kRms, p.in,  p.residual, p.residual_scale, p.weight, p.bias,
+  const NormArgs args{p.kind == NormKind::kRms, p.in,  p.residual, p.residual_scale, p.weight,     p.bias,
                       p.weight_offset,          p.eps, p.dim,      p.in_stride,      p.out_stride, p.out};
   const VectorKernels& kernels = vector_kernels();
   pool.parallel_for(p.rows, grain_rows(p.dim),
@@ -52,14 +52,16 @@ void run_norm(const NormParams& p, ThreadPool& pool) {
 
 void run_rope_and_cache(const RopeAndCacheParams& p, ThreadPool& pool) {
   const KvCacheView& cache = p.cache;
-  TACO_CHECK(p.num_kv_heads == cache.num_kv_heads && p.head_dim == cache.head_dim, "the cache is another layer's");
+  TACO_CHECK(p.num_kv_heads == cache.num_kv_heads && p.head_dim == cache.head_dim,
+             "the cache is another layer's");
   TACO_CHECK(p.rotary_dim % 2 == 0 && p.rotary_dim <= p.head_dim);
-  const RopeArgs args{p.qkv,        p.stride,     p.num_heads,   p.num_kv_heads,          p.head_dim,
-                      p.positions,  p.cos_sin,    p.rotary_dim,  p.interleaved,           p.slots,
-                      p.q_norm,     p.k_norm,     p.qk_norm_eps, cache.data,              kv_type(cache.dtype),
+  const RopeArgs args{p.qkv,           p.stride,  p.num_heads,   p.num_kv_heads, p.head_dim,
+                      p.positions,     p.cos_sin, p.rotary_dim,  p.interleaved,  p.slots,
+                      p.q_norm,        p.k_norm,  p.qk_norm_eps, cache.data,     kv_type(cache.dtype),
                       cache.block_size};
   for (int64_t row = 0; row < p.rows; ++row) {
-    TACO_CHECK(p.slots[row] < cache.num_blocks * cache.block_size, "slot ", p.slots[row], " is outside the cache");
+    TACO_CHECK(p.slots[row] < cache.num_blocks * cache.block_size, "slot ", p.slots[row],
+               " is outside the cache");
   }
   const VectorKernels& kernels = vector_kernels();
   const int64_t width = static_cast<int64_t>(p.num_heads + 2 * p.num_kv_heads) * p.head_dim;

@@ -113,7 +113,8 @@ void rope_and_cache(const RopeAndCacheParams& p) {
 }
 
 void attention(const AttentionParams& p) {
-  const int dim = p.cache.head_dim, group = p.num_heads / p.cache.num_kv_heads, block_size = p.cache.block_size;
+  const int dim = p.cache.head_dim, group = p.num_heads / p.cache.num_kv_heads,
+            block_size = p.cache.block_size;
   std::vector<double> scores, sum(dim);
   std::vector<float> k, v;
   for (int s = 0; s < p.num_seqs; ++s) {

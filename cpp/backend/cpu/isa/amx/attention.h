@@ -1,8 +1,8 @@
 // Attention policy on AMX tiles, for a bfloat16 KV cache. Include after avx512/simd.h.
 //
-// 32 rows by 32 columns at a time: tiles 0..3 are the sums, 4 and 5 rows of q (or of the weights), 6 and 7 columns
-// of K (or of V). A panel of K is made of tiles already (kv_layout.h); V's are copied together, since a tile takes
-// 32 tokens.
+// 32 rows by 32 columns at a time: tiles 0..3 are the sums, 4 and 5 rows of q (or of the weights), 6 and 7
+// columns of K (or of V). A panel of K is made of tiles already (kv_layout.h); V's are copied together, since
+// a tile takes 32 tokens.
 #pragma once
 
 #include "backend/cpu/isa/attention_bf16.h"
@@ -130,7 +130,8 @@ struct AmxPolicy {
   }
 
   void accumulate(AttentionWork& w, int first, int count, int tokens) {
-    const int64_t out_stride = static_cast<int64_t>(w.padded_dim) * 4, v_stride = static_cast<int64_t>(w.dim) * 4;
+    const int64_t out_stride = static_cast<int64_t>(w.padded_dim) * 4,
+                  v_stride = static_cast<int64_t>(w.dim) * 4;
     constexpr int64_t kWeightStride = kKvTile * 2;
     float* rows = w.out + static_cast<int64_t>(first) * w.padded_dim;
     for (int r = 0; r < count; ++r) {

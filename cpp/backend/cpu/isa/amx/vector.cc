@@ -6,8 +6,8 @@
 
 namespace taco::cpu::amx {
 
-extern const VectorKernels kVectorKernels = {
-    norm_rows,         rope_and_cache_rows, scale_add_n, exp2_n, scale_logits_n,
+const VectorKernels kVectorKernels = {
+    norm_rows,         rope_and_cache_rows, scale_add_n, exp2_n,        scale_logits_n,
     run_amx_attention, merge_attention,     nullptr,     release_tiles,
 };
 

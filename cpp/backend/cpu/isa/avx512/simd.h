@@ -90,7 +90,8 @@ struct Simd {
   }
   static uint16_t float_to_f16(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
 
-  // bfloat16 in the high half of each lane (the low half is not cleared), rounded to nearest even; a NaN stays one.
+  // bfloat16 in the high half of each lane (the low half is not cleared), rounded to nearest even; a NaN
+  // stays one.
   static __m512i round_bf16(F v) {
     __m512i u = _mm512_castps_si512(v);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));

@@ -6,8 +6,10 @@
 
 namespace taco::cpu::avx512 {
 
-extern const VectorKernels kVectorKernels = {
-    norm_rows, rope_and_cache_rows, scale_add_n, exp2_n, scale_logits_n, run_fma_attention<6, 4>, merge_attention, nullptr, nullptr,
+const VectorKernels kVectorKernels = {
+    norm_rows,      rope_and_cache_rows,     scale_add_n,     exp2_n,
+    scale_logits_n, run_fma_attention<6, 4>, merge_attention, nullptr,
+    nullptr,
 };
 
 }  // namespace taco::cpu::avx512

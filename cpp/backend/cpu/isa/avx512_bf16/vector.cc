@@ -6,8 +6,9 @@
 
 namespace taco::cpu::avx512_bf16 {
 
-extern const VectorKernels kVectorKernels = {
-    norm_rows, rope_and_cache_rows, scale_add_n, exp2_n, scale_logits_n, run_bf16_attention, merge_attention, nullptr, nullptr,
+const VectorKernels kVectorKernels = {
+    norm_rows,          rope_and_cache_rows, scale_add_n, exp2_n,  scale_logits_n,
+    run_bf16_attention, merge_attention,     nullptr,     nullptr,
 };
 
 }  // namespace taco::cpu::avx512_bf16

@@ -6,8 +6,10 @@
 
 namespace taco::cpu::generic {
 
-extern const VectorKernels kVectorKernels = {
-    norm_rows, rope_and_cache_rows, scale_add_n, exp2_n, scale_logits_n, run_fma_attention<4, 2>, merge_attention, nullptr, nullptr,
+const VectorKernels kVectorKernels = {
+    norm_rows,      rope_and_cache_rows,     scale_add_n,     exp2_n,
+    scale_logits_n, run_fma_attention<4, 2>, merge_attention, nullptr,
+    nullptr,
 };
 
 }  // namespace taco::cpu::generic
