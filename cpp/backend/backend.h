@@ -19,7 +19,7 @@ struct DeviceMemory {
 class Backend {
  public:
   virtual ~Backend() = default;
-  virtual std::string name() const = 0;  // "cpu", "cuda:0"
+  virtual std::string name() const = 0;         // "cpu", "cuda:0"
   virtual std::string description() const = 0;  // for people: instruction set, threads
   virtual DeviceMemory memory() const = 0;
 

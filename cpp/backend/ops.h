@@ -4,7 +4,8 @@
 //  * activations are row-major [rows, dim] in the backend's activation dtype (CPU: always float32), one row
 //    per token of the step; strides are in elements.
 //  * a paged KV cache of one layer is [num_blocks][2 (K, V)][num_kv_heads][block_size][head_dim].
-//    The order inside one (block, K or V, head) panel is the backend's own (CPU: backend/cpu/isa/kv_layout.h).
+//    The order inside one (block, K or V, head) panel is the backend's own (CPU:
+//    backend/cpu/isa/kv_layout.h).
 //  * a slot is block * block_size + offset in the block.
 #pragma once
 
@@ -28,12 +29,12 @@ struct EmbeddingParams {
   float* out;               // [rows, cols]
 };
 
-// residual != nullptr: residual += in * residual_scale first, and the sum is what is normalised. With kind kNone the
-// sum itself (or `in`) goes to out.
+// residual != nullptr: residual += in * residual_scale first, and the sum is what is normalised. With kind
+// kNone the sum itself (or `in`) goes to out.
 struct NormParams {
   NormKind kind;
-  const float* in;              // [rows, dim], stride in_stride
-  float* residual = nullptr;    // [rows, dim] dense
+  const float* in;            // [rows, dim], stride in_stride
+  float* residual = nullptr;  // [rows, dim] dense
   float residual_scale = 1.0f;
   const float* weight = nullptr;  // [dim] or null (ones)
   const float* bias = nullptr;    // [dim] or null
@@ -76,9 +77,9 @@ struct RopeAndCacheParams {
   // cos_sin: [max_positions][rotary_dim]: rotary_dim/2 cosines, then as many sines; null: no rotation.
   const float* cos_sin = nullptr;
   int rotary_dim = 0;
-  bool interleaved = false;        // pairs (2i, 2i+1) instead of (i, i + rotary_dim/2)
-  const int64_t* slots;            // [rows]; -1 writes nothing
-  const float* q_norm = nullptr;   // RMS norm of each head before the rotation, [head_dim]
+  bool interleaved = false;       // pairs (2i, 2i+1) instead of (i, i + rotary_dim/2)
+  const int64_t* slots;           // [rows]; -1 writes nothing
+  const float* q_norm = nullptr;  // RMS norm of each head before the rotation, [head_dim]
   const float* k_norm = nullptr;
   float qk_norm_eps = 1e-6f;
   KvCacheView cache;
@@ -97,8 +98,8 @@ struct AttentionParams {
   const int32_t* block_tables;  // [num_seqs, max_blocks]
   int64_t max_blocks;
   float scale;
-  float softcap = 0.0f;                // s = softcap * tanh(s / softcap)
-  int window = 0;                      // 0: all; else a row sees the last `window` positions, itself included
+  float softcap = 0.0f;  // s = softcap * tanh(s / softcap)
+  int window = 0;        // 0: all; else a row sees the last `window` positions, itself included
   const float* alibi_slopes = nullptr;  // [num_heads]: s += slope * (key position - row position)
   const float* sinks = nullptr;         // [num_heads]: one more logit in the softmax's denominator
   float* out;                           // [rows, num_heads * head_dim], stride out_stride
@@ -106,8 +107,8 @@ struct AttentionParams {
 };
 
 enum class MoeRouting : uint8_t {
-  kSoftmaxTopK,       // softmax over all experts, then top-k (renormalize: divide by the kept sum)
-  kTopKSoftmax,       // top-k of the logits, softmax over them (equals kSoftmaxTopK with renormalize)
+  kSoftmaxTopK,  // softmax over all experts, then top-k (renormalize: divide by the kept sum)
+  kTopKSoftmax,  // top-k of the logits, softmax over them (equals kSoftmaxTopK with renormalize)
   kSigmoidTopK,
 };
 
@@ -118,8 +119,9 @@ struct MoeParams {
   int num_experts, top_k;
   MoeRouting routing;
   bool renormalize;
-  const Linear* const* gate_up;  // [num_experts], each [2 * intermediate, hidden] (or [intermediate, hidden] if !gated)
-  const Linear* const* down;     // [num_experts], each [hidden, intermediate]
+  const Linear* const*
+      gate_up;  // [num_experts], each [2 * intermediate, hidden] (or [intermediate, hidden] if !gated)
+  const Linear* const* down;  // [num_experts], each [hidden, intermediate]
   bool gated = true;
   Activation activation;
   float* out;  // [rows, hidden]

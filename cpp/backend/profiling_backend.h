@@ -14,8 +14,8 @@ struct OpTime {
   double seconds = 0;
 };
 
-// Synchronises after each op, so the sum is a little above the unprofiled run. Linears are told apart by their
-// shape ("linear 576x1536") and everything else by its name.
+// Synchronises after each op, so the sum is a little above the unprofiled run. Linears are told apart by
+// their shape ("linear 576x1536") and everything else by its name.
 class ProfilingBackend final : public Backend {
  public:
   explicit ProfilingBackend(std::shared_ptr<Backend> inner) : inner_(std::move(inner)) {}
@@ -29,8 +29,12 @@ class ProfilingBackend final : public Backend {
   void* allocate(size_t bytes, bool zero) override { return inner_->allocate(bytes, zero); }
   void release(void* data) noexcept override { inner_->release(data); }
   void synchronize() override { inner_->synchronize(); }
-  void upload(void* device, const void* source, size_t bytes) override { inner_->upload(device, source, bytes); }
-  void download(void* host, const void* source, size_t bytes) override { inner_->download(host, source, bytes); }
+  void upload(void* device, const void* source, size_t bytes) override {
+    inner_->upload(device, source, bytes);
+  }
+  void download(void* host, const void* source, size_t bytes) override {
+    inner_->download(host, source, bytes);
+  }
   void idle() override { inner_->idle(); }
   int host_threads() const override { return inner_->host_threads(); }
   void host_parallel(int64_t count, const std::function<void(int64_t, int)>& fn) override;

@@ -12,8 +12,8 @@ struct Entry {
   size_t size;
 };
 constexpr Entry kTable[] = {
-    {DType::kF32, "float32", 4}, {DType::kF16, "float16", 2},      {DType::kBF16, "bfloat16", 2},
-    {DType::kI8, "int8", 1},     {DType::kU8, "uint8", 1},         {DType::kI32, "int32", 4},
+    {DType::kF32, "float32", 4}, {DType::kF16, "float16", 2},     {DType::kBF16, "bfloat16", 2},
+    {DType::kI8, "int8", 1},     {DType::kU8, "uint8", 1},        {DType::kI32, "int32", 4},
     {DType::kI64, "int64", 8},   {DType::kF8E4M3, "fp8_e4m3", 1}, {DType::kF8E5M2, "fp8_e5m2", 1},
 };
 }  // namespace

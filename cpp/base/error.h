@@ -40,16 +40,16 @@ template <typename... Args>
 }  // namespace taco
 
 // Our own invariant; on in every build.
-#define TACO_CHECK(condition, ...)                                                                       \
-  do {                                                                                                   \
-    if (!(condition)) [[unlikely]]                                                                       \
-      ::taco::fail(::taco::ErrorCode::kInternal, __FILE__, ":", __LINE__, ": " #condition " " __VA_OPT__(, ) \
-                       __VA_ARGS__);                                                                     \
+#define TACO_CHECK(condition, ...)                                        \
+  do {                                                                    \
+    if (!(condition)) [[unlikely]]                                        \
+      ::taco::fail(::taco::ErrorCode::kInternal, __FILE__, ":", __LINE__, \
+                   ": " #condition " " __VA_OPT__(, ) __VA_ARGS__);       \
   } while (0)
 
 // An argument given by the caller.
-#define TACO_REQUIRE(condition, ...)                                                   \
-  do {                                                                                 \
-    if (!(condition)) [[unlikely]]                                                     \
-      ::taco::fail(::taco::ErrorCode::kInvalidArgument, __VA_ARGS__);                  \
+#define TACO_REQUIRE(condition, ...)                                  \
+  do {                                                                \
+    if (!(condition)) [[unlikely]]                                    \
+      ::taco::fail(::taco::ErrorCode::kInvalidArgument, __VA_ARGS__); \
   } while (0)

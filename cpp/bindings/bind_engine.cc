@@ -41,7 +41,8 @@ nb::list poll(EngineHandle& self, double timeout) {
   return list;
 }
 
-Vocabulary* make_vocabulary(const std::vector<nb::bytes>& pieces, const std::vector<int32_t>& special, bool strip) {
+Vocabulary* make_vocabulary(const std::vector<nb::bytes>& pieces, const std::vector<int32_t>& special,
+                            bool strip) {
   std::vector<std::string> bytes;
   bytes.reserve(pieces.size());
   for (const nb::bytes& piece : pieces) bytes.emplace_back(piece.c_str(), piece.size());
@@ -53,42 +54,49 @@ Vocabulary* make_vocabulary(const std::vector<nb::bytes>& pieces, const std::vec
 void bind_engine(nb::module_& m) {
   nb::class_<Vocabulary>(m, "Vocabulary", "The bytes of each token.")
       .def(nb::new_(&make_vocabulary), "pieces"_a, "special"_a, "strip_leading_space"_a = false)
-      .def("piece", [](const Vocabulary& v, int32_t id) {
-        std::string_view piece = v.piece(id);
-        return nb::bytes(piece.data(), piece.size());
-      })
+      .def("piece",
+           [](const Vocabulary& v, int32_t id) {
+             std::string_view piece = v.piece(id);
+             return nb::bytes(piece.data(), piece.size());
+           })
       .def("__len__", &Vocabulary::size);
 
   using release = nb::call_guard<nb::gil_scoped_release>;
   using Seconds = std::chrono::duration<double>;
   nb::class_<EngineHandle>(m, "Engine", "One thread that plans, runs and commits steps.")
-      .def("__init__",
-           [](EngineHandle* self, ExecutorHandle& executor, std::shared_ptr<Vocabulary> vocabulary,
-              int max_num_batched_tokens, int max_num_seqs, bool chunked, bool priority, int64_t max_waiting,
-              uint64_t seed) {
-             EngineConfig config;
-             config.max_num_batched_tokens = max_num_batched_tokens;
-             config.max_num_seqs = max_num_seqs;
-             config.enable_chunked_prefill = chunked;
-             config.priority_scheduling = priority;
-             config.max_waiting = max_waiting;
-             config.seed = seed;
-             new (self) EngineHandle(executor, std::move(vocabulary), config);
-           },
-           "executor"_a, "vocabulary"_a = nb::none(), nb::kw_only(), "max_num_batched_tokens"_a = 2048,
-           "max_num_seqs"_a = 256, "enable_chunked_prefill"_a = true, "priority_scheduling"_a = false,
-           "max_waiting"_a = -1, "seed"_a = 0)
-      .def("submit",
-           [](EngineHandle& self, std::vector<int32_t> prompt, const SamplingParams& params, int priority) {
-             return self.engine->submit(std::move(prompt), params, priority);
-           },
-           "prompt"_a, "params"_a, "priority"_a = 0)
-      .def("abort", [](EngineHandle& self, RequestId id) { self.engine->abort(id); }, "request"_a)
+      .def(
+          "__init__",
+          [](EngineHandle* self, ExecutorHandle& executor, std::shared_ptr<Vocabulary> vocabulary,
+             int max_num_batched_tokens, int max_num_seqs, bool chunked, bool priority, int64_t max_waiting,
+             uint64_t seed) {
+            EngineConfig config;
+            config.max_num_batched_tokens = max_num_batched_tokens;
+            config.max_num_seqs = max_num_seqs;
+            config.enable_chunked_prefill = chunked;
+            config.priority_scheduling = priority;
+            config.max_waiting = max_waiting;
+            config.seed = seed;
+            new (self) EngineHandle(executor, std::move(vocabulary), config);
+          },
+          "executor"_a, "vocabulary"_a = nb::none(), nb::kw_only(), "max_num_batched_tokens"_a = 2048,
+          "max_num_seqs"_a = 256, "enable_chunked_prefill"_a = true, "priority_scheduling"_a = false,
+          "max_waiting"_a = -1, "seed"_a = 0)
+      .def(
+          "submit",
+          [](EngineHandle& self, std::vector<int32_t> prompt, const SamplingParams& params, int priority) {
+            return self.engine->submit(std::move(prompt), params, priority);
+          },
+          "prompt"_a, "params"_a, "priority"_a = 0)
+      .def(
+          "abort", [](EngineHandle& self, RequestId id) { self.engine->abort(id); }, "request"_a)
       .def("abort_all", [](EngineHandle& self) { self.engine->abort_all(); })
       .def("poll", &poll, "timeout"_a = 0.0)
       .def("event_fd", [](const EngineHandle& self) { return self.engine->event_fd(); })
-      .def("drain", [](EngineHandle& self, double t) { return self.engine->drain(Seconds(t)); }, "timeout"_a, release())
-      .def("shutdown", [](EngineHandle& self) { self.engine->shutdown(); }, release())
+      .def(
+          "drain", [](EngineHandle& self, double t) { return self.engine->drain(Seconds(t)); }, "timeout"_a,
+          release())
+      .def(
+          "shutdown", [](EngineHandle& self) { self.engine->shutdown(); }, release())
       .def("stats", [](const EngineHandle& self) { return self.engine->stats(); })
       .def_ro("max_model_len", &EngineHandle::max_model_len)
       .def_ro("vocab_size", &EngineHandle::vocab_size);

@@ -1,12 +1,12 @@
 // Backend, Model, ModelBuilder and the executors.
 #include <nanobind/ndarray.h>
-#include <sched.h>
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+#include <sched.h>
 
 #include "backend/cpu/isa/dispatch.h"
 #include "backend/profiling_backend.h"
@@ -51,18 +51,21 @@ std::shared_ptr<Backend> make_backend(const std::string& device, int threads, bo
   fail(ErrorCode::kInvalidArgument, "unknown device '", device, "'; use \"cpu\"");
 }
 
-void add_tensor(ModelBuilder& self, const std::string& slot, nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu> data,
-                const std::string& format, const std::vector<int64_t>& shape) {
-  TACO_REQUIRE(shape.size() == 1 || shape.size() == 2, "slot '", slot, "': a tensor has one or two dimensions");
+void add_tensor(ModelBuilder& self, const std::string& slot,
+                nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu> data, const std::string& format,
+                const std::vector<int64_t>& shape) {
+  TACO_REQUIRE(shape.size() == 1 || shape.size() == 2, "slot '", slot,
+               "': a tensor has one or two dimensions");
   HostMatrix matrix;
   matrix.format = format_from_name(format);
   matrix.rows = shape.size() == 2 ? shape[0] : 1;
   matrix.cols = shape.back();
   matrix.data = data.data();
   TACO_REQUIRE(matrix.cols % format_info(matrix.format).block_cols == 0, "slot '", slot, "': ", matrix.cols,
-               " columns are not a multiple of ", format, "'s block of ", format_info(matrix.format).block_cols);
-  TACO_REQUIRE(matrix.bytes() == data.nbytes(), "slot '", slot, "' needs ", matrix.bytes(), " bytes in ", format,
-               ", the tensor has ", data.nbytes());
+               " columns are not a multiple of ", format, "'s block of ",
+               format_info(matrix.format).block_cols);
+  TACO_REQUIRE(matrix.bytes() == data.nbytes(), "slot '", slot, "' needs ", matrix.bytes(), " bytes in ",
+               format, ", the tensor has ", data.nbytes());
   std::shared_ptr<nb::object> owner = keep(nb::cast(data));
   matrix.owner = std::shared_ptr<const void>(owner, owner.get());
   self.add(slot, std::move(matrix), shape);
@@ -74,10 +77,13 @@ void bind_model(nb::module_& m) {
   nb::class_<Backend>(m, "Backend", "A device that runs models: \"cpu\".")
       .def_prop_ro("name", &Backend::name)
       .def_prop_ro("description", &Backend::description)
-      .def_prop_ro("memory", [](const Backend& b) {
-        DeviceMemory memory = b.memory();
-        return std::pair(memory.total, memory.available);
-      }, "(total, available) bytes")
+      .def_prop_ro(
+          "memory",
+          [](const Backend& b) {
+            DeviceMemory memory = b.memory();
+            return std::pair(memory.total, memory.available);
+          },
+          "(total, available) bytes")
       .def(nb::new_(&make_backend), "device"_a = "cpu", "threads"_a = 0, nb::kw_only(), "profile"_a = false)
       .def("profile", [](Backend& self) {
         auto* profiling = dynamic_cast<ProfilingBackend*>(&self);
@@ -95,16 +101,19 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("weight_bytes", &Model::weight_bytes);
 
   nb::class_<ModelBuilder>(m, "ModelBuilder", "Takes a checkpoint's tensors one by one.")
-      .def("__init__",
-           [](ModelBuilder* self, const ModelSpec& spec, std::shared_ptr<Backend> backend, const std::string& dtype) {
-             new (self) ModelBuilder(spec, std::move(backend), dtype_from_name(dtype));
-           },
-           "spec"_a, "backend"_a, "dtype"_a = "bfloat16")
-      .def("slots", [](const ModelBuilder& self) {
-        nb::dict out;
-        for (const auto& [name, shape] : self.slots()) out[name.c_str()] = nb::tuple(nb::cast(shape));
-        return out;
-      })
+      .def(
+          "__init__",
+          [](ModelBuilder* self, const ModelSpec& spec, std::shared_ptr<Backend> backend,
+             const std::string& dtype) {
+            new (self) ModelBuilder(spec, std::move(backend), dtype_from_name(dtype));
+          },
+          "spec"_a, "backend"_a, "dtype"_a = "bfloat16")
+      .def("slots",
+           [](const ModelBuilder& self) {
+             nb::dict out;
+             for (const auto& [name, shape] : self.slots()) out[name.c_str()] = nb::tuple(nb::cast(shape));
+             return out;
+           })
       .def("add", &add_tensor, "slot"_a, "data"_a, "format"_a, "shape"_a)
       .def("missing", &ModelBuilder::missing)
       .def("finish", [](ModelBuilder& self) { return std::const_pointer_cast<Model>(self.finish()); });
@@ -112,45 +121,56 @@ void bind_model(nb::module_& m) {
   nb::class_<ExecutorHandle>(m, "Executor", "What an Engine runs its steps on; taken over by the Engine.");
 
   nb::class_<ModelExecutorHandle, ExecutorHandle>(m, "ModelExecutor")
-      .def("__init__",
-           [](ModelExecutorHandle* self, std::shared_ptr<Model> model, int max_model_len, int block_size,
-              int64_t num_blocks, const std::string& kv, int max_num_batched_tokens, int max_num_seqs) {
-             new (self) ModelExecutorHandle();
-             self->executor = std::make_unique<ModelExecutor>(
-                 model, ModelExecutorConfig{max_model_len, block_size, num_blocks, kv_dtype(kv),
-                                            max_num_batched_tokens, max_num_seqs});
-           },
-           "model"_a, nb::kw_only(), "max_model_len"_a, "block_size"_a = 16, "num_blocks"_a, "kv_dtype"_a = "auto",
-           "max_num_batched_tokens"_a = 2048, "max_num_seqs"_a = 256)
-      .def_static("block_bytes", [](const Model& model, int block_size, const std::string& kv) {
-        return ModelExecutor::block_bytes(model, block_size, kv_dtype(kv));
-      }, "model"_a, "block_size"_a, "kv_dtype"_a = "auto")
-      .def("forward", [](ModelExecutorHandle& self, const std::vector<int32_t>& ids,
-                         const std::optional<std::vector<int>>& chunks) {
-        ModelExecutor* executor = self.get();
-        auto* out = new std::vector<float>();
-        nb::capsule owner(out, [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
-        {
-          nb::gil_scoped_release release;
-          *out = executor->forward(ids, chunks.value_or(std::vector<int>{}));
-        }
-        size_t vocab = executor->vocab_size();
-        return nb::ndarray<nb::numpy, float>(out->data(), {out->size() / vocab, vocab}, owner);
-      }, "token_ids"_a, "chunks"_a = nb::none());
+      .def(
+          "__init__",
+          [](ModelExecutorHandle* self, std::shared_ptr<Model> model, int max_model_len, int block_size,
+             int64_t num_blocks, const std::string& kv, int max_num_batched_tokens, int max_num_seqs) {
+            new (self) ModelExecutorHandle();
+            self->executor = std::make_unique<ModelExecutor>(
+                model, ModelExecutorConfig{max_model_len, block_size, num_blocks, kv_dtype(kv),
+                                           max_num_batched_tokens, max_num_seqs});
+          },
+          "model"_a, nb::kw_only(), "max_model_len"_a, "block_size"_a = 16, "num_blocks"_a,
+          "kv_dtype"_a = "auto", "max_num_batched_tokens"_a = 2048, "max_num_seqs"_a = 256)
+      .def_static(
+          "block_bytes",
+          [](const Model& model, int block_size, const std::string& kv) {
+            return ModelExecutor::block_bytes(model, block_size, kv_dtype(kv));
+          },
+          "model"_a, "block_size"_a, "kv_dtype"_a = "auto")
+      .def(
+          "forward",
+          [](ModelExecutorHandle& self, const std::vector<int32_t>& ids,
+             const std::optional<std::vector<int>>& chunks) {
+            ModelExecutor* executor = self.get();
+            auto* out = new std::vector<float>();
+            nb::capsule owner(out, [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
+            {
+              nb::gil_scoped_release release;
+              *out = executor->forward(ids, chunks.value_or(std::vector<int>{}));
+            }
+            size_t vocab = executor->vocab_size();
+            return nb::ndarray<nb::numpy, float>(out->data(), {out->size() / vocab, vocab}, owner);
+          },
+          "token_ids"_a, "chunks"_a = nb::none());
 
   nb::class_<NullExecutorHandle, ExecutorHandle>(m, "NullExecutor")
-      .def("__init__",
-           [](NullExecutorHandle* self, int vocab_size, int max_model_len, int block_size, int64_t num_blocks,
-              double step_seconds, int32_t eos_token_id) {
-             new (self) NullExecutorHandle();
-             self->executor = std::make_unique<NullExecutor>(vocab_size, max_model_len, block_size, num_blocks,
-                                                             step_seconds, eos_token_id);
-           },
-           "vocab_size"_a, "max_model_len"_a = 4096, "block_size"_a = 16, "num_blocks"_a = 65536,
-           "step_seconds"_a = 0.0, "eos_token_id"_a = -1)
-      .def_static("token_at", [](const std::vector<int32_t>& prompt, int position, int vocab_size) {
-        return NullExecutor::token_at(prompt, position, vocab_size);
-      }, "prompt"_a, "position"_a, "vocab_size"_a);
+      .def(
+          "__init__",
+          [](NullExecutorHandle* self, int vocab_size, int max_model_len, int block_size, int64_t num_blocks,
+             double step_seconds, int32_t eos_token_id) {
+            new (self) NullExecutorHandle();
+            self->executor = std::make_unique<NullExecutor>(vocab_size, max_model_len, block_size, num_blocks,
+                                                            step_seconds, eos_token_id);
+          },
+          "vocab_size"_a, "max_model_len"_a = 4096, "block_size"_a = 16, "num_blocks"_a = 65536,
+          "step_seconds"_a = 0.0, "eos_token_id"_a = -1)
+      .def_static(
+          "token_at",
+          [](const std::vector<int32_t>& prompt, int position, int vocab_size) {
+            return NullExecutor::token_at(prompt, position, vocab_size);
+          },
+          "prompt"_a, "position"_a, "vocab_size"_a);
 
   m.def("cpu_info", [] {
     nb::dict out;

@@ -23,17 +23,20 @@ void set_logits_processor(SamplingParams& params, nb::object callable) {
     return;
   }
   params.logits_processor = [fn = keep(std::move(callable))](std::span<const int32_t> prompt,
-                                                            std::span<const int32_t> output, std::span<float> logits) {
+                                                             std::span<const int32_t> output,
+                                                             std::span<float> logits) {
     nb::gil_scoped_acquire gil;
     try {
-      auto ids = [](std::span<const int32_t> v) { return nb::cast(std::vector<int32_t>(v.begin(), v.end())); };
+      auto ids = [](std::span<const int32_t> v) {
+        return nb::cast(std::vector<int32_t>(v.begin(), v.end()));
+      };
       nb::ndarray<nb::numpy, float> row(logits.data(), {logits.size()}, nb::handle());
       nb::object array = nb::cast(row, nb::rv_policy::reference);
       nb::object result = (*fn)(ids(prompt), ids(output), array);
       if (result.is_none() || result.is(array)) return;
       auto given = nb::cast<nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>>(result);
-      TACO_REQUIRE(given.size() == logits.size(), "a logits processor returned ", given.size(), " values, not ",
-                   logits.size());
+      TACO_REQUIRE(given.size() == logits.size(), "a logits processor returned ", given.size(),
+                   " values, not ", logits.size());
       std::copy_n(given.data(), given.size(), logits.data());
     } catch (nb::python_error& e) {
       std::string message = e.what();
@@ -47,11 +50,16 @@ void set_logits_processor(SamplingParams& params, nb::object callable) {
 
 nb::object finish_reason(FinishReason reason) {
   switch (reason) {
-    case FinishReason::kNone: return nb::none();
-    case FinishReason::kStop: return nb::str("stop");
-    case FinishReason::kLength: return nb::str("length");
-    case FinishReason::kAbort: return nb::str("abort");
-    case FinishReason::kError: return nb::str("error");
+    case FinishReason::kNone:
+      return nb::none();
+    case FinishReason::kStop:
+      return nb::str("stop");
+    case FinishReason::kLength:
+      return nb::str("length");
+    case FinishReason::kAbort:
+      return nb::str("abort");
+    case FinishReason::kError:
+      return nb::str("error");
   }
   return nb::none();
 }
@@ -92,9 +100,10 @@ void bind_output(nb::module_& m) {
       .def_rw("logit_bias", &P::logit_bias)
       .def_rw("bad_words", &P::bad_words)
       .def_rw("allowed_token_ids", &P::allowed_token_ids)
-      .def_prop_rw("logits_processor", [](const P& self) { return static_cast<bool>(self.logits_processor); },
-                   &set_logits_processor, nb::for_setter(nb::arg().none()),
-                   "True if there is one; set to (prompt, output, logits) -> None or a new array");
+      .def_prop_rw(
+          "logits_processor", [](const P& self) { return static_cast<bool>(self.logits_processor); },
+          &set_logits_processor, nb::for_setter(nb::arg().none()),
+          "True if there is one; set to (prompt, output, logits) -> None or a new array");
 
   nb::class_<TokenLogprob>(m, "TokenLogprob")
       .def_ro("token", &TokenLogprob::token)
@@ -108,19 +117,22 @@ void bind_output(nb::module_& m) {
       .def_ro("request", &Output::request)
       .def_ro("index", &Output::index)
       .def_ro("text", &Output::text)
-      .def_prop_ro("text_json", [](const Output& o) {
-        std::string escaped = json_escape(o.text);
-        return nb::bytes(escaped.data(), escaped.size());
-      })
+      .def_prop_ro("text_json",
+                   [](const Output& o) {
+                     std::string escaped = json_escape(o.text);
+                     return nb::bytes(escaped.data(), escaped.size());
+                   })
       .def_ro("token_ids", &Output::token_ids)
       .def_ro("logprobs", &Output::logprobs)
       .def_ro("prompt_logprobs", &Output::prompt_logprobs)
       .def_prop_ro("finish_reason", [](const Output& o) { return finish_reason(o.finish_reason); })
-      .def_prop_ro("stop_reason", [](const Output& o) -> nb::object {
-        if (auto* id = std::get_if<int32_t>(&o.stop_reason)) return nb::int_(*id);
-        if (auto* text = std::get_if<std::string>(&o.stop_reason)) return nb::str(text->c_str(), text->size());
-        return nb::none();
-      })
+      .def_prop_ro("stop_reason",
+                   [](const Output& o) -> nb::object {
+                     if (auto* id = std::get_if<int32_t>(&o.stop_reason)) return nb::int_(*id);
+                     if (auto* text = std::get_if<std::string>(&o.stop_reason))
+                       return nb::str(text->c_str(), text->size());
+                     return nb::none();
+                   })
       .def_ro("error", &Output::error)
       .def_ro("cumulative_logprob", &Output::cumulative_logprob)
       .def_ro("request_finished", &Output::request_finished)

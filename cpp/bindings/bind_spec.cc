@@ -18,7 +18,8 @@ struct EnumNames<NormKind> {
 };
 template <>
 struct EnumNames<Activation> {
-  static constexpr std::array<const char*, 7> names{"none", "silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2"};
+  static constexpr std::array<const char*, 7> names{"none",       "silu", "gelu", "gelu_tanh",
+                                                    "gelu_quick", "relu", "relu2"};
 };
 template <>
 struct EnumNames<MoeRouting> {
@@ -77,26 +78,26 @@ nb::class_<T> spec_class(nb::module_& m, const char* name, const char* doc) {
 }  // namespace
 
 void bind_spec(nb::module_& m) {
-#define TACO_SPEC_BEGIN(Name, doc_)                  \
-  {                                                  \
-    using Struct = Name;                             \
+#define TACO_SPEC_BEGIN(Name, doc_)                        \
+  {                                                        \
+    using Struct = Name;                                   \
     nb::class_<Name> c = spec_class<Name>(m, #Name, doc_); \
     std::string shown;
 #define TACO_FIELD(type, name, default_, doc_) \
   c.def_rw(#name, &Struct::name, doc_);        \
   shown += std::string(shown.empty() ? "" : " ") + #name;
-#define TACO_SPEC_END(Name)                                                                            \
-  c.attr("_fields") = shown;                                                                           \
-  c.def("__repr__", [](nb::handle self) {                                                              \
-    std::string out = #Name "(";                                                                       \
-    bool first = true;                                                                                 \
-    for (nb::handle f : nb::cast<nb::list>(nb::object(self.attr("_fields")).attr("split")())) {        \
-      out += std::string(first ? "" : ", ") + nb::cast<std::string>(f) + "=" +                         \
-             nb::cast<std::string>(nb::repr(self.attr(nb::cast<std::string>(f).c_str())));             \
-      first = false;                                                                                   \
-    }                                                                                                  \
-    return out + ")";                                                                                  \
-  });                                                                                                  \
+#define TACO_SPEC_END(Name)                                                                     \
+  c.attr("_fields") = shown;                                                                    \
+  c.def("__repr__", [](nb::handle self) {                                                       \
+    std::string out = #Name "(";                                                                \
+    bool first = true;                                                                          \
+    for (nb::handle f : nb::cast<nb::list>(nb::object(self.attr("_fields")).attr("split")())) { \
+      out += std::string(first ? "" : ", ") + nb::cast<std::string>(f) + "=" +                  \
+             nb::cast<std::string>(nb::repr(self.attr(nb::cast<std::string>(f).c_str())));      \
+      first = false;                                                                            \
+    }                                                                                           \
+    return out + ")";                                                                           \
+  });                                                                                           \
   }
 #include "model/model_spec.def"
 #undef TACO_SPEC_BEGIN

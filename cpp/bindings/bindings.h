@@ -13,13 +13,15 @@ void bind_model(nanobind::module_& m);
 void bind_engine(nanobind::module_& m);
 void bind_output(nanobind::module_& m);
 
-// Sets attributes of a freshly constructed instance from keywords; a name that it does not have is a TypeError.
+// Sets attributes of a freshly constructed instance from keywords; a name that it does not have is a
+// TypeError.
 inline void set_fields(nanobind::handle self, const nanobind::kwargs& fields) {
   nanobind::inst_mark_ready(self);
   for (auto [key, value] : fields) {
     if (!nanobind::hasattr(self, key)) {
       const char* type = nanobind::type_name(self.type()).c_str();
-      throw nanobind::type_error((std::string(type) + " has no field '" + nanobind::cast<std::string>(key) + "'").c_str());
+      throw nanobind::type_error(
+          (std::string(type) + " has no field '" + nanobind::cast<std::string>(key) + "'").c_str());
     }
     nanobind::setattr(self, key, value);
   }

@@ -17,12 +17,21 @@ void translate(const std::exception_ptr& p, void*) {
   } catch (const taco::Error& e) {
     PyObject* type = PyExc_RuntimeError;
     switch (e.code()) {
-      case taco::ErrorCode::kInvalidArgument: type = PyExc_ValueError; break;
-      case taco::ErrorCode::kNotFound: type = PyExc_KeyError; break;
-      case taco::ErrorCode::kResourceExhausted: type = PyExc_MemoryError; break;
-      case taco::ErrorCode::kUnimplemented: type = PyExc_NotImplementedError; break;
+      case taco::ErrorCode::kInvalidArgument:
+        type = PyExc_ValueError;
+        break;
+      case taco::ErrorCode::kNotFound:
+        type = PyExc_KeyError;
+        break;
+      case taco::ErrorCode::kResourceExhausted:
+        type = PyExc_MemoryError;
+        break;
+      case taco::ErrorCode::kUnimplemented:
+        type = PyExc_NotImplementedError;
+        break;
       case taco::ErrorCode::kUnavailable:
-      case taco::ErrorCode::kInternal: break;
+      case taco::ErrorCode::kInternal:
+        break;
     }
     PyErr_SetString(type, e.what());
   }

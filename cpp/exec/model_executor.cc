@@ -15,12 +15,13 @@ std::shared_ptr<void> allocate(const std::shared_ptr<Backend>& backend, size_t b
 }
 
 const ModelExecutorConfig& checked(const Model& model, const ModelExecutorConfig& c) {
-  TACO_REQUIRE(c.block_size == 8 || c.block_size == 16 || c.block_size == 32, "block_size must be 8, 16 or 32, not ",
-               c.block_size);
+  TACO_REQUIRE(c.block_size == 8 || c.block_size == 16 || c.block_size == 32,
+               "block_size must be 8, 16 or 32, not ", c.block_size);
   TACO_REQUIRE(c.num_blocks > 0, "num_blocks must be positive");
   TACO_REQUIRE(c.max_model_len > 0, "max_model_len must be positive");
   TACO_REQUIRE(!model.spec.learned_positions || c.max_model_len <= model.spec.max_positions, "max_model_len ",
-               c.max_model_len, " exceeds the ", model.spec.max_positions, " positions that the model has learned");
+               c.max_model_len, " exceeds the ", model.spec.max_positions,
+               " positions that the model has learned");
   TACO_REQUIRE(c.max_num_batched_tokens > 0 && c.max_num_seqs > 0,
                "max_num_batched_tokens and max_num_seqs must be positive");
   return c;
@@ -39,11 +40,13 @@ ModelExecutor::ModelExecutor(std::shared_ptr<const Model> model, const ModelExec
       config_(checked(*model_, config)),
       inputs_(model_->backend, config_.block_size),
       decoder_(model_, config_.max_num_batched_tokens, config_.max_model_len) {
-  size_t bytes = block_bytes(*model_, config_.block_size, config_.kv_dtype) * static_cast<size_t>(config_.num_blocks);
+  size_t bytes =
+      block_bytes(*model_, config_.block_size, config_.kv_dtype) * static_cast<size_t>(config_.num_blocks);
   // Not zeroed: untouched pages cost nothing on a host, and attention reads only what was written.
   kv_data_ = allocate(model_->backend, bytes);
   cache_ = {kv_data_.get(), kv_dtype_of(*model_, config_.kv_dtype), config_.num_blocks, config_.block_size};
-  logits_rows_ = std::min<int64_t>(std::min(config_.max_num_seqs, config_.max_num_batched_tokens), kMaxLogitsRows);
+  logits_rows_ =
+      std::min<int64_t>(std::min(config_.max_num_seqs, config_.max_num_batched_tokens), kMaxLogitsRows);
   logits_ = std::static_pointer_cast<float>(
       allocate(model_->backend, static_cast<size_t>(logits_rows_) * model_->spec.vocab_size * sizeof(float)));
   for (int t = 0; t < model_->backend->host_threads(); ++t) {
@@ -58,7 +61,8 @@ void ModelExecutor::copy_blocks(const std::vector<BlockCopy>& copies) {
   const int32_t* device = inputs_.upload_index(pairs);
   const AttentionSpec& a = model_->spec.layers[0].attn;
   size_t layers = model_->spec.layers.size();
-  size_t layer_bytes = kv_block_bytes(model_->spec, cache_.block_size, cache_.dtype) / layers * cache_.num_blocks;
+  size_t layer_bytes =
+      kv_block_bytes(model_->spec, cache_.block_size, cache_.dtype) / layers * cache_.num_blocks;
   for (size_t i = 0; i < layers; ++i) {
     KvCacheView view{.data = static_cast<char*>(cache_.data) + i * layer_bytes,
                      .dtype = cache_.dtype,
@@ -66,7 +70,8 @@ void ModelExecutor::copy_blocks(const std::vector<BlockCopy>& copies) {
                      .block_size = cache_.block_size,
                      .num_kv_heads = a.num_kv_heads,
                      .head_dim = a.head_dim};
-    model_->backend->copy_blocks({.cache = view, .pairs = device, .num_pairs = static_cast<int>(copies.size())});
+    model_->backend->copy_blocks(
+        {.cache = view, .pairs = device, .num_pairs = static_cast<int>(copies.size())});
   }
 }
 
@@ -102,8 +107,8 @@ void ModelExecutor::prompt_logprobs(const StepPlan& plan, StepOutput& output) {
       entry.entries.resize(count);
       for (int32_t i = 0; i < count; ++i) {
         rows.push_back(first_row + i);
-        wants.push_back({output.prompt_logprobs.size(), static_cast<size_t>(i), seq.tokens[step.start + i + 1],
-                         std::max(0, seq.params->prompt_logprobs)});
+        wants.push_back({output.prompt_logprobs.size(), static_cast<size_t>(i),
+                         seq.tokens[step.start + i + 1], std::max(0, seq.params->prompt_logprobs)});
       }
       output.prompt_logprobs.push_back(std::move(entry));
     }
@@ -156,16 +161,19 @@ StepOutput ModelExecutor::run(const StepPlan& plan) {
   return output;
 }
 
-std::vector<float> ModelExecutor::forward(const std::vector<int32_t>& tokens, const std::vector<int>& chunks) {
+std::vector<float> ModelExecutor::forward(const std::vector<int32_t>& tokens,
+                                          const std::vector<int>& chunks) {
   TACO_REQUIRE(!tokens.empty(), "forward needs at least one token");
   TACO_REQUIRE(static_cast<int>(tokens.size()) <= config_.max_model_len, "forward: ", tokens.size(),
                " tokens, max_model_len is ", config_.max_model_len);
   int64_t vocab = model_->spec.vocab_size;
-  for (int32_t id : tokens) TACO_REQUIRE(id >= 0 && id < vocab, "token id ", id, " is not in [0, ", vocab, ")");
+  for (int32_t id : tokens)
+    TACO_REQUIRE(id >= 0 && id < vocab, "token id ", id, " is not in [0, ", vocab, ")");
   std::vector<int> sizes = chunks;
   if (sizes.empty()) {
     for (size_t done = 0; done < tokens.size(); done += sizes.back()) {
-      sizes.push_back(static_cast<int>(std::min<size_t>(config_.max_num_batched_tokens, tokens.size() - done)));
+      sizes.push_back(
+          static_cast<int>(std::min<size_t>(config_.max_num_batched_tokens, tokens.size() - done)));
     }
   }
   TACO_REQUIRE(std::accumulate(sizes.begin(), sizes.end(), size_t{0}) == tokens.size(),

@@ -34,8 +34,8 @@ class ModelExecutor final : public Executor {
   void idle() override { model_->backend->idle(); }
 
   // Logits [tokens, vocab] of one sequence in chunks, over the first blocks of the cache: for tests and
-  // evaluation, while no engine uses this executor. chunks: token counts that add up, or empty for one chunk as
-  // long as a step allows.
+  // evaluation, while no engine uses this executor. chunks: token counts that add up, or empty for one chunk
+  // as long as a step allows.
   std::vector<float> forward(const std::vector<int32_t>& tokens, const std::vector<int>& chunks);
 
  private:
@@ -53,7 +53,7 @@ class ModelExecutor final : public Executor {
   StepInputs inputs_;
   Decoder decoder_;
   int64_t logits_rows_;
-  std::shared_ptr<float> logits_;       // device [logits_rows_, vocab]
+  std::shared_ptr<float> logits_;                   // device [logits_rows_, vocab]
   std::vector<std::unique_ptr<Sampler>> samplers_;  // one per host thread
 };
 

@@ -8,7 +8,8 @@ namespace taco {
 
 StepInputs::StepInputs(std::shared_ptr<Backend> backend, int block_size)
     : backend_(std::move(backend)), block_size_(block_size) {
-  for (auto* a : {&d_ids_, &d_positions_, &d_q_start_, &d_kv_len_, &d_tables_, &d_index_}) a->backend = backend_;
+  for (auto* a : {&d_ids_, &d_positions_, &d_q_start_, &d_kv_len_, &d_tables_, &d_index_})
+    a->backend = backend_;
   d_slots_.backend = backend_;
 }
 

@@ -9,7 +9,8 @@ namespace taco {
 
 size_t kv_block_bytes(const ModelSpec& spec, int block_size, DType dtype) {
   const AttentionSpec& a = spec.layers[0].attn;
-  return spec.layers.size() * 2 * a.num_kv_heads * static_cast<size_t>(block_size) * a.head_dim * dtype_size(dtype);
+  return spec.layers.size() * 2 * a.num_kv_heads * static_cast<size_t>(block_size) * a.head_dim *
+         dtype_size(dtype);
 }
 
 Decoder::Decoder(std::shared_ptr<const Model> model, int max_rows, int max_positions)
@@ -96,8 +97,8 @@ void Decoder::embed(const DecoderBatch& batch) {
   pending_ = false;
 }
 
-void Decoder::attention(size_t index, const float* in, const DecoderBatch& batch, const KvCache& cache, float* out,
-                        Epilogue epilogue) {
+void Decoder::attention(size_t index, const float* in, const DecoderBatch& batch, const KvCache& cache,
+                        float* out, Epilogue epilogue) {
   const ModelSpec& s = model_->spec;
   const AttentionSpec& a = s.layers[index].attn;
   const LayerWeights& w = model_->layers[index];
@@ -318,7 +319,12 @@ void Decoder::logits(const int32_t* index, int64_t count, float* out) {
   const ModelSpec& s = model_->spec;
   int64_t hidden = s.hidden;
   auto gather = [&](const Buffer& from, const Buffer& to) {
-    backend_.gather_rows({.in = from.get(), .index = index, .rows = count, .dim = hidden, .in_stride = hidden, .out = to.get()});
+    backend_.gather_rows({.in = from.get(),
+                          .index = index,
+                          .rows = count,
+                          .dim = hidden,
+                          .in_stride = hidden,
+                          .out = to.get()});
   };
   gather(residual_, picked_);
   if (pending_) gather(block_out_, picked_block_);
@@ -356,7 +362,8 @@ void Decoder::logits(const int32_t* index, int64_t count, float* out) {
                    .out_stride = s.vocab_size,
                    .out = out});
   if (s.logit_scale != 1.0f || s.logit_softcap != 0.0f) {
-    backend_.scale_logits({.logits = out, .count = count * s.vocab_size, .scale = s.logit_scale, .softcap = s.logit_softcap});
+    backend_.scale_logits(
+        {.logits = out, .count = count * s.vocab_size, .scale = s.logit_scale, .softcap = s.logit_softcap});
   }
 }
 

@@ -61,7 +61,7 @@ class Decoder {
   Buffer normed_, normed2_, block_out_;
   Buffer qkv_, heads_, inner_, router_;
   Buffer picked_, picked_block_, projected_;  // rows chosen for the logits
-  bool pending_ = false;  // block_out_ has not been added to residual_ yet
+  bool pending_ = false;                      // block_out_ has not been added to residual_ yet
 };
 
 // The slots of K and V bytes of one block over all layers.

@@ -56,7 +56,8 @@ struct ModelBuilder::Impl {
 
   Backend& backend() { return *model->backend; }
 
-  void group(std::vector<std::pair<std::string, std::vector<int64_t>>> members, std::function<void()> prepare) {
+  void group(std::vector<std::pair<std::string, std::vector<int64_t>>> members,
+             std::function<void()> prepare) {
     Group g;
     for (auto& [name, shape] : members) {
       g.slots.push_back(name);
@@ -71,7 +72,8 @@ struct ModelBuilder::Impl {
   }
 
   void vector_slot(const std::string& name, int64_t size, DeviceVector* out) {
-    group({{name, {size}}}, [this, name, out] { *out = DeviceVector(model->backend, to_floats(given.at(name))); });
+    group({{name, {size}}},
+          [this, name, out] { *out = DeviceVector(model->backend, to_floats(given.at(name))); });
   }
 
   void norm_slots(const std::string& name, const NormSpec& norm, int64_t dim, NormWeights* out) {
@@ -109,7 +111,8 @@ struct ModelBuilder::Impl {
     const ModelSpec& s = model->spec;
     Model* m = model.get();
     int64_t width = s.embed_dim ? s.embed_dim : s.hidden;
-    std::vector<std::pair<std::string, std::vector<int64_t>>> members{{"embed.tokens", {s.vocab_size, width}}};
+    std::vector<std::pair<std::string, std::vector<int64_t>>> members{
+        {"embed.tokens", {s.vocab_size, width}}};
     if (s.tied_head && s.head_bias) members.push_back({"head.bias", {s.vocab_size}});
     group(std::move(members), [this, m] {
       const HostMatrix& table = given.at("embed.tokens");

@@ -49,8 +49,8 @@ struct Model {
   size_t weight_bytes() const;
 };
 
-// Takes tensors in any order and repacks each group (q, k and v with their biases are one) as soon as it is whole,
-// so that a checkpoint is never held twice. Slot names: python/taco_llm/_core.pyi, ModelBuilder.
+// Takes tensors in any order and repacks each group (q, k and v with their biases are one) as soon as it is
+// whole, so that a checkpoint is never held twice. Slot names: python/taco_llm/_core.pyi, ModelBuilder.
 class ModelBuilder {
  public:
   ModelBuilder(ModelSpec spec, std::shared_ptr<Backend> backend, DType dtype);

@@ -41,9 +41,11 @@ void validate(const ModelSpec& spec) {
   TACO_REQUIRE(!spec.layers.empty(), "a model needs at least one layer");
   for (size_t i = 0; i < spec.ropes.size(); ++i) {
     const RopeSpec& r = spec.ropes[i];
-    TACO_REQUIRE(r.rotary_dim > 0 && r.rotary_dim % 2 == 0, "rope ", i, ": rotary_dim must be positive and even");
+    TACO_REQUIRE(r.rotary_dim > 0 && r.rotary_dim % 2 == 0, "rope ", i,
+                 ": rotary_dim must be positive and even");
     TACO_REQUIRE(r.inv_freq.size() == static_cast<size_t>(r.rotary_dim / 2), "rope ", i,
-                 ": inv_freq must have rotary_dim / 2 = ", r.rotary_dim / 2, " entries, it has ", r.inv_freq.size());
+                 ": inv_freq must have rotary_dim / 2 = ", r.rotary_dim / 2, " entries, it has ",
+                 r.inv_freq.size());
   }
   const AttentionSpec& first = spec.layers[0].attn;
   for (size_t i = 0; i < spec.layers.size(); ++i) {

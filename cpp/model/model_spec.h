@@ -10,7 +10,9 @@ namespace taco {
 
 #define TACO_SPEC_BEGIN(Name, doc) struct Name {
 #define TACO_FIELD(type, name, default_, doc) type name = default_;
-#define TACO_SPEC_END(Name) };
+#define TACO_SPEC_END(Name) \
+  }                         \
+  ;
 #include "model/model_spec.def"
 #undef TACO_SPEC_BEGIN
 #undef TACO_FIELD

@@ -1,6 +1,6 @@
 // Blocks of every quantised format and what the `gguf` Python package (gguf.quants.dequantize) makes of them.
-// Q8_0, Q4_0 and Q4_1 were quantised by it from normal random numbers; the k-quants are random bytes with ordinary
-// half-precision scales.
+// Q8_0, Q4_0 and Q4_1 were quantised by it from normal random numbers; the k-quants are random bytes with
+// ordinary half-precision scales.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,7 @@
 // The whole core on a tiny random model in float32: a request's text does not depend on its company.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 
 #include "../exec/tiny_model.h"
@@ -40,9 +41,15 @@ struct Result {
 Result run(const std::vector<Job>& jobs, const std::vector<size_t>& which, int64_t num_blocks, int budget) {
   std::shared_ptr<Backend> backend = make_cpu_backend(2);
   auto model = testing::random_model(testing::tiny_spec(), backend);
-  auto executor = std::make_unique<ModelExecutor>(
-      model, ModelExecutorConfig{.max_model_len = 128, .block_size = 8, .num_blocks = num_blocks, .kv_dtype = std::nullopt, .max_num_batched_tokens = budget, .max_num_seqs = 64});
-  Engine engine(std::move(executor), nullptr, {.max_num_batched_tokens = budget, .max_num_seqs = 64});
+  int max_num_seqs = std::min(64, budget);  // a step has a token for each of its sequences
+  auto executor = std::make_unique<ModelExecutor>(model, ModelExecutorConfig{.max_model_len = 128,
+                                                                             .block_size = 8,
+                                                                             .num_blocks = num_blocks,
+                                                                             .kv_dtype = std::nullopt,
+                                                                             .max_num_batched_tokens = budget,
+                                                                             .max_num_seqs = max_num_seqs});
+  Engine engine(std::move(executor), nullptr,
+                {.max_num_batched_tokens = budget, .max_num_seqs = max_num_seqs});
   std::map<RequestId, size_t> ids;
   for (size_t i : which) ids[engine.submit(jobs[i].prompt, jobs[i].params)] = i;
   Result result;
@@ -85,7 +92,12 @@ TEST(ModelEngine, BestOfForksShareThePrompt) {
   for (int64_t blocks : {200, 19}) {
     std::shared_ptr<Backend> backend = make_cpu_backend(2);
     auto model = testing::random_model(testing::tiny_spec(), backend);
-    Engine engine(std::make_unique<ModelExecutor>(model, ModelExecutorConfig{.max_model_len = 64, .block_size = 8, .num_blocks = blocks, .kv_dtype = std::nullopt, .max_num_batched_tokens = 64, .max_num_seqs = 8}),
+    Engine engine(std::make_unique<ModelExecutor>(model, ModelExecutorConfig{.max_model_len = 64,
+                                                                             .block_size = 8,
+                                                                             .num_blocks = blocks,
+                                                                             .kv_dtype = std::nullopt,
+                                                                             .max_num_batched_tokens = 64,
+                                                                             .max_num_seqs = 8}),
                   nullptr, {.max_num_batched_tokens = 64, .max_num_seqs = 8});
     engine.submit(job.prompt, job.params);
     std::map<int, std::vector<int32_t>> got;

@@ -33,15 +33,32 @@ class Specs : public ::testing::TestWithParam<int> {
     ModelSpec s = tiny_spec();
     for (LayerSpec& l : s.layers) {
       switch (GetParam()) {
-        case 1: l.parallel = true, l.ffn_norm.kind = NormKind::kNone; break;
-        case 2: l.parallel = true; break;
-        case 3: l.post_attn_norm.kind = l.post_ffn_norm.kind = NormKind::kRms; break;
-        case 4: l.residual_post_norm = true; break;
-        case 5: l.ffn.num_experts = 4, l.ffn.top_k = 2; break;
-        case 6: l.attn.window = 5, l.attn.softcap = 3.0f, l.attn.sinks = true; break;
-        case 7: l.attn.rope = -1, l.attn.alibi_slopes = {0.5f, 0.25f, 0.125f, 0.0625f}; break;
-        case 8: l.residual_scale = 0.5f, l.post_attn_norm.kind = NormKind::kLayer; break;
-        default: break;
+        case 1:
+          l.parallel = true, l.ffn_norm.kind = NormKind::kNone;
+          break;
+        case 2:
+          l.parallel = true;
+          break;
+        case 3:
+          l.post_attn_norm.kind = l.post_ffn_norm.kind = NormKind::kRms;
+          break;
+        case 4:
+          l.residual_post_norm = true;
+          break;
+        case 5:
+          l.ffn.num_experts = 4, l.ffn.top_k = 2;
+          break;
+        case 6:
+          l.attn.window = 5, l.attn.softcap = 3.0f, l.attn.sinks = true;
+          break;
+        case 7:
+          l.attn.rope = -1, l.attn.alibi_slopes = {0.5f, 0.25f, 0.125f, 0.0625f};
+          break;
+        case 8:
+          l.residual_scale = 0.5f, l.post_attn_norm.kind = NormKind::kLayer;
+          break;
+        default:
+          break;
       }
     }
     return s;
@@ -61,7 +78,8 @@ TEST_P(Specs, ChunksAndBlockSizesDoNotChangeABit) {
     ModelExecutor executor = make(model, block_size);
     for (const std::vector<int>& chunks :
          {std::vector<int>{75}, std::vector<int>{1, 7, 30, 37}, std::vector<int>(75, 1)}) {
-      EXPECT_EQ(executor.forward(tokens, chunks), whole) << "block size " << block_size << ", " << chunks.size() << " chunks";
+      EXPECT_EQ(executor.forward(tokens, chunks), whole)
+          << "block size " << block_size << ", " << chunks.size() << " chunks";
     }
   }
 }

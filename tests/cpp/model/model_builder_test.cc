@@ -36,9 +36,11 @@ TEST(ModelSpec, RejectsWhatNoModelCanHave) {
   EXPECT_NE(with([](ModelSpec& s) { s.layers[0].attn.rope = 4; }).find("rope 4"), std::string::npos);
   EXPECT_NE(with([](ModelSpec& s) { s.ropes[0].inv_freq.pop_back(); }).find("inv_freq"), std::string::npos);
   EXPECT_NE(with([](ModelSpec& s) { s.layers[0].attn.alibi_slopes = {1}; }).find("alibi"), std::string::npos);
-  EXPECT_NE(with([](ModelSpec& s) { s.layers[0].ffn.num_experts = 2, s.layers[0].ffn.top_k = 3; }).find("top_k"),
+  EXPECT_NE(
+      with([](ModelSpec& s) { s.layers[0].ffn.num_experts = 2, s.layers[0].ffn.top_k = 3; }).find("top_k"),
+      std::string::npos);
+  EXPECT_NE(with([](ModelSpec& s) { s.layers[1].attn.head_dim = 16; }).find("same num_kv_heads"),
             std::string::npos);
-  EXPECT_NE(with([](ModelSpec& s) { s.layers[1].attn.head_dim = 16; }).find("same num_kv_heads"), std::string::npos);
 }
 
 TEST(ModelBuilder, ListsSlotsAndNamesWhatIsWrong) {
@@ -46,12 +48,18 @@ TEST(ModelBuilder, ListsSlotsAndNamesWhatIsWrong) {
   ModelBuilder builder(tiny_spec(1), backend, DType::kF32);
   EXPECT_EQ(builder.slots().at("layers.0.attn.k.weight"), (std::vector<int64_t>{16, 32}));
   EXPECT_EQ(builder.slots().count("head.weight"), 0u) << "tied";
-  EXPECT_NE(error_of([&] { builder.add("layers.0.attn.z.weight", floats(1, 1), {1, 1}); }).find("attn.z"),
+  EXPECT_NE(error_of([&] {
+              builder.add("layers.0.attn.z.weight", floats(1, 1), {1, 1});
+            }).find("attn.z"),
             std::string::npos);
-  EXPECT_NE(error_of([&] { builder.add("layers.0.attn.k.weight", floats(16, 8), {16, 8}); }).find("[16, 32]"),
+  EXPECT_NE(error_of([&] {
+              builder.add("layers.0.attn.k.weight", floats(16, 8), {16, 8});
+            }).find("[16, 32]"),
             std::string::npos);
   builder.add("layers.0.attn.k.weight", floats(16, 32), {16, 32});
-  EXPECT_NE(error_of([&] { builder.add("layers.0.attn.k.weight", floats(16, 32), {16, 32}); }).find("twice"),
+  EXPECT_NE(error_of([&] {
+              builder.add("layers.0.attn.k.weight", floats(16, 32), {16, 32});
+            }).find("twice"),
             std::string::npos);
   EXPECT_NE(error_of([&] { builder.finish(); }).find("embed.tokens"), std::string::npos);
 }
