@@ -2,8 +2,8 @@
 
     python bench/offline/random_gguf.py SOURCE.gguf OUT.gguf --type F16|Q8_0|Q4_1 [--header-only]
 
-For speed measurements on machines where the real weights are not at hand: a dense model's speed does not depend on
-its weights' values. SOURCE may be cut off after its tensor list (--header-only writes such a file).
+For speed measurements on machines where the real weights are not at hand: a dense model's speed does not
+depend on its weights' values. SOURCE may be cut off after its tensor list (--header-only writes such a file).
 """
 
 from __future__ import annotations
