@@ -124,15 +124,22 @@ class Collector:
 
 
 def token_decoder(tokenizer: Any) -> Decode:
-    """id -> text of that one token, remembered; None without a tokenizer."""
+    """id -> text of that one token, remembered; None without a tokenizer.
+
+    token_text keeps a token's leading space, which decoding it alone would drop in SentencePiece models; a
+    tokenizer given by the user may not have it.
+    """
     known: dict[int, str] = {}
+    to_text = getattr(tokenizer, "token_text", None) or (
+        lambda id: tokenizer.decode([id], skip_special_tokens=False)
+    )
 
     def decode(id: int) -> str | None:
         if tokenizer is None:
             return None
         text = known.get(id)
         if text is None:
-            text = known[id] = tokenizer.decode([id], skip_special_tokens=False)
+            text = known[id] = to_text(id)
         return text
 
     return decode

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,6 @@ API = "API"
 LIMITS = "limits"
 _LORA = "needs LoRA adapters, which are not built yet; leave it out"
 _TOOLS = "needs tool call parsing, which is not built yet; leave it out"
-KEY_VARIABLES = ("TACO_API_KEY", "VLLM_API_KEY")
 
 
 @dataclass
@@ -46,7 +44,7 @@ class ServeFlags:
     allowed_headers: list[str] = flag(["*"], "CORS: allowed headers.", HTTP, kind="list", metavar="JSON")
     api_key: list[str] = flag(
         [], "A key that requests must bring as a bearer token; may be repeated. Also from the environment: "
-        "TACO_API_KEY.", HTTP, repeat=True, metavar="KEY",
+        "TACO_LLM_API_KEY or VLLM_API_KEY.", HTTP, repeat=True, metavar="KEY",
     )  # fmt: skip
     api_key_file: str | None = flag(None, "File of such keys, one on a line.", HTTP, metavar="FILE")
     ssl_keyfile: str | None = flag(None, "TLS: private key.", HTTP, metavar="FILE")
@@ -123,9 +121,6 @@ class ServeFlags:
         values = {**shared(ServerOptions), **more}
         if self.allowed_origins is None:
             del values["allowed_origins"]
-        if not self.api_key:
-            found = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
-            values["api_key"] = [found] if found else []
         values["page"] = not self.no_page
         values["limits"] = Limits(**shared(Limits))
         return ServerOptions(**values)

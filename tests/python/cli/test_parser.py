@@ -53,18 +53,13 @@ def test_front_end_flags(name: str) -> None:
     assert any(option_name(name) in note for note in flags.notes()) == (verdict == "note")
 
 
-def test_options_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TACO_API_KEY", "VLLM_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
+def test_options_reach_the_server() -> None:
     settings = make_parser().parse(
         ["--port", "9", "--api-key", "a", "--api-key", "b", "--no-page", "--max-n", "3"]
     )
     options = serve_flags(settings).to_options(disable_log_requests=True)
     assert (options.port, options.api_key, options.page) == (9, ["a", "b"], False)
     assert options.limits.max_n == 3 and options.disable_log_requests and options.allowed_origins == []
-    monkeypatch.setenv("VLLM_API_KEY", "from-env")
-    assert serve_flags(make_parser().parse([])).to_options().api_key == ["from-env"]
-    assert serve_flags(settings).to_options().api_key == ["a", "b"]
 
 
 @pytest.mark.parametrize("wrong, near", [
