@@ -59,19 +59,10 @@ void ModelExecutor::copy_blocks(const std::vector<BlockCopy>& copies) {
   std::vector<int32_t> pairs;
   for (const BlockCopy& c : copies) pairs.insert(pairs.end(), {c.from, c.to});
   const int32_t* device = inputs_.upload_index(pairs);
-  const AttentionSpec& a = model_->spec.layers[0].attn;
-  size_t layers = model_->spec.layers.size();
-  size_t layer_bytes =
-      kv_block_bytes(model_->spec, cache_.block_size, cache_.dtype) / layers * cache_.num_blocks;
-  for (size_t i = 0; i < layers; ++i) {
-    KvCacheView view{.data = static_cast<char*>(cache_.data) + i * layer_bytes,
-                     .dtype = cache_.dtype,
-                     .num_blocks = cache_.num_blocks,
-                     .block_size = cache_.block_size,
-                     .num_kv_heads = a.num_kv_heads,
-                     .head_dim = a.head_dim};
-    model_->backend->copy_blocks(
-        {.cache = view, .pairs = device, .num_pairs = static_cast<int>(copies.size())});
+  for (size_t i = 0; i < model_->spec.layers.size(); ++i) {
+    model_->backend->copy_blocks({.cache = kv_layer(model_->spec, cache_, i),
+                                  .pairs = device,
+                                  .num_pairs = static_cast<int>(copies.size())});
   }
 }
 

@@ -13,10 +13,27 @@ size_t kv_block_bytes(const ModelSpec& spec, int block_size, DType dtype) {
          dtype_size(dtype);
 }
 
+KvCacheView kv_layer(const ModelSpec& spec, const KvCache& cache, size_t layer) {
+  const AttentionSpec& a = spec.layers[layer].attn;
+  size_t layer_bytes =
+      kv_block_bytes(spec, cache.block_size, cache.dtype) / spec.layers.size() * cache.num_blocks;
+  return {.data = static_cast<char*>(cache.data) + layer_bytes * layer,
+          .dtype = cache.dtype,
+          .num_blocks = cache.num_blocks,
+          .block_size = cache.block_size,
+          .num_kv_heads = a.num_kv_heads,
+          .head_dim = a.head_dim};
+}
+
 Decoder::Decoder(std::shared_ptr<const Model> model, int max_rows, int max_positions)
     : model_(std::move(model)), backend_(*model_->backend), max_rows_(max_rows) {
   const ModelSpec& s = model_->spec;
   for (const RopeSpec& r : s.ropes) ropes_.emplace_back(r, model_->backend, max_positions);
+  for (const LayerWeights& w : model_->layers) {
+    Experts& experts = experts_.emplace_back();
+    for (const auto& e : w.experts_in) experts.in.push_back(e.get());
+    for (const auto& e : w.experts_out) experts.out.push_back(e.get());
+  }
   int64_t qkv = 0, heads = 0, inner = 0, experts = 0;
   bool second_norm = false, block_out = false;
   for (const LayerSpec& l : s.layers) {
@@ -104,13 +121,7 @@ void Decoder::attention(size_t index, const float* in, const DecoderBatch& batch
   const LayerWeights& w = model_->layers[index];
   int64_t q_dim = int64_t{a.num_heads} * a.head_dim;
   int64_t stride = q_dim + 2 * int64_t{a.num_kv_heads} * a.head_dim;
-  size_t layer_bytes = kv_block_bytes(s, cache.block_size, cache.dtype) / s.layers.size() * cache.num_blocks;
-  KvCacheView view{.data = static_cast<char*>(cache.data) + layer_bytes * index,
-                   .dtype = cache.dtype,
-                   .num_blocks = cache.num_blocks,
-                   .block_size = cache.block_size,
-                   .num_kv_heads = a.num_kv_heads,
-                   .head_dim = a.head_dim};
+  KvCacheView view = kv_layer(s, cache, index);
   backend_.linear({.weight = w.qkv.get(),
                    .in = in,
                    .rows = batch.rows,
@@ -199,9 +210,6 @@ void Decoder::layer(size_t index, const DecoderBatch& batch, const KvCache& cach
                      .in_stride = s.hidden,
                      .out_stride = l.ffn.num_experts,
                      .out = router_.get()});
-    std::vector<const Linear*> experts_in, experts_out;
-    for (const auto& e : w.experts_in) experts_in.push_back(e.get());
-    for (const auto& e : w.experts_out) experts_out.push_back(e.get());
     backend_.moe({.in = in,
                   .router_logits = router_.get(),
                   .rows = rows,
@@ -211,8 +219,8 @@ void Decoder::layer(size_t index, const DecoderBatch& batch, const KvCache& cach
                   .top_k = l.ffn.top_k,
                   .routing = l.ffn.routing,
                   .renormalize = l.ffn.renormalize,
-                  .gate_up = experts_in.data(),
-                  .down = experts_out.data(),
+                  .gate_up = experts_[index].in.data(),
+                  .down = experts_[index].out.data(),
                   .gated = l.ffn.gated,
                   .activation = l.ffn.activation,
                   .out = out});

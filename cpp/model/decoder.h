@@ -57,14 +57,21 @@ class Decoder {
   Backend& backend_;
   int64_t max_rows_;
   std::vector<RopeTable> ropes_;
-  Buffer residual_;  // [max_rows, hidden]
+  struct Experts {
+    std::vector<const Linear*> in, out;
+  };
+  std::vector<Experts> experts_;  // [layers], as MoeParams wants them; empty for a dense layer
+  Buffer residual_;               // [max_rows, hidden]
   Buffer normed_, normed2_, block_out_;
   Buffer qkv_, heads_, inner_, router_;
   Buffer picked_, picked_block_, projected_;  // rows chosen for the logits
   bool pending_ = false;                      // block_out_ has not been added to residual_ yet
 };
 
-// The slots of K and V bytes of one block over all layers.
+// One layer's part of the cache.
+KvCacheView kv_layer(const ModelSpec& spec, const KvCache& cache, size_t layer);
+
+// Bytes of the K and V of one block over all layers.
 size_t kv_block_bytes(const ModelSpec& spec, int block_size, DType dtype);
 
 }  // namespace taco

@@ -1,7 +1,6 @@
 #include "backend/cpu/cpu_backend.h"
 
 #include <atomic>
-#include <exception>
 
 #include "backend/cpu/isa/dispatch.h"
 #include "backend/cpu/linear.h"
@@ -32,16 +31,9 @@ void CpuBackend::host_parallel(int64_t count, const std::function<void(int64_t, 
     return;
   }
   std::atomic<int64_t> next{0};
-  std::exception_ptr error;
-  std::atomic_flag failed;
   pool_.run([&](int thread, int) {
-    try {
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) fn(i, thread);
-    } catch (...) {
-      if (!failed.test_and_set()) error = std::current_exception();
-    }
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) fn(i, thread);
   });
-  if (error) std::rethrow_exception(error);
 }
 
 std::unique_ptr<Linear> CpuBackend::prepare_linear(std::span<const HostMatrix> parts, const float* bias,

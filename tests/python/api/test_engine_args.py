@@ -21,7 +21,7 @@ FLAGS = {
     "tokenizer_revision": (None, "main", "main", "ok"),
     "tokenizer_mode": ("auto", "slow", "slow", "ok"),
     "trust_remote_code": (False, None, True, "note"),
-    "download_dir": (None, "/tmp/x", "/tmp/x", "ok"),
+    "download_dir": (None, "downloads", "downloads", "ok"),
     "load_format": ("auto", "safetensors", "safetensors", "ok"),
     "config_format": ("auto", "hf", "hf", "ok"),
     "dtype": ("auto", "bfloat16", "bfloat16", "ok"),
