@@ -8,11 +8,36 @@
 #include <string>
 
 #include "backend/ops.h"
+#include "backend/sample.h"
 
 namespace taco {
 
 struct DeviceMemory {
   size_t total = 0, available = 0;  // bytes
+};
+
+// What a backend may need to know of a weight to keep it in its best form.
+struct LinearOptions {
+  DType compute = DType::kBF16;  // what unquantised matrices are kept in
+  bool gated = false;            // parts are [gate; up], read with Epilogue::kGated
+  bool fp8 = false;              // quantise to FP8 (e4m3), one scale for the tensor
+  DType activation = DType::kF32;
+};
+
+// The shape of a step, in host memory: given before its ops, so that a backend can plan for all layers once.
+struct StepShape {
+  int64_t rows = 0;
+  int num_seqs = 0;
+  const int32_t* q_start = nullptr;  // [num_seqs + 1]
+  const int32_t* kv_len = nullptr;   // [num_seqs]
+  int max_q_len = 0, max_kv_len = 0;
+  bool tree = false;  // the step's attention has a tree mask
+};
+
+// A recorded sequence of ops that can be run again: same shapes, same addresses, new contents.
+class Graph {
+ public:
+  virtual ~Graph() = default;
 };
 
 // Calls come from one thread, in order. An op may return before it has run; `synchronize` waits.
@@ -32,16 +57,36 @@ class Backend {
   virtual void download(void* host, const void* source, size_t bytes) { std::memcpy(host, source, bytes); }
   virtual void idle() {}  // nothing will be asked for a while
 
+  // The dtype of the activations of a model whose dtype is `model`.
+  virtual DType activation_dtype(DType model) const { return DType::kF32; }
+
+  // Host memory that the device copies fast (pinned), for `upload_async`.
+  virtual void* allocate_host(size_t bytes) { return allocate(bytes); }
+  virtual void release_host(void* data) noexcept { release(data); }
+  // In the order of the ops; `source` (of allocate_host) must stay as it is until the copy has run.
+  virtual void upload_async(void* device, const void* source, size_t bytes) { upload(device, source, bytes); }
+  virtual void download_async(void* host, const void* source, size_t bytes) { download(host, source, bytes); }
+  // A mark in the order of the ops, and waiting for it. Marks grow; few (16) are kept.
+  virtual uint64_t mark() { return 0; }
+  virtual void wait(uint64_t mark) {}
+
+  // Once for each step, before its ops (and before a graph is captured or replayed for it).
+  virtual void begin_step(const StepShape&) {}
+  virtual bool has_graphs() const { return false; }
+  // Records what `ops` calls without running it; null where a backend has no graphs.
+  virtual std::unique_ptr<Graph> capture(const std::function<void()>& ops) { return nullptr; }
+  virtual void replay(Graph&) {}
+
   // Host work between ops, such as sampling: fn(item, thread) for items [0, count), thread < host_threads().
   virtual int host_threads() const { return 1; }
   virtual void host_parallel(int64_t count, const std::function<void(int64_t, int)>& fn) {
     for (int64_t i = 0; i < count; ++i) fn(i, 0);
   }
 
-  // Stacks `parts` by rows into one weight. `compute` is the dtype that unquantised matrices are kept in.
-  // bias: [sum of rows] float32 or null. Throws kUnimplemented for a format it cannot hold.
+  // Stacks `parts` by rows into one weight. bias: [sum of rows] float32 or null. Throws kUnimplemented for a
+  // format it cannot hold. A part without data (HostMatrix::data null) gets random values from its `seed`.
   virtual std::unique_ptr<Linear> prepare_linear(std::span<const HostMatrix> parts, const float* bias,
-                                                 DType compute) = 0;
+                                                 const LinearOptions& options) = 0;
   virtual std::unique_ptr<Embedding> prepare_embedding(const HostMatrix& table, DType compute) = 0;
 
   virtual void embedding(const EmbeddingParams&) = 0;
@@ -53,9 +98,23 @@ class Backend {
   virtual void gather_rows(const GatherRowsParams&) = 0;
   virtual void scale_logits(const ScaleLogitsParams&) = 0;
   virtual void copy_blocks(const CopyBlocksParams&) = 0;
+
+  // Sampling on the device (sample.h); false: the caller samples on the host from downloaded logits.
+  virtual bool samples() const { return false; }
+  virtual void sample(const SampleParams&) {}
+  virtual void patch_ids(const PatchIdsParams&) {}
 };
 
 // The CPU backend is always there. num_threads 0: one for each core of the process.
 std::unique_ptr<Backend> make_cpu_backend(int num_threads);
+
+struct CudaOptions {
+  int device = 0;
+  std::string plugin;    // path of libtaco_cuda.so
+  std::string cublaslt;  // path of libcublasLt.so.13, or empty: the loader's search
+  bool batch_invariant = false;  // a row's result does not depend on the other rows of its step
+};
+// Loads the plugin. Throws kUnavailable with what is missing and what to do about it.
+std::shared_ptr<Backend> make_cuda_backend(const CudaOptions& options);
 
 }  // namespace taco

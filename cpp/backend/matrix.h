@@ -26,11 +26,14 @@ WeightFormat format_from_name(std::string_view name);  // "F32", "Q4_1", ...; th
 inline bool is_quantized(WeightFormat f) { return f >= WeightFormat::kQ8_0; }
 
 // A row-major [rows, cols] matrix in host memory; rows are output features. `owner` keeps `data` alive.
+// data null: a stand-in for a weight (load_format dummy); a backend fills it with uniform values in +-1e-3
+// that depend on `seed` alone.
 struct HostMatrix {
   WeightFormat format = WeightFormat::kF32;
   int64_t rows = 0, cols = 0;
   const void* data = nullptr;
   std::shared_ptr<const void> owner;
+  uint64_t seed = 0;
 
   size_t row_bytes() const {
     const FormatInfo& info = format_info(format);

@@ -1,8 +1,11 @@
 // The operations a backend offers to the model. One struct of parameters per op, plain data only.
 //
 // Layout conventions, for every op:
-//  * activations are row-major [rows, dim] in the backend's activation dtype (CPU: always float32), one row
-//    per token of the step; strides are in elements.
+//  * activations are row-major [rows, dim], one row per token of the step; strides are in elements. Their type
+//    is `dtype` of the params: Backend::activation_dtype (CPU: always float32).
+//  * index arrays (ids, positions, slots, ...) and small float vectors (norm weights, slopes) are in the
+//    backend's memory; `consumer`, where there is one, is the product that will read `out`, or null: a backend
+//    may then write `out` in the form which that product wants (CUDA: FP8 rows with their scales).
 //  * a paged KV cache of one layer is [num_blocks][2 (K, V)][num_kv_heads][block_size][head_dim].
 //    The order inside one (block, K or V, head) panel is the backend's own (CPU:
 //    backend/cpu/isa/kv_layout.h).
@@ -26,22 +29,25 @@ struct EmbeddingParams {
   int32_t id_offset = 0;    // added to each id (learned positions)
   float scale = 1.0f;       // multiplies the looked-up row
   bool accumulate = false;  // out += instead of out = (learned positions)
-  float* out;               // [rows, cols]
+  void* out;                // [rows, cols]
+  DType dtype = DType::kF32;
 };
 
 // residual != nullptr: residual += in * residual_scale first, and the sum is what is normalised. With kind
 // kNone the sum itself (or `in`) goes to out.
 struct NormParams {
   NormKind kind;
-  const float* in;            // [rows, dim], stride in_stride
-  float* residual = nullptr;  // [rows, dim] dense
+  const void* in;            // [rows, dim], stride in_stride
+  void* residual = nullptr;  // [rows, dim] dense
   float residual_scale = 1.0f;
   const float* weight = nullptr;  // [dim] or null (ones)
   const float* bias = nullptr;    // [dim] or null
   float weight_offset = 0.0f;     // 1 for norms that multiply by (1 + w)
   float eps;
   int64_t rows, dim, in_stride, out_stride;
-  float* out;  // may be `in`
+  void* out;  // may be `in`
+  const Linear* consumer = nullptr;
+  DType dtype = DType::kF32;
 };
 
 enum class Epilogue : uint8_t {
@@ -53,12 +59,15 @@ enum class Epilogue : uint8_t {
 
 struct LinearParams {
   const Linear* weight;
-  const float* in;  // [rows, in_features]
+  const void* in;  // [rows, in_features]
   int64_t rows, in_stride, out_stride;
   Epilogue epilogue = Epilogue::kStore;
   Activation activation = Activation::kNone;
   float out_scale = 1.0f;
-  float* out;  // [rows, out_features], or half as wide for kGated
+  void* out;  // [rows, out_features], or half as wide for kGated
+  bool float_out = false;  // `out` is float32 whatever the activations are: logits, routers
+  const Linear* consumer = nullptr;
+  DType dtype = DType::kF32;
 };
 
 struct KvCacheView {
@@ -66,11 +75,12 @@ struct KvCacheView {
   DType dtype;
   int64_t num_blocks;
   int block_size, num_kv_heads, head_dim;
+  float k_scale = 1.0f, v_scale = 1.0f;  // FP8 only: value = stored * scale
 };
 
 // Rotates q in place, rotates k, and writes k and v to the cache. qkv rows are [q heads | k heads | v heads].
 struct RopeAndCacheParams {
-  float* qkv;
+  void* qkv;
   int64_t rows, stride;
   int num_heads, num_kv_heads, head_dim;
   const int32_t* positions;  // [rows]
@@ -83,12 +93,15 @@ struct RopeAndCacheParams {
   const float* k_norm = nullptr;
   float qk_norm_eps = 1e-6f;
   KvCacheView cache;
+  DType dtype = DType::kF32;
 };
 
 // Causal attention of the step's rows over the paged cache; the step's own K and V are in the cache already.
 // Row j of sequence i (j in [0, q_len)) stands at position kv_len - q_len + j and sees positions up to it.
+// With a tree mask, row j is a node of a draft tree: it stands at positions[row], and of the sequence's q_len
+// (at most 64) newest slots it sees those whose bit is set in tree_mask[row]; of the older ones all.
 struct AttentionParams {
-  const float* q;  // rows start with the q heads: [rows, num_heads * head_dim], stride q_stride
+  const void* q;  // rows start with the q heads: [rows, num_heads * head_dim], stride q_stride
   int64_t q_stride;
   int num_heads;
   KvCacheView cache;
@@ -102,8 +115,12 @@ struct AttentionParams {
   int window = 0;        // 0: all; else a row sees the last `window` positions, itself included
   const float* alibi_slopes = nullptr;  // [num_heads]: s += slope * (key position - row position)
   const float* sinks = nullptr;         // [num_heads]: one more logit in the softmax's denominator
-  float* out;                           // [rows, num_heads * head_dim], stride out_stride
+  void* out;                            // [rows, num_heads * head_dim], stride out_stride
   int64_t out_stride;
+  const uint64_t* tree_mask = nullptr;  // [rows]
+  const int32_t* positions = nullptr;   // [rows], read with a tree mask only
+  const Linear* consumer = nullptr;
+  DType dtype = DType::kF32;
 };
 
 enum class MoeRouting : uint8_t {
@@ -113,8 +130,8 @@ enum class MoeRouting : uint8_t {
 };
 
 struct MoeParams {
-  const float* in;             // [rows, hidden]
-  const float* router_logits;  // [rows, num_experts]
+  const void* in;              // [rows, hidden]
+  const float* router_logits;  // [rows, num_experts], always float32
   int64_t rows, hidden, intermediate;
   int num_experts, top_k;
   MoeRouting routing;
@@ -124,19 +141,21 @@ struct MoeParams {
   const Linear* const* down;  // [num_experts], each [hidden, intermediate]
   bool gated = true;
   Activation activation;
-  float* out;  // [rows, hidden]
+  void* out;  // [rows, hidden]
+  DType dtype = DType::kF32;
 };
 
 struct GatherRowsParams {
-  const float* in;
+  const void* in;
   const int32_t* index;  // [rows]
   int64_t rows, dim, in_stride;
-  float* out;  // [rows, dim] dense
+  void* out;  // [rows, dim] dense
+  DType dtype = DType::kF32;
 };
 
 // x = softcap * tanh(x * scale / softcap), or x * scale where softcap is 0.
 struct ScaleLogitsParams {
-  float* logits;  // in place
+  float* logits;  // in place, always float32
   int64_t count;
   float scale, softcap;
 };

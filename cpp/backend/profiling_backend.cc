@@ -42,6 +42,9 @@ void ProfilingBackend::gather_rows(const GatherRowsParams& p) {
 void ProfilingBackend::scale_logits(const ScaleLogitsParams& p) {
   timed("scale_logits", [&] { inner_->scale_logits(p); });
 }
+void ProfilingBackend::sample(const SampleParams& p) {
+  timed("sample", [&] { inner_->sample(p); });
+}
 void ProfilingBackend::copy_blocks(const CopyBlocksParams& p) {
   timed("copy_blocks", [&] { inner_->copy_blocks(p); });
 }

@@ -15,7 +15,7 @@ struct OpTime {
 };
 
 // Synchronises after each op, so the sum is a little above the unprofiled run. Linears are told apart by
-// their shape ("linear 576x1536") and everything else by its name.
+// their shape ("linear 576x1536") and everything else by its name. There are no graphs: they hide the ops.
 class ProfilingBackend final : public Backend {
  public:
   explicit ProfilingBackend(std::shared_ptr<Backend> inner) : inner_(std::move(inner)) {}
@@ -36,11 +36,23 @@ class ProfilingBackend final : public Backend {
     inner_->download(host, source, bytes);
   }
   void idle() override { inner_->idle(); }
+  DType activation_dtype(DType model) const override { return inner_->activation_dtype(model); }
+  void* allocate_host(size_t bytes) override { return inner_->allocate_host(bytes); }
+  void release_host(void* data) noexcept override { inner_->release_host(data); }
+  void upload_async(void* device, const void* source, size_t bytes) override {
+    inner_->upload_async(device, source, bytes);
+  }
+  void download_async(void* host, const void* source, size_t bytes) override {
+    inner_->download_async(host, source, bytes);
+  }
+  uint64_t mark() override { return inner_->mark(); }
+  void wait(uint64_t mark) override { inner_->wait(mark); }
+  void begin_step(const StepShape& shape) override { inner_->begin_step(shape); }
   int host_threads() const override { return inner_->host_threads(); }
   void host_parallel(int64_t count, const std::function<void(int64_t, int)>& fn) override;
   std::unique_ptr<Linear> prepare_linear(std::span<const HostMatrix> parts, const float* bias,
-                                         DType compute) override {
-    return inner_->prepare_linear(parts, bias, compute);
+                                         const LinearOptions& options) override {
+    return inner_->prepare_linear(parts, bias, options);
   }
   std::unique_ptr<Embedding> prepare_embedding(const HostMatrix& table, DType compute) override {
     return inner_->prepare_embedding(table, compute);
@@ -54,6 +66,9 @@ class ProfilingBackend final : public Backend {
   void gather_rows(const GatherRowsParams&) override;
   void scale_logits(const ScaleLogitsParams&) override;
   void copy_blocks(const CopyBlocksParams&) override;
+  bool samples() const override { return inner_->samples(); }
+  void sample(const SampleParams&) override;
+  void patch_ids(const PatchIdsParams& p) override { inner_->patch_ids(p); }
 
  private:
   template <typename Fn>

@@ -48,8 +48,19 @@ class Executor {
   virtual int vocab_size() const = 0;
   virtual int max_model_len() const = 0;
   virtual KvCacheConfig kv_cache() const = 0;
-  // Throws only when the step as a whole failed; a single sequence's failure is in its SampledToken.
-  virtual StepOutput run(const StepPlan& plan) = 0;
+
+  // Steps that may be submitted before the oldest is collected: 1, or 2 where step n + 1 can be submitted
+  // while n runs. A token that n has not given yet stands in the sequence as kPendingToken; the executor takes
+  // it from n's own result.
+  virtual int max_in_flight() const { return 1; }
+  // Starts a step; `plan` is read before the call returns. `collect` waits for the oldest submitted one.
+  // Both throw only when a step as a whole failed; a single sequence's failure is in its SampledToken.
+  virtual void submit(const StepPlan& plan) = 0;
+  virtual StepOutput collect() = 0;
+  StepOutput run(const StepPlan& plan) {
+    submit(plan);
+    return collect();
+  }
   virtual void idle() {}  // nothing to do for a while
 };
 

@@ -142,15 +142,16 @@ void ModelExecutor::sample(const StepPlan& plan, StepOutput& output) {
   });
 }
 
-StepOutput ModelExecutor::run(const StepPlan& plan) {
-  StepOutput output;
+void ModelExecutor::submit(const StepPlan& plan) {
+  output_ = {};
   copy_blocks(plan.copies);
-  if (plan.seqs.empty()) return output;
+  if (plan.seqs.empty()) return;
   decoder_.forward(inputs_.build(plan), cache_);
-  prompt_logprobs(plan, output);
-  sample(plan, output);
-  return output;
+  prompt_logprobs(plan, output_);
+  sample(plan, output_);
 }
+
+StepOutput ModelExecutor::collect() { return std::move(output_); }
 
 std::vector<float> ModelExecutor::forward(const std::vector<int32_t>& tokens,
                                           const std::vector<int>& chunks) {

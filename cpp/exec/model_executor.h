@@ -30,7 +30,8 @@ class ModelExecutor final : public Executor {
   int vocab_size() const override { return model_->spec.vocab_size; }
   int max_model_len() const override { return config_.max_model_len; }
   KvCacheConfig kv_cache() const override { return {config_.block_size, config_.num_blocks}; }
-  StepOutput run(const StepPlan& plan) override;
+  void submit(const StepPlan& plan) override;
+  StepOutput collect() override;
   void idle() override { model_->backend->idle(); }
 
   // Logits [tokens, vocab] of one sequence in chunks, over the first blocks of the cache: for tests and
@@ -52,6 +53,7 @@ class ModelExecutor final : public Executor {
   KvCache cache_;
   StepInputs inputs_;
   Decoder decoder_;
+  StepOutput output_;  // of the submitted step
   int64_t logits_rows_;
   std::shared_ptr<float> logits_;                   // device [logits_rows_, vocab]
   std::vector<std::unique_ptr<Sampler>> samplers_;  // one per host thread

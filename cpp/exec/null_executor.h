@@ -32,7 +32,8 @@ class NullExecutor : public Executor {
   int vocab_size() const override { return vocab_size_; }
   int max_model_len() const override { return max_model_len_; }
   KvCacheConfig kv_cache() const override { return {block_size_, num_blocks_}; }
-  StepOutput run(const StepPlan& plan) override;
+  void submit(const StepPlan& plan) override;
+  StepOutput collect() override;
 
   // Checks every slot of each sequence in each step, not only the last: O(length).
   void set_thorough(bool thorough) { thorough_ = thorough; }
@@ -59,6 +60,7 @@ class NullExecutor : public Executor {
   int32_t eos_token_id_;
   bool thorough_ = false;
   uint64_t num_steps_ = 0;
+  StepOutput output_;
   std::vector<uint64_t> slots_;         // [num_blocks * block_size]
   std::vector<uint64_t> written_step_;  // by block: when, and by whom it was last written
   std::vector<SeqId> written_by_;

@@ -26,7 +26,10 @@ KvCacheView kv_layer(const ModelSpec& spec, const KvCache& cache, size_t layer) 
 }
 
 Decoder::Decoder(std::shared_ptr<const Model> model, int max_rows, int max_positions)
-    : model_(std::move(model)), backend_(*model_->backend), max_rows_(max_rows) {
+    : model_(std::move(model)),
+      backend_(*model_->backend),
+      max_rows_(max_rows),
+      dtype_(backend_.activation_dtype(model_->dtype)) {
   const ModelSpec& s = model_->spec;
   for (const RopeSpec& r : s.ropes) ropes_.emplace_back(r, model_->backend, max_positions);
   for (const LayerWeights& w : model_->layers) {
@@ -47,27 +50,27 @@ Decoder::Decoder(std::shared_ptr<const Model> model, int max_rows, int max_posit
                  l.residual_post_norm || l.ffn.num_experts > 0;
   }
   int64_t hidden = s.hidden, rows = max_rows;
-  residual_ = buffer(rows * hidden);
-  normed_ = buffer(rows * hidden);
-  if (second_norm) normed2_ = buffer(rows * hidden);
-  if (block_out) block_out_ = buffer(rows * hidden);
-  qkv_ = buffer(rows * qkv);
-  heads_ = buffer(rows * heads);
-  if (inner) inner_ = buffer(rows * inner);
-  if (experts) router_ = buffer(rows * experts);
-  picked_ = buffer(rows * hidden);
-  picked_block_ = buffer(rows * hidden);
-  if (model_->project_in) projected_ = buffer(rows * s.embed_dim);
+  residual_ = buffer(rows * hidden, dtype_);
+  normed_ = buffer(rows * hidden, dtype_);
+  if (second_norm) normed2_ = buffer(rows * hidden, dtype_);
+  if (block_out) block_out_ = buffer(rows * hidden, dtype_);
+  qkv_ = buffer(rows * qkv, dtype_);
+  heads_ = buffer(rows * heads, dtype_);
+  if (inner) inner_ = buffer(rows * inner, dtype_);
+  if (experts) router_ = buffer(rows * experts, DType::kF32);
+  picked_ = buffer(rows * hidden, dtype_);
+  picked_block_ = buffer(rows * hidden, dtype_);
+  if (model_->project_in) projected_ = buffer(rows * s.embed_dim, dtype_);
 }
 
-Decoder::Buffer Decoder::buffer(int64_t floats) const {
+Decoder::Buffer Decoder::buffer(int64_t elements, DType dtype) const {
   std::shared_ptr<Backend> backend = model_->backend;
-  return Buffer(static_cast<float*>(backend->allocate(static_cast<size_t>(floats) * sizeof(float))),
-                [backend](float* p) { backend->release(p); });
+  return Buffer(backend->allocate(static_cast<size_t>(elements) * dtype_size(dtype)),
+                [backend](void* p) { backend->release(p); });
 }
 
-void Decoder::normalize(const NormSpec& spec, const NormWeights& w, const float* in, float* out, int64_t rows,
-                        bool add_to_residual) {
+void Decoder::normalize(const NormSpec& spec, const NormWeights& w, const void* in, void* out, int64_t rows,
+                        bool add_to_residual, const Linear* consumer) {
   int64_t dim = model_->spec.hidden;
   backend_.norm({.kind = spec.kind,
                  .in = in,
@@ -80,7 +83,9 @@ void Decoder::normalize(const NormSpec& spec, const NormWeights& w, const float*
                  .dim = dim,
                  .in_stride = dim,
                  .out_stride = dim,
-                 .out = out});
+                 .out = out,
+                 .consumer = consumer,
+                 .dtype = dtype_});
 }
 
 void Decoder::embed(const DecoderBatch& batch) {
@@ -90,14 +95,16 @@ void Decoder::embed(const DecoderBatch& batch) {
                       .ids = batch.ids,
                       .rows = batch.rows,
                       .scale = s.embed_scale,
-                      .out = project ? projected_.get() : residual_.get()});
+                      .out = project ? projected_.get() : residual_.get(),
+                      .dtype = dtype_});
   if (project) {
     backend_.linear({.weight = model_->project_in.get(),
                      .in = projected_.get(),
                      .rows = batch.rows,
                      .in_stride = s.embed_dim,
                      .out_stride = s.hidden,
-                     .out = residual_.get()});
+                     .out = residual_.get(),
+                     .dtype = dtype_});
   }
   if (s.learned_positions) {
     // Positions are looked up in a table that starts position_offset rows late.
@@ -106,7 +113,8 @@ void Decoder::embed(const DecoderBatch& batch) {
                         .rows = batch.rows,
                         .id_offset = s.position_offset,
                         .accumulate = true,
-                        .out = residual_.get()});
+                        .out = residual_.get(),
+                        .dtype = dtype_});
   }
   if (s.embed_norm.kind != NormKind::kNone) {
     normalize(s.embed_norm, model_->embed_norm, residual_.get(), residual_.get(), batch.rows);
@@ -114,8 +122,8 @@ void Decoder::embed(const DecoderBatch& batch) {
   pending_ = false;
 }
 
-void Decoder::attention(size_t index, const float* in, const DecoderBatch& batch, const KvCache& cache,
-                        float* out, Epilogue epilogue) {
+void Decoder::attention(size_t index, const void* in, const DecoderBatch& batch, const KvCache& cache,
+                        void* out, Epilogue epilogue) {
   const ModelSpec& s = model_->spec;
   const AttentionSpec& a = s.layers[index].attn;
   const LayerWeights& w = model_->layers[index];
@@ -127,7 +135,8 @@ void Decoder::attention(size_t index, const float* in, const DecoderBatch& batch
                    .rows = batch.rows,
                    .in_stride = s.hidden,
                    .out_stride = stride,
-                   .out = qkv_.get()});
+                   .out = qkv_.get(),
+                   .dtype = dtype_});
   const RopeSpec* rope = a.rope >= 0 ? &s.ropes[a.rope] : nullptr;
   backend_.rope_and_cache({.qkv = qkv_.get(),
                            .rows = batch.rows,
@@ -143,7 +152,8 @@ void Decoder::attention(size_t index, const float* in, const DecoderBatch& batch
                            .q_norm = w.q_norm.data(),
                            .k_norm = w.k_norm.data(),
                            .qk_norm_eps = a.qk_norm_eps,
-                           .cache = view});
+                           .cache = view,
+                           .dtype = dtype_});
   backend_.attention({.q = qkv_.get(),
                       .q_stride = stride,
                       .num_heads = a.num_heads,
@@ -159,7 +169,9 @@ void Decoder::attention(size_t index, const float* in, const DecoderBatch& batch
                       .alibi_slopes = w.alibi_slopes.data(),
                       .sinks = w.sinks.data(),
                       .out = heads_.get(),
-                      .out_stride = q_dim});
+                      .out_stride = q_dim,
+                      .consumer = w.attn_out.get(),
+                      .dtype = dtype_});
   backend_.linear({.weight = w.attn_out.get(),
                    .in = heads_.get(),
                    .rows = batch.rows,
@@ -167,10 +179,11 @@ void Decoder::attention(size_t index, const float* in, const DecoderBatch& batch
                    .out_stride = s.hidden,
                    .epilogue = epilogue,
                    .out_scale = s.layers[index].residual_scale,
-                   .out = out});
+                   .out = out,
+                   .dtype = dtype_});
 }
 
-void Decoder::ffn(size_t index, const float* in, int64_t rows, float* out, Epilogue epilogue) {
+void Decoder::ffn(size_t index, const void* in, int64_t rows, void* out, Epilogue epilogue) {
   const ModelSpec& s = model_->spec;
   const LayerSpec& layer = s.layers[index];
   const FfnSpec& f = layer.ffn;
@@ -182,7 +195,9 @@ void Decoder::ffn(size_t index, const float* in, int64_t rows, float* out, Epilo
                    .out_stride = f.intermediate,
                    .epilogue = f.gated ? Epilogue::kGated : Epilogue::kActivation,
                    .activation = f.activation,
-                   .out = inner_.get()});
+                   .out = inner_.get(),
+                   .consumer = w.ffn_out.get(),
+                   .dtype = dtype_});
   backend_.linear({.weight = w.ffn_out.get(),
                    .in = inner_.get(),
                    .rows = rows,
@@ -190,7 +205,8 @@ void Decoder::ffn(size_t index, const float* in, int64_t rows, float* out, Epilo
                    .out_stride = s.hidden,
                    .epilogue = epilogue,
                    .out_scale = layer.residual_scale,
-                   .out = out});
+                   .out = out,
+                   .dtype = dtype_});
 }
 
 void Decoder::layer(size_t index, const DecoderBatch& batch, const KvCache& cache) {
@@ -198,20 +214,22 @@ void Decoder::layer(size_t index, const DecoderBatch& batch, const KvCache& cach
   const LayerSpec& l = s.layers[index];
   const LayerWeights& w = model_->layers[index];
   int64_t rows = batch.rows;
-  float* residual = residual_.get();
-  float* normed = normed_.get();
-  float* block = block_out_.get();
+  void* residual = residual_.get();
+  void* normed = normed_.get();
+  void* block = block_out_.get();
   bool moe = l.ffn.num_experts > 0;
 
-  auto run_moe = [&](const float* in, float* out) {
+  auto run_moe = [&](const void* in, void* out) {
     backend_.linear({.weight = w.router.get(),
                      .in = in,
                      .rows = rows,
                      .in_stride = s.hidden,
                      .out_stride = l.ffn.num_experts,
-                     .out = router_.get()});
+                     .out = router_.get(),
+                     .float_out = true,
+                     .dtype = dtype_});
     backend_.moe({.in = in,
-                  .router_logits = router_.get(),
+                  .router_logits = static_cast<const float*>(router_.get()),
                   .rows = rows,
                   .hidden = s.hidden,
                   .intermediate = l.ffn.intermediate,
@@ -223,7 +241,8 @@ void Decoder::layer(size_t index, const DecoderBatch& batch, const KvCache& cach
                   .down = experts_[index].out.data(),
                   .gated = l.ffn.gated,
                   .activation = l.ffn.activation,
-                  .out = out});
+                  .out = out,
+                  .dtype = dtype_});
   };
   // residual += block_out_ * residual_scale, where no norm follows that could do it in passing.
   auto add_pending = [&](float scale) {
@@ -236,7 +255,8 @@ void Decoder::layer(size_t index, const DecoderBatch& batch, const KvCache& cach
                    .dim = s.hidden,
                    .in_stride = s.hidden,
                    .out_stride = s.hidden,
-                   .out = normed});
+                   .out = normed,
+                   .dtype = dtype_});
     pending_ = false;
   };
 
@@ -254,9 +274,9 @@ void Decoder::layer(size_t index, const DecoderBatch& batch, const KvCache& cach
     return;
   }
 
-  const float* attn_in = residual;
+  const void* attn_in = residual;
   if (l.attn_norm.kind != NormKind::kNone) {
-    normalize(l.attn_norm, w.attn_norm, pending_ ? block : residual, normed, rows, pending_);
+    normalize(l.attn_norm, w.attn_norm, pending_ ? block : residual, normed, rows, pending_, w.qkv.get());
     pending_ = false;
     attn_in = normed;
   } else if (pending_) {
@@ -264,9 +284,9 @@ void Decoder::layer(size_t index, const DecoderBatch& batch, const KvCache& cach
   }
 
   if (l.parallel) {
-    const float* ffn_in = attn_in;
+    const void* ffn_in = attn_in;
     if (l.ffn_norm.kind != NormKind::kNone) {
-      normalize(l.ffn_norm, w.ffn_norm, residual, normed2_.get(), rows);
+      normalize(l.ffn_norm, w.ffn_norm, residual, normed2_.get(), rows, false, w.ffn_in.get());
       ffn_in = normed2_.get();
     }
     attention(index, attn_in, batch, cache, residual, Epilogue::kAccumulate);
@@ -291,9 +311,9 @@ void Decoder::layer(size_t index, const DecoderBatch& batch, const KvCache& cach
     attention(index, attn_in, batch, cache, residual, Epilogue::kAccumulate);
   }
 
-  const float* ffn_in = residual;
+  const void* ffn_in = residual;
   if (l.ffn_norm.kind != NormKind::kNone) {
-    normalize(l.ffn_norm, w.ffn_norm, pending_ ? block : residual, normed, rows, pending_);
+    normalize(l.ffn_norm, w.ffn_norm, pending_ ? block : residual, normed, rows, pending_, w.ffn_in.get());
     pending_ = false;
     ffn_in = normed;
   } else if (pending_) {
@@ -332,11 +352,12 @@ void Decoder::logits(const int32_t* index, int64_t count, float* out) {
                           .rows = count,
                           .dim = hidden,
                           .in_stride = hidden,
-                          .out = to.get()});
+                          .out = to.get(),
+                          .dtype = dtype_});
   };
   gather(residual_, picked_);
   if (pending_) gather(block_out_, picked_block_);
-  float* in = picked_.get();
+  void* in = picked_.get();
   if (s.final_norm.kind != NormKind::kNone || pending_) {
     backend_.norm({.kind = s.final_norm.kind,
                    .in = pending_ ? picked_block_.get() : picked_.get(),
@@ -349,7 +370,8 @@ void Decoder::logits(const int32_t* index, int64_t count, float* out) {
                    .dim = hidden,
                    .in_stride = hidden,
                    .out_stride = hidden,
-                   .out = picked_block_.get()});
+                   .out = picked_block_.get(),
+                   .dtype = dtype_});
     in = picked_block_.get();
   }
   int64_t width = hidden;
@@ -360,7 +382,8 @@ void Decoder::logits(const int32_t* index, int64_t count, float* out) {
                      .rows = count,
                      .in_stride = hidden,
                      .out_stride = width,
-                     .out = projected_.get()});
+                     .out = projected_.get(),
+                     .dtype = dtype_});
     in = projected_.get();
   }
   backend_.linear({.weight = model_->head.get(),
@@ -368,7 +391,9 @@ void Decoder::logits(const int32_t* index, int64_t count, float* out) {
                    .rows = count,
                    .in_stride = width,
                    .out_stride = s.vocab_size,
-                   .out = out});
+                   .out = out,
+                   .float_out = true,
+                   .dtype = dtype_});
   if (s.logit_scale != 1.0f || s.logit_softcap != 0.0f) {
     backend_.scale_logits(
         {.logits = out, .count = count * s.vocab_size, .scale = s.logit_scale, .softcap = s.logit_softcap});

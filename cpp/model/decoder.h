@@ -37,21 +37,22 @@ class Decoder {
   // Runs all layers; the residual stream of every row stays inside for `logits`.
   void forward(const DecoderBatch& batch, const KvCache& cache);
 
-  // Logits [count, vocab] of chosen rows of the last forward. index: [count] row numbers, backend memory.
+  // Logits [count, vocab] of chosen rows of the last forward. index: [count] row numbers; both in the
+  // backend's memory.
   void logits(const int32_t* index, int64_t count, float* out);
 
   const Model& model() const { return *model_; }
 
  private:
-  using Buffer = std::shared_ptr<float>;
-  Buffer buffer(int64_t floats) const;
+  using Buffer = std::shared_ptr<void>;
+  Buffer buffer(int64_t elements, DType dtype) const;
   void embed(const DecoderBatch& batch);
   void layer(size_t index, const DecoderBatch& batch, const KvCache& cache);
-  void attention(size_t index, const float* in, const DecoderBatch& batch, const KvCache& cache, float* out,
+  void attention(size_t index, const void* in, const DecoderBatch& batch, const KvCache& cache, void* out,
                  Epilogue epilogue);
-  void ffn(size_t index, const float* in, int64_t rows, float* out, Epilogue epilogue);
-  void normalize(const NormSpec& spec, const NormWeights& w, const float* in, float* out, int64_t rows,
-                 bool add_to_residual = false);
+  void ffn(size_t index, const void* in, int64_t rows, void* out, Epilogue epilogue);
+  void normalize(const NormSpec& spec, const NormWeights& w, const void* in, void* out, int64_t rows,
+                 bool add_to_residual = false, const Linear* consumer = nullptr);
 
   std::shared_ptr<const Model> model_;
   Backend& backend_;
@@ -61,6 +62,7 @@ class Decoder {
     std::vector<const Linear*> in, out;
   };
   std::vector<Experts> experts_;  // [layers], as MoeParams wants them; empty for a dense layer
+  DType dtype_;                   // of the activations
   Buffer residual_;               // [max_rows, hidden]
   Buffer normed_, normed2_, block_out_;
   Buffer qkv_, heads_, inner_, router_;

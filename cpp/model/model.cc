@@ -31,6 +31,9 @@ size_t Model::weight_bytes() const {
 
 namespace {
 
+// kExact: never quantised (heads, routers).
+enum class LinearUse { kPlain, kGated, kExact };
+
 // A set of slots that are prepared together.
 struct Group {
   std::vector<std::string> slots;
@@ -40,6 +43,10 @@ struct Group {
 
 std::vector<float> to_floats(const HostMatrix& m) {
   std::vector<float> out(static_cast<size_t>(m.rows * m.cols));
+  if (m.data == nullptr) {  // a stand-in: small enough not to matter
+    for (size_t i = 0; i < out.size(); ++i) out[i] = static_cast<float>((i + m.seed) * 37 % 2001) * 1e-6f - 1e-3f;
+    return out;
+  }
   for (int64_t r = 0; r < m.rows; ++r) dequantize_row(m, r, out.data() + r * m.cols);
   return out;
 }
@@ -55,6 +62,13 @@ struct ModelBuilder::Impl {
   std::set<std::string> done;
 
   Backend& backend() { return *model->backend; }
+
+  LinearOptions linear_options(LinearUse use) {
+    return {.compute = model->dtype,
+            .gated = use == LinearUse::kGated,
+            .fp8 = model->quantize_fp8 && use != LinearUse::kExact,
+            .activation = backend().activation_dtype(model->dtype)};
+  }
 
   void group(std::vector<std::pair<std::string, std::vector<int64_t>>> members,
              std::function<void()> prepare) {
@@ -87,13 +101,14 @@ struct ModelBuilder::Impl {
     int64_t rows;
   };
   // One Linear of several stacked matrices.
-  void linear_slots(const std::vector<Part>& parts, int64_t cols, bool bias, std::unique_ptr<Linear>* out) {
+  void linear_slots(const std::vector<Part>& parts, int64_t cols, bool bias, std::unique_ptr<Linear>* out,
+                    LinearUse use = LinearUse::kPlain) {
     std::vector<std::pair<std::string, std::vector<int64_t>>> members;
     for (const Part& p : parts) members.push_back({p.name + ".weight", {p.rows, cols}});
     if (bias) {
       for (const Part& p : parts) members.push_back({p.name + ".bias", {p.rows}});
     }
-    group(std::move(members), [this, parts, bias, out] {
+    group(std::move(members), [this, parts, bias, out, use] {
       std::vector<HostMatrix> matrices;
       std::vector<float> biases;
       for (const Part& p : parts) {
@@ -103,7 +118,7 @@ struct ModelBuilder::Impl {
           biases.insert(biases.end(), b.begin(), b.end());
         }
       }
-      *out = backend().prepare_linear(matrices, bias ? biases.data() : nullptr, model->dtype);
+      *out = backend().prepare_linear(matrices, bias ? biases.data() : nullptr, linear_options(use));
     });
   }
 
@@ -120,19 +135,24 @@ struct ModelBuilder::Impl {
       if (!m->spec.tied_head) return;
       std::vector<float> bias;
       if (m->spec.head_bias) bias = to_floats(given.at("head.bias"));
-      m->head = backend().prepare_linear({&table, 1}, bias.empty() ? nullptr : bias.data(), m->dtype);
+      m->head = backend().prepare_linear({&table, 1}, bias.empty() ? nullptr : bias.data(),
+                                         linear_options(LinearUse::kExact));
     });
-    if (!s.tied_head) linear_slots({{"head", s.vocab_size}}, width, s.head_bias, &m->head);
+    if (!s.tied_head) {
+      linear_slots({{"head", s.vocab_size}}, width, s.head_bias, &m->head, LinearUse::kExact);
+    }
     if (s.learned_positions) {
       group({{"embed.positions", {s.max_positions + s.position_offset, s.hidden}}},
             [this, m] { m->positions = backend().prepare_embedding(given.at("embed.positions"), m->dtype); });
     }
     if (s.embed_dim && s.embed_dim != s.hidden) {
       group({{"embed.project_in", {s.hidden, width}}}, [this, m] {
-        m->project_in = backend().prepare_linear({&given.at("embed.project_in"), 1}, nullptr, m->dtype);
+        m->project_in = backend().prepare_linear({&given.at("embed.project_in"), 1}, nullptr,
+                                                 linear_options(LinearUse::kPlain));
       });
       group({{"embed.project_out", {width, s.hidden}}}, [this, m] {
-        m->project_out = backend().prepare_linear({&given.at("embed.project_out"), 1}, nullptr, m->dtype);
+        m->project_out = backend().prepare_linear({&given.at("embed.project_out"), 1}, nullptr,
+                                                  linear_options(LinearUse::kPlain));
       });
     }
     norm_slots("embed.norm", s.embed_norm, s.hidden, &m->embed_norm);
@@ -165,11 +185,11 @@ struct ModelBuilder::Impl {
       std::vector<Part> in;
       if (f.gated) in.push_back({p + "ffn.gate", f.intermediate});
       in.push_back({p + "ffn.up", f.intermediate});
-      linear_slots(in, s.hidden, f.bias, &w.ffn_in);
+      linear_slots(in, s.hidden, f.bias, &w.ffn_in, f.gated ? LinearUse::kGated : LinearUse::kPlain);
       linear_slots({{p + "ffn.down", s.hidden}}, f.intermediate, f.bias, &w.ffn_out);
       return;
     }
-    linear_slots({{p + "moe.router", f.num_experts}}, s.hidden, false, &w.router);
+    linear_slots({{p + "moe.router", f.num_experts}}, s.hidden, false, &w.router, LinearUse::kExact);
     w.experts_in.resize(f.num_experts);
     w.experts_out.resize(f.num_experts);
     for (int e = 0; e < f.num_experts; ++e) {
@@ -177,13 +197,13 @@ struct ModelBuilder::Impl {
       std::vector<Part> in;
       if (f.gated) in.push_back({x + "gate", f.intermediate});
       in.push_back({x + "up", f.intermediate});
-      linear_slots(in, s.hidden, false, &w.experts_in[e]);
+      linear_slots(in, s.hidden, false, &w.experts_in[e], f.gated ? LinearUse::kGated : LinearUse::kPlain);
       linear_slots({{x + "down", s.hidden}}, f.intermediate, false, &w.experts_out[e]);
     }
   }
 };
 
-ModelBuilder::ModelBuilder(ModelSpec spec, std::shared_ptr<Backend> backend, DType dtype)
+ModelBuilder::ModelBuilder(ModelSpec spec, std::shared_ptr<Backend> backend, DType dtype, bool quantize_fp8)
     : impl_(std::make_unique<Impl>()) {
   validate(spec);
   TACO_REQUIRE(dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16,
@@ -192,6 +212,7 @@ ModelBuilder::ModelBuilder(ModelSpec spec, std::shared_ptr<Backend> backend, DTy
   m.spec = std::move(spec);
   m.backend = std::move(backend);
   m.dtype = dtype;
+  m.quantize_fp8 = quantize_fp8;
   m.layers.resize(m.spec.layers.size());
   impl_->declare_embedding();
   for (size_t i = 0; i < m.layers.size(); ++i) impl_->declare_layer(i);

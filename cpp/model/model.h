@@ -39,6 +39,7 @@ struct LayerWeights {
 struct Model {
   ModelSpec spec;
   DType dtype;  // of unquantised matrices
+  bool quantize_fp8 = false;
   std::shared_ptr<Backend> backend;
   std::unique_ptr<Embedding> tokens, positions;
   std::unique_ptr<Linear> project_in, project_out, head;
@@ -53,7 +54,8 @@ struct Model {
 // whole, so that a checkpoint is never held twice. Slot names: python/taco_llm/_core.pyi, ModelBuilder.
 class ModelBuilder {
  public:
-  ModelBuilder(ModelSpec spec, std::shared_ptr<Backend> backend, DType dtype);
+  // quantize_fp8: all products but the head and the routers are kept in FP8 (e4m3), one scale a tensor.
+  ModelBuilder(ModelSpec spec, std::shared_ptr<Backend> backend, DType dtype, bool quantize_fp8 = false);
   ~ModelBuilder();
 
   const std::map<std::string, std::vector<int64_t>>& slots() const;

@@ -15,6 +15,9 @@ namespace taco {
 using SeqId = uint64_t;      // unique in the process
 using RequestId = uint64_t;  // the core's own number; clients' ids stay outside
 
+// Stands in Sequence::tokens for the token of a step that is still in flight; only ever the last of them.
+constexpr int32_t kPendingToken = -1;
+
 enum class SeqStatus : uint8_t { kWaiting, kRunning, kPreempted, kFinished };
 enum class FinishReason : uint8_t { kNone, kStop, kLength, kAbort, kError };
 

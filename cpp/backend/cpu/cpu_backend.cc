@@ -37,8 +37,11 @@ void CpuBackend::host_parallel(int64_t count, const std::function<void(int64_t, 
 }
 
 std::unique_ptr<Linear> CpuBackend::prepare_linear(std::span<const HostMatrix> parts, const float* bias,
-                                                   DType compute) {
-  return prepare_cpu_linear(parts, bias, compute, pool_);
+                                                   const LinearOptions& options) {
+  if (options.fp8) {
+    fail(ErrorCode::kUnimplemented, "quantization \"fp8\" needs the CUDA backend: leave it out on the CPU");
+  }
+  return prepare_cpu_linear(parts, bias, options.compute, pool_);
 }
 std::unique_ptr<Embedding> CpuBackend::prepare_embedding(const HostMatrix& table, DType) {
   return prepare_cpu_embedding(table);

@@ -27,7 +27,7 @@ class CpuBackend final : public Backend {
   void host_parallel(int64_t count, const std::function<void(int64_t, int)>& fn) override;
 
   std::unique_ptr<Linear> prepare_linear(std::span<const HostMatrix> parts, const float* bias,
-                                         DType compute) override;
+                                         const LinearOptions& options) override;
   std::unique_ptr<Embedding> prepare_embedding(const HostMatrix& table, DType compute) override;
 
   void embedding(const EmbeddingParams&) override;

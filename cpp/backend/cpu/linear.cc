@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backend/cpu/activations.h"
 #include "backend/cpu/isa/dispatch.h"
 #include "backend/cpu/linear_pack.h"
 #include "base/error.h"
@@ -129,7 +130,7 @@ cpu::PackRowsParams packed_layout(const LinearParams& p, RowFormat format, cpu::
   buffer.reserve(data_bytes + (int8 ? 3 * group_bytes : 0));
   uint8_t* base = buffer.as<uint8_t>();
   cpu::PackRowsParams s{};
-  s.in = p.in;
+  s.in = f32(p.in);
   s.rows = p.rows;
   s.k = k;
   s.in_stride = p.in_stride;
@@ -154,7 +155,7 @@ PackedInput pack_rows(const LinearParams& p, const LinearKernels& kernels, Threa
   PackedInput out;
   out.format = kernels.row_format;
   if (kernels.row_format == RowFormat::kF32) {
-    out.rows = {p.in, p.in_stride, nullptr, nullptr, nullptr};
+    out.rows = {f32(p.in), p.in_stride, nullptr, nullptr, nullptr};
     return out;
   }
   cpu::PackRowsParams s =
@@ -235,7 +236,7 @@ void store_group(const Run& run, const Unit& u, const LinearKernels& kernels, in
   s.epilogue = static_cast<int>(p.epilogue);
   s.activation = static_cast<int>(p.activation);
   s.out_scale = p.out_scale;
-  s.out = p.out + row * p.out_stride + col;
+  s.out = f32(p.out) + row * p.out_stride + col;
   s.out_stride = p.out_stride;
   kernels.store(s);
 }
@@ -434,14 +435,14 @@ void run_gated_apart(const LinearParams& p, ThreadPool& pool) {
   const LinearKernels* kernels = select_kernels(PanelFormat::kF32, p.rows);
   pool.parallel_for(p.rows, 4, [&](int64_t begin, int64_t end) {
     cpu::StoreParams s{};
-    s.c = all.out + begin * n;
+    s.c = f32(all.out) + begin * n;
     s.c_up = s.c + half;
     s.c_stride = n;
     s.rows = end - begin;
     s.cols = half;
     s.epilogue = static_cast<int>(Epilogue::kGated);
     s.activation = static_cast<int>(p.activation);
-    s.out = p.out + begin * p.out_stride;
+    s.out = f32(p.out) + begin * p.out_stride;
     s.out_stride = p.out_stride;
     kernels->store(s);
   });
@@ -528,7 +529,7 @@ void run_cpu_embedding(const EmbeddingParams& p, ThreadPool& pool) {
   pool.parallel_for(p.rows, 8, [&](int64_t begin, int64_t end) {
     std::vector<float> row(p.accumulate ? static_cast<size_t>(table.cols) : 0);
     for (int64_t r = begin; r < end; ++r) {
-      float* out = p.out + r * table.cols;
+      float* out = f32(p.out) + r * table.cols;
       float* looked_up = p.accumulate ? row.data() : out;
       dequantize_row(table, p.ids[r] + p.id_offset, looked_up);
       for (int64_t i = 0; i < table.cols; ++i) {

@@ -1,5 +1,6 @@
 #include <cstring>
 
+#include "backend/cpu/activations.h"
 #include "attention_case.h"
 #include "base/error.h"
 #include "cpu_levels.h"
@@ -138,7 +139,7 @@ TEST_P(AttentionTest, ChunkingBatchAndThreadsDoNotChangeABit) {
           std::vector<int32_t> q_start{0}, kv_len, tables;
           std::vector<float> q;
           for (auto [begin, end] : pieces) {
-            q.insert(q.end(), all.q + begin * all.q_stride, all.q + end * all.q_stride);
+            q.insert(q.end(), f32(all.q) + begin * all.q_stride, f32(all.q) + end * all.q_stride);
             q_start.push_back(q_start.back() + end - begin);
             kv_len.push_back(end);
             tables.insert(tables.end(), all.block_tables, all.block_tables + all.max_blocks);

@@ -28,10 +28,10 @@ struct Experts {
       const HostMatrix halves[] = {{WeightFormat::kF32, intermediate, hidden, e.gate_up.data(), nullptr},
                                    {WeightFormat::kF32, intermediate, hidden,
                                     e.gate_up.data() + (gated ? intermediate * hidden : 0), nullptr}};
-      owned.push_back(gated ? backend.prepare_linear(halves, nullptr, DType::kF32)
-                            : backend.prepare_linear({&up, 1}, nullptr, DType::kF32));
+      owned.push_back(gated ? backend.prepare_linear(halves, nullptr, {.compute = DType::kF32})
+                            : backend.prepare_linear({&up, 1}, nullptr, {.compute = DType::kF32}));
       gate_up.push_back(owned.back().get());
-      owned.push_back(backend.prepare_linear({&down_matrix, 1}, nullptr, DType::kF32));
+      owned.push_back(backend.prepare_linear({&down_matrix, 1}, nullptr, {.compute = DType::kF32}));
       down.push_back(owned.back().get());
     }
   }

@@ -37,11 +37,12 @@ class Faulty : public Executor {
   int max_model_len() const override { return inner_->max_model_len(); }
   KvCacheConfig kv_cache() const override { return inner_->kv_cache(); }
   void idle() override { ++controls_->idles; }
-  StepOutput run(const StepPlan& plan) override {
+  StepOutput collect() override { return std::move(out_); }
+  void submit(const StepPlan& plan) override {
     while (controls_->gated && controls_->permits <= 0) std::this_thread::sleep_for(200us);
     --controls_->permits;
     int step = controls_->steps++;
-    StepOutput out = inner_->run(plan);
+    StepOutput& out = out_ = inner_->run(plan);
     if (step == controls_->throw_at_step) throw std::runtime_error("the device caught fire");
     if (step == controls_->failing_step) {
       for (const SeqStep& part : plan.seqs) {
@@ -54,10 +55,10 @@ class Faulty : public Executor {
       }
     }
     if (controls_->drop_a_token && !out.sampled.empty()) out.sampled.pop_back();
-    return out;
   }
 
  private:
+  StepOutput out_;
   std::shared_ptr<Controls> controls_;
   std::unique_ptr<NullExecutor> inner_;
 };

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "backend/cpu/ops/ops.h"
+#include "backend/cpu/activations.h"
 #include "base/error.h"
 
 namespace taco::cpu {
@@ -92,7 +93,7 @@ void Attention::run(const AttentionParams& p, ThreadPool& pool) {
   if (items_.empty()) return;
 
   const VectorKernels& kernels = vector_kernels();
-  const AttentionArgs args{p.q,
+  const AttentionArgs args{f32(p.q),
                            p.q_stride,
                            p.num_heads,
                            p.cache.num_kv_heads,
@@ -105,7 +106,7 @@ void Attention::run(const AttentionParams& p, ThreadPool& pool) {
                            p.window,
                            p.alibi_slopes,
                            p.sinks,
-                           p.out,
+                           f32(p.out),
                            p.out_stride,
                            max_rows_};
   const int64_t per_thread = (attention_scratch_floats(max_rows_, p.cache.head_dim) + 31) / 16 * 16;

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "backend/cpu/ops/ops.h"
+#include "backend/cpu/activations.h"
 #include "base/error.h"
 
 namespace taco::cpu {
@@ -66,7 +67,7 @@ void Moe::run(const MoeParams& p, ThreadPool& pool, const RunLinear& linear) {
   in_.reserve(most * p.hidden * sizeof(float));
   inner_.reserve(most * p.intermediate * sizeof(float));
   out_.reserve(most * p.hidden * sizeof(float));
-  std::memset(p.out, 0, p.rows * p.hidden * sizeof(float));
+  std::memset(f32(p.out), 0, p.rows * p.hidden * sizeof(float));
 
   // Experts one after the other, by id: each row's sum has one order, whatever the other rows choose.
   const VectorKernels& kernels = vector_kernels();
@@ -75,7 +76,7 @@ void Moe::run(const MoeParams& p, ThreadPool& pool, const RunLinear& linear) {
     if (n == 0) continue;
     const int32_t* rows = rows_.data() + starts_[e];
     const float* weights = sorted_weights_.data() + starts_[e];
-    run_gather_rows({p.in, rows, n, p.hidden, p.hidden, in_.as<float>()}, pool);
+    run_gather_rows({f32(p.in), rows, n, p.hidden, p.hidden, in_.as<float>()}, pool);
     LinearParams up{};
     up.weight = p.gate_up[e];
     up.in = in_.as<float>();
@@ -96,7 +97,7 @@ void Moe::run(const MoeParams& p, ThreadPool& pool, const RunLinear& linear) {
     linear(down);
     pool.parallel_for(n, 1 + 16384 / p.hidden, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
-        kernels.scale_add(p.out + rows[i] * p.hidden, out_.as<float>() + i * p.hidden, weights[i], p.hidden);
+        kernels.scale_add(f32(p.out) + rows[i] * p.hidden, out_.as<float>() + i * p.hidden, weights[i], p.hidden);
     });
   }
 }

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "backend/cpu/ops/ops.h"
+#include "backend/cpu/activations.h"
 #include "base/error.h"
 
 namespace taco::cpu {
@@ -32,10 +33,10 @@ void run_norm(const NormParams& p, ThreadPool& pool) {
   TACO_CHECK(p.rows >= 0 && p.dim > 0 && p.in && p.out);
   if (p.kind == NormKind::kNone) {
     for (int64_t row = 0; row < p.rows; ++row) {
-      const float* in = p.in + row * p.in_stride;
-      float* out = p.out + row * p.out_stride;
+      const float* in = f32(p.in) + row * p.in_stride;
+      float* out = f32(p.out) + row * p.out_stride;
       if (p.residual) {
-        float* residual = p.residual + row * p.dim;
+        float* residual = f32(p.residual) + row * p.dim;
         for (int64_t i = 0; i < p.dim; ++i) residual[i] += in[i] * p.residual_scale;
         in = residual;
       }
@@ -43,8 +44,8 @@ void run_norm(const NormParams& p, ThreadPool& pool) {
     }
     return;
   }
-  const NormArgs args{p.kind == NormKind::kRms, p.in,  p.residual, p.residual_scale, p.weight,     p.bias,
-                      p.weight_offset,          p.eps, p.dim,      p.in_stride,      p.out_stride, p.out};
+  const NormArgs args{p.kind == NormKind::kRms, f32(p.in),  f32(p.residual), p.residual_scale, p.weight,     p.bias,
+                      p.weight_offset,          p.eps, p.dim,      p.in_stride,      p.out_stride, f32(p.out)};
   const VectorKernels& kernels = vector_kernels();
   pool.parallel_for(p.rows, grain_rows(p.dim),
                     [&](int64_t begin, int64_t end) { kernels.norm(args, begin, end); });
@@ -55,7 +56,7 @@ void run_rope_and_cache(const RopeAndCacheParams& p, ThreadPool& pool) {
   TACO_CHECK(p.num_kv_heads == cache.num_kv_heads && p.head_dim == cache.head_dim,
              "the cache is another layer's");
   TACO_CHECK(p.rotary_dim % 2 == 0 && p.rotary_dim <= p.head_dim);
-  const RopeArgs args{p.qkv,           p.stride,  p.num_heads,   p.num_kv_heads, p.head_dim,
+  const RopeArgs args{f32(p.qkv),           p.stride,  p.num_heads,   p.num_kv_heads, p.head_dim,
                       p.positions,     p.cos_sin, p.rotary_dim,  p.interleaved,  p.slots,
                       p.q_norm,        p.k_norm,  p.qk_norm_eps, cache.data,     kv_type(cache.dtype),
                       cache.block_size};
@@ -72,7 +73,7 @@ void run_rope_and_cache(const RopeAndCacheParams& p, ThreadPool& pool) {
 void run_gather_rows(const GatherRowsParams& p, ThreadPool& pool) {
   pool.parallel_for(p.rows, grain_rows(p.dim), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
-      std::memcpy(p.out + row * p.dim, p.in + p.index[row] * p.in_stride, p.dim * sizeof(float));
+      std::memcpy(f32(p.out) + row * p.dim, f32(p.in) + p.index[row] * p.in_stride, p.dim * sizeof(float));
   });
 }
 

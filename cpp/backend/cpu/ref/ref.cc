@@ -6,6 +6,7 @@
 #include <limits>
 #include <numeric>
 
+#include "backend/cpu/activations.h"
 #include "backend/cpu/isa/kv_layout.h"
 #include "base/error.h"
 
@@ -59,11 +60,11 @@ void kv_store(const KvCacheView& c, int64_t block, int value, int head, int toke
 
 void norm(const NormParams& p) {
   for (int64_t row = 0; row < p.rows; ++row) {
-    const float* in = p.in + row * p.in_stride;
-    float* out = p.out + row * p.out_stride;
+    const float* in = f32(p.in) + row * p.in_stride;
+    float* out = f32(p.out) + row * p.out_stride;
     std::vector<double> x(in, in + p.dim);
     if (p.residual) {
-      float* residual = p.residual + row * p.dim;
+      float* residual = f32(p.residual) + row * p.dim;
       for (int64_t i = 0; i < p.dim; ++i) {
         x[i] = residual[i] + x[i] * p.residual_scale;
         residual[i] = static_cast<float>(x[i]);
@@ -90,7 +91,7 @@ void norm(const NormParams& p) {
 void rope_and_cache(const RopeAndCacheParams& p) {
   const int dim = p.head_dim;
   for (int64_t row = 0; row < p.rows; ++row) {
-    float* heads = p.qkv + row * p.stride;
+    float* heads = f32(p.qkv) + row * p.stride;
     for (int h = 0; h < p.num_heads + p.num_kv_heads; ++h) {
       float* x = heads + int64_t{h} * dim;
       const float* weight = h < p.num_heads ? p.q_norm : p.k_norm;
@@ -135,8 +136,8 @@ void attention(const AttentionParams& p) {
       for (int j = 0; j < q_len; ++j) {
         const int position = p.kv_len[s] - q_len + j;
         const int first = p.window > 0 ? std::max(0, position - p.window + 1) : 0;
-        const float* q = p.q + (p.q_start[s] + j) * p.q_stride + int64_t{h} * dim;
-        float* out = p.out + (p.q_start[s] + j) * p.out_stride + int64_t{h} * dim;
+        const float* q = f32(p.q) + (p.q_start[s] + j) * p.q_stride + int64_t{h} * dim;
+        float* out = f32(p.out) + (p.q_start[s] + j) * p.out_stride + int64_t{h} * dim;
         const double sink = p.sinks ? p.sinks[h] : -std::numeric_limits<double>::infinity();
         double max = sink, denominator = 0;
         scores.clear();
@@ -164,7 +165,7 @@ void attention(const AttentionParams& p) {
 
 void gather_rows(const GatherRowsParams& p) {
   for (int64_t row = 0; row < p.rows; ++row)
-    for (int64_t i = 0; i < p.dim; ++i) p.out[row * p.dim + i] = p.in[p.index[row] * p.in_stride + i];
+    for (int64_t i = 0; i < p.dim; ++i) f32(p.out)[row * p.dim + i] = f32(p.in)[p.index[row] * p.in_stride + i];
 }
 
 void scale_logits(const ScaleLogitsParams& p) {
@@ -207,7 +208,7 @@ double activate(Activation activation, double x) {
 
 void moe(const MoeParams& p, const std::vector<DenseExpert>& experts) {
   for (int64_t row = 0; row < p.rows; ++row) {
-    const float *x = p.in + row * p.hidden, *logits = p.router_logits + row * p.num_experts;
+    const float *x = f32(p.in) + row * p.hidden, *logits = p.router_logits + row * p.num_experts;
     std::vector<double> scores(p.num_experts);
     if (p.routing == MoeRouting::kSigmoidTopK) {
       for (int e = 0; e < p.num_experts; ++e) scores[e] = 1 / (1 + std::exp(-double{logits[e]}));
@@ -243,7 +244,7 @@ void moe(const MoeParams& p, const std::vector<DenseExpert>& experts) {
         out[i] += scores[e] / kept * s;
       }
     }
-    for (int64_t i = 0; i < p.hidden; ++i) p.out[row * p.hidden + i] = static_cast<float>(out[i]);
+    for (int64_t i = 0; i < p.hidden; ++i) f32(p.out)[row * p.hidden + i] = static_cast<float>(out[i]);
   }
 }
 

@@ -1,0 +1,21 @@
+// The ops of backend/ops.h that treat rows one by one, and sampling.
+#pragma once
+
+#include <memory>
+
+#include "backend/cuda/context.h"
+
+namespace taco::cuda {
+
+std::unique_ptr<Embedding> prepare_embedding(const HostMatrix& table, DType compute, Context& ctx);
+void run_embedding(const EmbeddingParams& p, Context& ctx);
+// With an FP8 consumer (reads_fp8 of linear/linear.h) the rows go to ctx.make_quantized(p.out) instead.
+void run_norm(const NormParams& p, Context& ctx);
+void run_rope_and_cache(const RopeAndCacheParams& p, Context& ctx);
+void run_gather_rows(const GatherRowsParams& p, Context& ctx);
+void run_scale_logits(const ScaleLogitsParams& p, Context& ctx);
+void run_copy_blocks(const CopyBlocksParams& p, Context& ctx);
+void run_patch_ids(const PatchIdsParams& p, Context& ctx);
+void run_sample(const SampleParams& p, Context& ctx);
+
+}  // namespace taco::cuda
