@@ -66,6 +66,11 @@ class Backend {
   // In the order of the ops; `source` (of allocate_host) must stay as it is until the copy has run.
   virtual void upload_async(void* device, const void* source, size_t bytes) { upload(device, source, bytes); }
   virtual void download_async(void* host, const void* source, size_t bytes) { download(host, source, bytes); }
+  // `rows` rows of `width` bytes, dense in the source, `pitch` bytes apart on the device.
+  virtual void upload_rows_async(void* device, size_t pitch, const void* source, size_t width, int64_t rows) {
+    for (int64_t i = 0; i < rows; ++i)
+      std::memcpy(static_cast<char*>(device) + i * pitch, static_cast<const char*>(source) + i * width, width);
+  }
   // A mark in the order of the ops, and waiting for it. Marks grow; few (16) are kept.
   virtual uint64_t mark() { return 0; }
   virtual void wait(uint64_t mark) {}

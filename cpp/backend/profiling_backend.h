@@ -45,6 +45,9 @@ class ProfilingBackend final : public Backend {
   void download_async(void* host, const void* source, size_t bytes) override {
     inner_->download_async(host, source, bytes);
   }
+  void upload_rows_async(void* device, size_t pitch, const void* source, size_t width, int64_t rows) override {
+    inner_->upload_rows_async(device, pitch, source, width, rows);
+  }
   uint64_t mark() override { return inner_->mark(); }
   void wait(uint64_t mark) override { inner_->wait(mark); }
   void begin_step(const StepShape& shape) override { inner_->begin_step(shape); }

@@ -27,7 +27,20 @@ const ModelExecutorConfig& checked(const Model& model, const ModelExecutorConfig
   return c;
 }
 
-constexpr int64_t kMaxLogitsRows = 256;
+constexpr int64_t kMaxLogitsRows = 256;  // on the host, larger steps sample in slices
+
+// The sizes that a step of one row per sequence is padded to.
+int64_t padded(int64_t rows) {
+  if (rows <= 4) return rows == 3 ? 4 : rows;
+  return (rows + 7) / 8 * 8;
+}
+
+StepInputs::Limits limits(const ModelExecutorConfig& c) {
+  int seqs = static_cast<int>(padded(c.max_num_seqs));
+  return {.max_rows = std::max(c.max_num_batched_tokens, seqs),
+          .max_seqs = seqs,
+          .max_blocks = (c.max_model_len + c.block_size - 1) / c.block_size};
+}
 
 }  // namespace
 
@@ -38,20 +51,60 @@ size_t ModelExecutor::block_bytes(const Model& model, int block_size, std::optio
 ModelExecutor::ModelExecutor(std::shared_ptr<const Model> model, const ModelExecutorConfig& config)
     : model_(std::move(model)),
       config_(checked(*model_, config)),
-      inputs_(model_->backend, config_.block_size),
-      decoder_(model_, config_.max_num_batched_tokens, config_.max_model_len) {
+      inputs_(model_->backend, config_.block_size, limits(config_)),
+      decoder_(model_, limits(config_).max_rows, config_.max_model_len) {
+  Backend& backend = *model_->backend;
   size_t bytes =
       block_bytes(*model_, config_.block_size, config_.kv_dtype) * static_cast<size_t>(config_.num_blocks);
   // Not zeroed: untouched pages cost nothing on a host, and attention reads only what was written.
   kv_data_ = allocate(model_->backend, bytes);
   cache_ = {kv_data_.get(), kv_dtype_of(*model_, config_.kv_dtype), config_.num_blocks, config_.block_size};
-  logits_rows_ =
-      std::min<int64_t>(std::min(config_.max_num_seqs, config_.max_num_batched_tokens), kMaxLogitsRows);
+  logits_rows_ = std::min(limits(config_).max_rows, limits(config_).max_seqs);
+  if (!backend.samples()) logits_rows_ = std::min(logits_rows_, kMaxLogitsRows);
   logits_ = std::static_pointer_cast<float>(
       allocate(model_->backend, static_cast<size_t>(logits_rows_) * model_->spec.vocab_size * sizeof(float)));
-  for (int t = 0; t < model_->backend->host_threads(); ++t) {
+  for (int t = 0; t < backend.host_threads(); ++t) {
     samplers_.push_back(std::make_unique<Sampler>(model_->spec.vocab_size));
   }
+  if (backend.samples()) {
+    device_sampler_ =
+        std::make_unique<DeviceSampler>(model_->backend, model_->spec.vocab_size, limits(config_).max_seqs);
+  }
+}
+
+size_t ModelExecutor::profile(std::shared_ptr<const Model> model, ModelExecutorConfig config) {
+  Backend& backend = *model->backend;
+  const size_t before = backend.memory().available;
+  const int tokens = config.max_num_batched_tokens, bs = config.block_size;
+  // As many sequences as it takes to fill a step with prompts, then one row of as many as may run.
+  const int longest = std::min(config.max_model_len, tokens);
+  const int prompts = (tokens + longest - 1) / longest, blocks = (longest + bs - 1) / bs;
+  config.num_blocks = std::max<int64_t>(int64_t{prompts} * blocks, config.max_num_seqs);
+  ModelExecutor executor(model, config);
+  const size_t kv = block_bytes(*model, bs, config.kv_dtype) * static_cast<size_t>(config.num_blocks);
+  auto params = std::make_shared<SamplingParams>();
+  auto run = [&](int count, int length, int total) {
+    std::vector<Sequence> sequences(static_cast<size_t>(count));
+    StepPlan plan;
+    BlockId next = 0;
+    for (int i = 0; i < count; ++i) {
+      Sequence& seq = sequences[static_cast<size_t>(i)];
+      const int own = std::min(length, total - i * length);
+      seq.id = static_cast<SeqId>(i);
+      seq.params = params;
+      seq.prompt_len = own;
+      for (int t = 0; t < own; ++t) seq.tokens.push_back((t * 31 + i) % model->spec.vocab_size);
+      for (int b = 0; b < (own + bs - 1) / bs; ++b) seq.blocks.push_back(next++);
+      plan.seqs.push_back({.sequence = &seq, .start = 0, .count = own, .samplers = {&seq}});
+      plan.num_tokens += own;
+    }
+    executor.run(plan);
+  };
+  if (prompts <= limits(config).max_seqs) run(prompts, longest, tokens);
+  run(config.max_num_seqs, 1, config.max_num_seqs);
+  backend.synchronize();
+  const size_t after = backend.memory().available;
+  return before > after + kv ? before - after - kv : 0;
 }
 
 void ModelExecutor::copy_blocks(const std::vector<BlockCopy>& copies) {
@@ -68,14 +121,22 @@ void ModelExecutor::copy_blocks(const std::vector<BlockCopy>& copies) {
 
 template <typename Fn>
 void ModelExecutor::for_each_logits(const std::vector<int32_t>& rows, Fn&& fn) {
-  int64_t vocab = model_->spec.vocab_size;
-  for (size_t begin = 0; begin < rows.size(); begin += logits_rows_) {
+  Backend& backend = *model_->backend;
+  const size_t vocab = static_cast<size_t>(model_->spec.vocab_size);
+  for (size_t begin = 0; begin < rows.size(); begin += static_cast<size_t>(logits_rows_)) {
     int64_t count = std::min<int64_t>(logits_rows_, rows.size() - begin);
     std::vector<int32_t> slice(rows.begin() + begin, rows.begin() + begin + count);
     decoder_.logits(inputs_.upload_index(slice), count, logits_.get());
-    model_->backend->synchronize();
-    model_->backend->host_parallel(count, [&](int64_t i, int thread) {
-      fn(begin + i, std::span<float>(logits_.get() + i * vocab, static_cast<size_t>(vocab)), thread);
+    float* logits = logits_.get();
+    if (device_sampler_) {  // the backend's memory is not the host's
+      host_logits_.resize(static_cast<size_t>(count) * vocab);
+      backend.download(host_logits_.data(), logits, host_logits_.size() * sizeof(float));
+      logits = host_logits_.data();
+    } else {
+      backend.synchronize();
+    }
+    backend.host_parallel(count, [&](int64_t i, int thread) {
+      fn(begin + i, std::span<float>(logits + i * vocab, vocab), thread);
     });
   }
 }
@@ -112,24 +173,31 @@ void ModelExecutor::prompt_logprobs(const StepPlan& plan, StepOutput& output) {
   });
 }
 
-void ModelExecutor::sample(const StepPlan& plan, StepOutput& output) {
-  std::vector<int32_t> rows;
-  std::vector<const SeqStep*> steps;
-  std::vector<size_t> first_output;
+ModelExecutor::Sampling ModelExecutor::sampling_of(const StepPlan& plan) const {
+  Sampling out;
   int32_t end = 0;
-  size_t outputs = 0;
   for (const SeqStep& step : plan.seqs) {
     end += step.count;
     if (step.samplers.empty()) continue;
-    rows.push_back(end - 1);
-    steps.push_back(&step);
-    first_output.push_back(outputs);
-    outputs += step.samplers.size();
+    out.rows.push_back(end - 1);
+    out.steps.push_back(&step);
+    out.num_samples += step.samplers.size();
+    for (const Sequence* sequence : step.samplers)
+      out.on_host |= !device_sampler_ || !DeviceSampler::can_sample(*sequence->params);
   }
-  if (rows.empty()) return;
+  return out;
+}
+
+void ModelExecutor::sample_on_host(const Sampling& sampling, StepOutput& output) {
+  std::vector<size_t> first_output;
+  size_t outputs = 0;
+  for (const SeqStep* step : sampling.steps) {
+    first_output.push_back(outputs);
+    outputs += step->samplers.size();
+  }
   output.sampled.resize(outputs);
-  for_each_logits(rows, [&](size_t i, std::span<float> logits, int thread) {
-    const std::vector<const Sequence*>& samplers = steps[i]->samplers;
+  for_each_logits(sampling.rows, [&](size_t i, std::span<float> logits, int thread) {
+    const std::vector<const Sequence*>& samplers = sampling.steps[i]->samplers;
     std::vector<float> original;  // sampling changes the row, so every sequence but the last works on a copy
     for (size_t k = 0; k < samplers.size(); ++k) {
       std::span<float> row = logits;
@@ -142,16 +210,97 @@ void ModelExecutor::sample(const StepPlan& plan, StepOutput& output) {
   });
 }
 
-void ModelExecutor::submit(const StepPlan& plan) {
-  output_ = {};
-  copy_blocks(plan.copies);
-  if (plan.seqs.empty()) return;
-  decoder_.forward(inputs_.build(plan), cache_);
-  prompt_logprobs(plan, output_);
-  sample(plan, output_);
+// have_logits: those of sampling.rows stand in the buffer already.
+void ModelExecutor::sample_on_device(const Sampling& sampling, bool have_logits) {
+  const int64_t count = static_cast<int64_t>(sampling.rows.size());
+  TACO_CHECK(count <= logits_rows_, count, " rows of logits, room for ", logits_rows_);
+  if (!have_logits) decoder_.logits(inputs_.sampled_rows(), count, logits_.get());
+  std::vector<DeviceSampler::Pick> picks;
+  std::vector<SeqId> order;
+  for (size_t i = 0; i < sampling.steps.size(); ++i) {
+    for (const Sequence* sequence : sampling.steps[i]->samplers) {
+      picks.push_back({sequence, static_cast<int32_t>(i)});
+      order.push_back(sequence->id);
+    }
+  }
+  device_sampler_->submit(picks, logits_.get());
+  inputs_.set_results(std::move(order));
 }
 
-StepOutput ModelExecutor::collect() { return std::move(output_); }
+int64_t ModelExecutor::bucket(int64_t rows) const { return padded(rows); }
+
+// A graph is of steps in which each sequence computes one row and samples from it.
+bool ModelExecutor::can_replay(const StepPlan& plan, const Sampling& sampling) const {
+  const int64_t rows = static_cast<int64_t>(plan.seqs.size());
+  if (config_.enforce_eager || !model_->backend->has_graphs() || sampling.on_host) return false;
+  if (bucket(rows) > logits_rows_ || sampling.rows.size() != plan.seqs.size()) return false;
+  for (const SeqStep& step : plan.seqs) {
+    if (step.count != 1 || step.start >= config_.max_seq_len_to_capture || step.prompt_logprobs) return false;
+  }
+  return true;
+}
+
+void ModelExecutor::run_ops(const DecoderBatch& batch, bool all_logits) {
+  if (device_sampler_) {
+    model_->backend->patch_ids({.ids = inputs_.ids(),
+                                .source = inputs_.sources(),
+                                .rows = batch.rows,
+                                .results = device_sampler_->results()});
+  }
+  decoder_.forward(batch, cache_);
+  if (all_logits) decoder_.logits(inputs_.sampled_rows(), batch.rows, logits_.get());
+}
+
+// The first step of a size runs op by op, so that whatever is set up at first use is; the second is recorded.
+void ModelExecutor::run_graph(const DecoderBatch& batch) {
+  Captured& captured = graphs_[batch.rows];
+  if (!captured.warm) {
+    run_ops(batch, true);
+    captured.warm = true;
+    return;
+  }
+  if (!captured.graph) captured.graph = model_->backend->capture([&] { run_ops(batch, true); });
+  model_->backend->replay(*captured.graph);
+}
+
+void ModelExecutor::submit(const StepPlan& plan) {
+  TACO_CHECK(static_cast<int>(pending_.size()) < max_in_flight(), pending_.size(), " steps are in flight");
+  Pending& step = pending_.emplace_back();
+  try {
+    copy_blocks(plan.copies);
+    if (plan.seqs.empty()) return;
+    const Sampling sampling = sampling_of(plan);
+    const bool replay = can_replay(plan, sampling);
+    const int64_t rows = replay ? bucket(plan.num_tokens) : plan.num_tokens;
+    const DecoderBatch& batch = inputs_.build(plan, rows, sampling.rows);
+    model_->backend->begin_step(inputs_.shape());
+    if (replay) {
+      run_graph(batch);
+    } else {
+      run_ops(batch, false);
+      prompt_logprobs(plan, step.output);
+    }
+    if (sampling.rows.empty()) return;
+    if (sampling.on_host) {
+      sample_on_host(sampling, step.output);
+      if (device_sampler_) inputs_.set_results({});  // no token of this step is on the device
+    } else {
+      sample_on_device(sampling, replay);
+      step.on_device = true;
+    }
+  } catch (...) {
+    pending_.pop_back();
+    throw;
+  }
+}
+
+StepOutput ModelExecutor::collect() {
+  TACO_CHECK(!pending_.empty(), "no step was submitted");
+  Pending step = std::move(pending_.front());
+  pending_.erase(pending_.begin());
+  if (step.on_device) device_sampler_->collect(step.output.sampled);
+  return std::move(step.output);
+}
 
 std::vector<float> ModelExecutor::forward(const std::vector<int32_t>& tokens,
                                           const std::vector<int>& chunks) {
@@ -185,7 +334,9 @@ std::vector<float> ModelExecutor::forward(const std::vector<int32_t>& tokens,
     StepPlan plan;
     plan.seqs.push_back({.sequence = &seq, .start = start, .count = size, .samplers = {}});
     plan.num_tokens = size;
-    decoder_.forward(inputs_.build(plan), cache_);
+    const DecoderBatch& batch = inputs_.build(plan, size, {});
+    model_->backend->begin_step(inputs_.shape());
+    decoder_.forward(batch, cache_);
     std::vector<int32_t> rows(size);
     std::iota(rows.begin(), rows.end(), 0);
     for_each_logits(rows, [&](size_t i, std::span<float> logits, int) {

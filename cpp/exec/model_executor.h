@@ -1,10 +1,12 @@
 // Runs steps of a model on its backend: KV storage, step inputs, decoder, logits, sampler.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <vector>
 
+#include "exec/device_sampler.h"
 #include "exec/executor.h"
 #include "exec/sampler.h"
 #include "exec/step_inputs.h"
@@ -19,6 +21,8 @@ struct ModelExecutorConfig {
   std::optional<DType> kv_dtype;  // none: the model's dtype
   int max_num_batched_tokens = 2048;
   int max_num_seqs = 256;
+  bool enforce_eager = false;         // no captured graphs
+  int max_seq_len_to_capture = 8192;  // steps with longer sequences run op by op
 };
 
 class ModelExecutor final : public Executor {
@@ -26,10 +30,14 @@ class ModelExecutor final : public Executor {
   ModelExecutor(std::shared_ptr<const Model> model, const ModelExecutorConfig& config);
 
   static size_t block_bytes(const Model& model, int block_size, std::optional<DType> kv_dtype);
+  // Device memory, in bytes, that steps take beside weights and KV cache: activations, logits, workspaces.
+  // Measured by running the largest steps of this configuration (its num_blocks is not read) once.
+  static size_t profile(std::shared_ptr<const Model> model, ModelExecutorConfig config);
 
   int vocab_size() const override { return model_->spec.vocab_size; }
   int max_model_len() const override { return config_.max_model_len; }
   KvCacheConfig kv_cache() const override { return {config_.block_size, config_.num_blocks}; }
+  int max_in_flight() const override { return device_sampler_ ? 2 : 1; }
   void submit(const StepPlan& plan) override;
   StepOutput collect() override;
   void idle() override { model_->backend->idle(); }
@@ -40,10 +48,32 @@ class ModelExecutor final : public Executor {
   std::vector<float> forward(const std::vector<int32_t>& tokens, const std::vector<int>& chunks);
 
  private:
+  // Rows whose logits a step samples from, and the sequences that do.
+  struct Sampling {
+    std::vector<int32_t> rows;
+    std::vector<const SeqStep*> steps;  // [rows]
+    size_t num_samples = 0;
+    bool on_host = false;
+  };
+  struct Pending {  // a submitted step
+    StepOutput output;  // what is known already: host sampling, prompt logprobs
+    bool on_device = false;
+  };
+  struct Captured {
+    std::unique_ptr<Graph> graph;
+    bool warm = false;  // ran op by op once
+  };
+
+  Sampling sampling_of(const StepPlan& plan) const;
+  int64_t bucket(int64_t rows) const;
+  bool can_replay(const StepPlan& plan, const Sampling& sampling) const;
+  void run_ops(const DecoderBatch& batch, bool all_logits);
+  void run_graph(const DecoderBatch& batch);
   void copy_blocks(const std::vector<BlockCopy>& copies);
-  void sample(const StepPlan& plan, StepOutput& output);
+  void sample_on_host(const Sampling& sampling, StepOutput& output);
+  void sample_on_device(const Sampling& sampling, bool have_logits);
   void prompt_logprobs(const StepPlan& plan, StepOutput& output);
-  // fn(row number, logits) for each chosen row of the last forward, in slices that fit the logits buffer.
+  // fn(row number, logits, thread) for each chosen row of the last forward, in slices that fit the buffer.
   template <typename Fn>
   void for_each_logits(const std::vector<int32_t>& rows, Fn&& fn);
 
@@ -53,10 +83,13 @@ class ModelExecutor final : public Executor {
   KvCache cache_;
   StepInputs inputs_;
   Decoder decoder_;
-  StepOutput output_;  // of the submitted step
+  std::vector<Pending> pending_;  // the oldest first
   int64_t logits_rows_;
   std::shared_ptr<float> logits_;                   // device [logits_rows_, vocab]
+  std::vector<float> host_logits_;                  // where the device's memory cannot be read
   std::vector<std::unique_ptr<Sampler>> samplers_;  // one per host thread
+  std::unique_ptr<DeviceSampler> device_sampler_;   // null: sampling is the host's
+  std::map<int64_t, Captured> graphs_;              // by padded rows
 };
 
 }  // namespace taco

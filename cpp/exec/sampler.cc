@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "exec/philox.h"
 #include "exec/sampler_kernels.h"
+#include "exec/sampling_rules.h"
 
 namespace taco {
 namespace {
@@ -83,27 +84,6 @@ void forbid(std::span<float> logits, int32_t id) {
   if (id >= 0 && static_cast<size_t>(id) < logits.size()) logits[static_cast<size_t>(id)] = -kInf;
 }
 
-// The last token of a bad word is forbidden where the output ends with the rest of it.
-void forbid_bad_words(std::span<float> logits, const Sequence& sequence) {
-  std::span<const int32_t> output = sequence.output();
-  for (const auto& word : sequence.params->bad_words) {
-    if (word.empty() || word.size() - 1 > output.size()) continue;
-    if (std::equal(word.begin(), word.end() - 1, output.end() - static_cast<ptrdiff_t>(word.size() - 1)))
-      forbid(logits, word.back());
-  }
-}
-
-// Every n-gram of prompt and output may occur once: what followed an earlier occurrence of the last n - 1
-// tokens is forbidden.
-void forbid_repeated_ngrams(std::span<float> logits, const Sequence& sequence, size_t n) {
-  std::span<const int32_t> tokens = sequence.tokens;
-  if (tokens.size() < n) return;
-  auto last = tokens.last(n - 1);
-  for (size_t i = 0; i + n <= tokens.size(); ++i)
-    if (std::equal(last.begin(), last.end(), tokens.begin() + static_cast<ptrdiff_t>(i)))
-      forbid(logits, tokens[i + n - 1]);
-}
-
 }  // namespace
 
 void Sampler::Scratch::forbid_all_but(std::span<float> logits, const std::vector<int32_t>& allowed) {
@@ -147,14 +127,7 @@ bool Sampler::Scratch::apply_rules(std::span<float> logits, const Sequence& sequ
   if (!changes_logits(p, sequence)) return false;
   std::copy(logits.begin(), logits.end(), raw.begin());
   if (!p.allowed_token_ids.empty()) forbid_all_but(logits, p.allowed_token_ids);
-  if (!p.bad_words.empty()) forbid_bad_words(logits, sequence);
-  if (p.no_repeat_ngram_size > 0)
-    forbid_repeated_ngrams(logits, sequence, static_cast<size_t>(p.no_repeat_ngram_size));
-  if (sequence.output_len() < p.min_tokens) {
-    if (!p.ignore_eos)
-      for (int32_t id : p.eos_token_ids) forbid(logits, id);
-    for (int32_t id : p.stop_token_ids) forbid(logits, id);
-  }
+  for_each_forbidden(sequence, [&](int32_t id) { forbid(logits, id); });
   for (const auto& [id, bias] : p.logit_bias)
     if (id >= 0 && id < vocab_size) logits[static_cast<size_t>(id)] += bias;
   if (p.logits_processor) p.logits_processor(sequence.prompt(), sequence.output(), logits);

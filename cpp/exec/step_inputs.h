@@ -1,7 +1,8 @@
-// The arrays that a step's decoder reads, built from a plan on the host and uploaded in one go.
+// Lays out what a step needs (ids, positions, slots, block tables) and brings it to the backend.
 #pragma once
 
 #include <memory>
+#include <unordered_map>
 #include <vector>
 
 #include "backend/backend.h"
@@ -10,29 +11,53 @@
 
 namespace taco {
 
+// Everything but the block tables goes in one copy. Where each array stands depends on the padded number of
+// rows and sequences alone, and the memory never moves, so that a captured graph finds the arrays of the step
+// that it is replayed for.
 class StepInputs {
  public:
-  StepInputs(std::shared_ptr<Backend> backend, int block_size);
+  struct Limits {
+    int max_rows, max_seqs, max_blocks;  // max_blocks: of one sequence
+  };
+  StepInputs(std::shared_ptr<Backend> backend, int block_size, const Limits& limits);
 
-  // The batch's pointers stay good until the next call.
-  const DecoderBatch& build(const StepPlan& plan);
+  // padded_rows: the rows to compute, at least the plan's; each row beyond the plan's writes no K and V and
+  // belongs to no sequence. sampled_rows: rows whose logits are wanted.
+  // The pointers stay good until the next call; the next call but one waits for this step's copies.
+  const DecoderBatch& build(const StepPlan& plan, int64_t padded_rows, const std::vector<int32_t>& sampled_rows);
+  const StepShape& shape() const { return shape_; }
+  const int32_t* sampled_rows() const { return d_sampled_; }  // device, [padded_rows at most]
+  int32_t* ids() const { return d_ids_; }
+  // For each row the place of its token in the last step's results, or -1 where the host knows it.
+  const int32_t* sources() const { return d_sources_; }
+  bool has_sources() const { return has_sources_; }
+  // What the next build finds pending tokens by: the sequences in the order of this step's results.
+  void set_results(std::vector<SeqId> order);
+
   // Row numbers to the device, good until the next call.
   const int32_t* upload_index(const std::vector<int32_t>& rows);
 
  private:
-  template <typename T>
-  struct Array {
-    std::shared_ptr<Backend> backend;
-    std::shared_ptr<void> data;
-    size_t capacity = 0;
-    const T* upload(const std::vector<T>& host);
+  static constexpr int kSlots = 2;
+  struct Slot {
+    std::shared_ptr<void> packed, tables;  // host memory that copies run from
+    uint64_t mark = 0;
   };
+  int32_t source_of(SeqId seq, size_t hint) const;
+
   std::shared_ptr<Backend> backend_;
   int block_size_;
-  std::vector<int32_t> ids_, positions_, q_start_, kv_len_, tables_;
-  std::vector<int64_t> slots_;
-  Array<int32_t> d_ids_, d_positions_, d_q_start_, d_kv_len_, d_tables_, d_index_;
-  Array<int64_t> d_slots_;
+  Limits limits_;
+  Slot slots_[kSlots];
+  int next_slot_ = 0;
+  std::shared_ptr<void> d_packed_, d_tables_, d_index_;
+  size_t index_capacity_ = 0;
+  int32_t *d_ids_ = nullptr, *d_sources_ = nullptr, *d_sampled_ = nullptr;
+  bool has_sources_ = false;
+  std::vector<SeqId> results_;
+  std::unordered_map<SeqId, int32_t> place_;
+  std::vector<int32_t> q_start_, kv_len_;  // for shape_
+  StepShape shape_;
   DecoderBatch batch_;
 };
 

@@ -31,7 +31,10 @@ Decoder::Decoder(std::shared_ptr<const Model> model, int max_rows, int max_posit
       max_rows_(max_rows),
       dtype_(backend_.activation_dtype(model_->dtype)) {
   const ModelSpec& s = model_->spec;
-  for (const RopeSpec& r : s.ropes) ropes_.emplace_back(r, model_->backend, max_positions);
+  for (const RopeSpec& r : s.ropes) {
+    ropes_.emplace_back(r, model_->backend, max_positions);
+    if (backend_.has_graphs()) ropes_.back().get(max_positions);  // nothing is uploaded while one is captured
+  }
   for (const LayerWeights& w : model_->layers) {
     Experts& experts = experts_.emplace_back();
     for (const auto& e : w.experts_in) experts.in.push_back(e.get());

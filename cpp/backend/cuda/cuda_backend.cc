@@ -113,6 +113,11 @@ void CudaBackend::download_async(void* host, const void* source, size_t bytes) {
   TACO_CUDA_CHECK(cudaMemcpyAsync(host, source, bytes, cudaMemcpyDeviceToHost, ctx_.stream));
 }
 
+void CudaBackend::upload_rows_async(void* device, size_t pitch, const void* source, size_t width, int64_t rows) {
+  TACO_CUDA_CHECK(cudaMemcpy2DAsync(device, pitch, source, width, width, static_cast<size_t>(rows),
+                                    cudaMemcpyHostToDevice, ctx_.stream));
+}
+
 uint64_t CudaBackend::mark() {
   ++marks_;
   TACO_CUDA_CHECK(cudaEventRecord(events_[marks_ % kMarks], ctx_.stream));

@@ -28,6 +28,7 @@ class CudaBackend final : public Backend {
   void release_host(void* data) noexcept override;
   void upload_async(void* device, const void* source, size_t bytes) override;
   void download_async(void* host, const void* source, size_t bytes) override;
+  void upload_rows_async(void* device, size_t pitch, const void* source, size_t width, int64_t rows) override;
   uint64_t mark() override;
   void wait(uint64_t mark) override;
   void begin_step(const StepShape& shape) override { attention_->begin_step(shape); }
