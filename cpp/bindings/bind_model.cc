@@ -34,21 +34,30 @@ struct NullExecutorHandle : ExecutorHandle {};
 std::optional<DType> kv_dtype(const std::string& name) {
   if (name == "auto") return std::nullopt;
   DType dtype = dtype_from_name(name);
-  TACO_REQUIRE(dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16, "kv_dtype '", name,
-               "' is not built yet; use auto, float32, float16 or bfloat16");
+  TACO_REQUIRE(dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16 ||
+                   dtype == DType::kF8E4M3 || dtype == DType::kF8E5M2,
+               "kv_dtype '", name, "' is not one of auto, float32, float16, bfloat16, fp8_e4m3, fp8_e5m2");
   return dtype;
 }
 
-std::shared_ptr<Backend> make_backend(const std::string& device, int threads, bool profile) {
+std::shared_ptr<Backend> make_backend(const std::string& device, int threads, bool profile,
+                                      const std::string& plugin, const std::string& cublaslt,
+                                      bool batch_invariant) {
+  std::shared_ptr<Backend> backend;
   if (device == "cpu") {
-    std::shared_ptr<Backend> backend = make_cpu_backend(threads);
-    if (profile) backend = std::make_shared<ProfilingBackend>(std::move(backend));
-    return backend;
+    backend = make_cpu_backend(threads);
+  } else if (device == "cuda" || (device.starts_with("cuda:") && device.size() > 5 &&
+                                  device.find_first_not_of("0123456789", 5) == std::string::npos)) {
+    TACO_REQUIRE(!plugin.empty(), "device '", device, "' needs plugin=, the path of libtaco_cuda.so");
+    backend = make_cuda_backend({.device = device.size() > 5 ? std::stoi(device.substr(5)) : 0,
+                                 .plugin = plugin,
+                                 .cublaslt = cublaslt,
+                                 .batch_invariant = batch_invariant});
+  } else {
+    fail(ErrorCode::kInvalidArgument, "unknown device '", device, "'; use \"cpu\", \"cuda\" or \"cuda:0\"");
   }
-  if (device.starts_with("cuda")) {
-    fail(ErrorCode::kUnimplemented, "the CUDA backend is not built yet; use device \"cpu\"");
-  }
-  fail(ErrorCode::kInvalidArgument, "unknown device '", device, "'; use \"cpu\"");
+  if (profile) backend = std::make_shared<ProfilingBackend>(std::move(backend));
+  return backend;
 }
 
 void add_tensor(ModelBuilder& self, const std::string& slot,
@@ -71,10 +80,22 @@ void add_tensor(ModelBuilder& self, const std::string& slot,
   self.add(slot, std::move(matrix), shape);
 }
 
+// A stand-in for a tensor: the backend makes the values.
+void add_dummy(ModelBuilder& self, const std::string& slot, const std::vector<int64_t>& shape, uint64_t seed) {
+  TACO_REQUIRE(shape.size() == 1 || shape.size() == 2, "slot '", slot,
+               "': a tensor has one or two dimensions");
+  HostMatrix matrix;
+  matrix.format = WeightFormat::kBF16;
+  matrix.rows = shape.size() == 2 ? shape[0] : 1;
+  matrix.cols = shape.back();
+  matrix.seed = seed;
+  self.add(slot, std::move(matrix), shape);
+}
+
 }  // namespace
 
 void bind_model(nb::module_& m) {
-  nb::class_<Backend>(m, "Backend", "A device that runs models: \"cpu\".")
+  nb::class_<Backend>(m, "Backend", "A device that runs models: \"cpu\" or \"cuda:0\".")
       .def_prop_ro("name", &Backend::name)
       .def_prop_ro("description", &Backend::description)
       .def_prop_ro(
@@ -84,7 +105,9 @@ void bind_model(nb::module_& m) {
             return std::pair(memory.total, memory.available);
           },
           "(total, available) bytes")
-      .def(nb::new_(&make_backend), "device"_a = "cpu", "threads"_a = 0, nb::kw_only(), "profile"_a = false)
+      .def(nb::new_(&make_backend), "device"_a = "cpu", "threads"_a = 0, nb::kw_only(), "profile"_a = false,
+           "plugin"_a = "", "cublaslt"_a = "", "batch_invariant"_a = false,
+           nb::call_guard<nb::gil_scoped_release>())
       .def("profile", [](Backend& self) {
         auto* profiling = dynamic_cast<ProfilingBackend*>(&self);
         TACO_REQUIRE(profiling, "this backend was made without profile=True");
@@ -104,10 +127,10 @@ void bind_model(nb::module_& m) {
       .def(
           "__init__",
           [](ModelBuilder* self, const ModelSpec& spec, std::shared_ptr<Backend> backend,
-             const std::string& dtype) {
-            new (self) ModelBuilder(spec, std::move(backend), dtype_from_name(dtype));
+             const std::string& dtype, bool quantize_fp8) {
+            new (self) ModelBuilder(spec, std::move(backend), dtype_from_name(dtype), quantize_fp8);
           },
-          "spec"_a, "backend"_a, "dtype"_a = "bfloat16")
+          "spec"_a, "backend"_a, "dtype"_a = "bfloat16", "quantize_fp8"_a = false)
       .def("slots",
            [](const ModelBuilder& self) {
              nb::dict out;
@@ -115,6 +138,7 @@ void bind_model(nb::module_& m) {
              return out;
            })
       .def("add", &add_tensor, "slot"_a, "data"_a, "format"_a, "shape"_a)
+      .def("add_dummy", &add_dummy, "slot"_a, "shape"_a, "seed"_a = 0)
       .def("missing", &ModelBuilder::missing)
       .def("finish", [](ModelBuilder& self) { return std::const_pointer_cast<Model>(self.finish()); });
 
@@ -124,14 +148,34 @@ void bind_model(nb::module_& m) {
       .def(
           "__init__",
           [](ModelExecutorHandle* self, std::shared_ptr<Model> model, int max_model_len, int block_size,
-             int64_t num_blocks, const std::string& kv, int max_num_batched_tokens, int max_num_seqs) {
+             int64_t num_blocks, const std::string& kv, int max_num_batched_tokens, int max_num_seqs,
+             bool enforce_eager, int max_seq_len_to_capture) {
             new (self) ModelExecutorHandle();
+            nb::gil_scoped_release release;
             self->executor = std::make_unique<ModelExecutor>(
                 model, ModelExecutorConfig{max_model_len, block_size, num_blocks, kv_dtype(kv),
-                                           max_num_batched_tokens, max_num_seqs});
+                                           max_num_batched_tokens, max_num_seqs, enforce_eager,
+                                           max_seq_len_to_capture});
           },
           "model"_a, nb::kw_only(), "max_model_len"_a, "block_size"_a = 16, "num_blocks"_a,
-          "kv_dtype"_a = "auto", "max_num_batched_tokens"_a = 2048, "max_num_seqs"_a = 256)
+          "kv_dtype"_a = "auto", "max_num_batched_tokens"_a = 2048, "max_num_seqs"_a = 256,
+          "enforce_eager"_a = false, "max_seq_len_to_capture"_a = 8192)
+      .def_static(
+          "profile",
+          [](std::shared_ptr<Model> model, int max_model_len, int block_size, const std::string& kv,
+             int max_num_batched_tokens, int max_num_seqs) {
+            nb::gil_scoped_release release;
+            return ModelExecutor::profile(model,
+                                          {.max_model_len = max_model_len,
+                                           .block_size = block_size,
+                                           .num_blocks = 0,
+                                           .kv_dtype = kv_dtype(kv),
+                                           .max_num_batched_tokens = max_num_batched_tokens,
+                                           .max_num_seqs = max_num_seqs,
+                                           .enforce_eager = true});
+          },
+          "model"_a, nb::kw_only(), "max_model_len"_a, "block_size"_a = 16, "kv_dtype"_a = "auto",
+          "max_num_batched_tokens"_a = 2048, "max_num_seqs"_a = 256)
       .def_static(
           "block_bytes",
           [](const Model& model, int block_size, const std::string& kv) {

@@ -41,6 +41,8 @@ std::unique_ptr<Linear> CpuBackend::prepare_linear(std::span<const HostMatrix> p
   if (options.fp8) {
     fail(ErrorCode::kUnimplemented, "quantization \"fp8\" needs the CUDA backend: leave it out on the CPU");
   }
+  for (const HostMatrix& part : parts)
+    TACO_REQUIRE(part.data != nullptr, "the CPU backend makes no stand-in weights: give the tensor's data");
   return prepare_cpu_linear(parts, bias, options.compute, pool_);
 }
 std::unique_ptr<Embedding> CpuBackend::prepare_embedding(const HostMatrix& table, DType) {
