@@ -78,6 +78,8 @@ class Backend {
   // Once for each step, before its ops (and before a graph is captured or replayed for it).
   virtual void begin_step(const StepShape&) {}
   virtual bool has_graphs() const { return false; }
+  // Changes when memory that graphs may hold the address of has moved: those captured before are void.
+  virtual uint64_t memory_generation() const { return 0; }
   // Records what `ops` calls without running it; null where a backend has no graphs.
   virtual std::unique_ptr<Graph> capture(const std::function<void()>& ops) { return nullptr; }
   virtual void replay(Graph&) {}

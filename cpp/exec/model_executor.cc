@@ -69,42 +69,47 @@ ModelExecutor::ModelExecutor(std::shared_ptr<const Model> model, const ModelExec
   if (backend.samples()) {
     device_sampler_ =
         std::make_unique<DeviceSampler>(model_->backend, model_->spec.vocab_size, limits(config_).max_seqs);
+    warm_up();
   }
 }
 
 size_t ModelExecutor::profile(std::shared_ptr<const Model> model, ModelExecutorConfig config) {
   Backend& backend = *model->backend;
   const size_t before = backend.memory().available;
-  const int tokens = config.max_num_batched_tokens, bs = config.block_size;
-  // As many sequences as it takes to fill a step with prompts, then one row of as many as may run.
-  const int longest = std::min(config.max_model_len, tokens);
-  const int prompts = (tokens + longest - 1) / longest, blocks = (longest + bs - 1) / bs;
-  config.num_blocks = std::max<int64_t>(int64_t{prompts} * blocks, config.max_num_seqs);
+  config.num_blocks = 1;
   ModelExecutor executor(model, config);
-  const size_t kv = block_bytes(*model, bs, config.kv_dtype) * static_cast<size_t>(config.num_blocks);
+  const size_t kv = block_bytes(*model, config.block_size, config.kv_dtype);
+  const size_t after = backend.memory().available;
+  return before > after + kv ? before - after - kv : 0;
+}
+
+// The largest steps, so that all scratch memory has its final size and place, and whatever is loaded or tuned at
+// first use is. The cache holds nothing yet: sequences share its blocks.
+void ModelExecutor::warm_up() {
+  const int bs = config_.block_size;
   auto params = std::make_shared<SamplingParams>();
-  auto run = [&](int count, int length, int total) {
+  auto step = [&](int count, int length, int total) {
     std::vector<Sequence> sequences(static_cast<size_t>(count));
     StepPlan plan;
-    BlockId next = 0;
     for (int i = 0; i < count; ++i) {
       Sequence& seq = sequences[static_cast<size_t>(i)];
       const int own = std::min(length, total - i * length);
       seq.id = static_cast<SeqId>(i);
       seq.params = params;
       seq.prompt_len = own;
-      for (int t = 0; t < own; ++t) seq.tokens.push_back((t * 31 + i) % model->spec.vocab_size);
-      for (int b = 0; b < (own + bs - 1) / bs; ++b) seq.blocks.push_back(next++);
+      for (int t = 0; t < own; ++t) seq.tokens.push_back((t * 31 + i) % model_->spec.vocab_size);
+      for (int b = 0; b < (own + bs - 1) / bs; ++b)
+        seq.blocks.push_back(static_cast<BlockId>((i + b) % config_.num_blocks));
       plan.seqs.push_back({.sequence = &seq, .start = 0, .count = own, .samplers = {&seq}});
       plan.num_tokens += own;
     }
-    executor.run(plan);
+    run(plan);
   };
-  if (prompts <= limits(config).max_seqs) run(prompts, longest, tokens);
-  run(config.max_num_seqs, 1, config.max_num_seqs);
-  backend.synchronize();
-  const size_t after = backend.memory().available;
-  return before > after + kv ? before - after - kv : 0;
+  const int tokens = config_.max_num_batched_tokens, longest = std::min(config_.max_model_len, tokens);
+  const int prompts = std::min((tokens + longest - 1) / longest, config_.max_num_seqs);
+  step(prompts, longest, std::min(tokens, prompts * longest));
+  step(config_.max_num_seqs, 1, config_.max_num_seqs);
+  graphs_.clear();
 }
 
 void ModelExecutor::copy_blocks(const std::vector<BlockCopy>& copies) {
@@ -253,6 +258,9 @@ void ModelExecutor::run_ops(const DecoderBatch& batch, bool all_logits) {
 
 // The first step of a size runs op by op, so that whatever is set up at first use is; the second is recorded.
 void ModelExecutor::run_graph(const DecoderBatch& batch) {
+  const uint64_t generation = model_->backend->memory_generation();
+  if (generation != graphs_generation_) graphs_.clear();
+  graphs_generation_ = generation;
   Captured& captured = graphs_[batch.rows];
   if (!captured.warm) {
     run_ops(batch, true);

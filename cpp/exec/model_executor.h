@@ -64,6 +64,7 @@ class ModelExecutor final : public Executor {
     bool warm = false;  // ran op by op once
   };
 
+  void warm_up();
   Sampling sampling_of(const StepPlan& plan) const;
   int64_t bucket(int64_t rows) const;
   bool can_replay(const StepPlan& plan, const Sampling& sampling) const;
@@ -90,6 +91,7 @@ class ModelExecutor final : public Executor {
   std::vector<std::unique_ptr<Sampler>> samplers_;  // one per host thread
   std::unique_ptr<DeviceSampler> device_sampler_;   // null: sampling is the host's
   std::map<int64_t, Captured> graphs_;              // by padded rows
+  uint64_t graphs_generation_ = 0;                  // Backend::memory_generation when they were captured
 };
 
 }  // namespace taco

@@ -1,6 +1,7 @@
 #include "backend/cuda/context.h"
 
 #include <algorithm>
+#include <atomic>
 
 namespace taco::cuda {
 
@@ -15,6 +16,12 @@ void throw_cuda_error(cudaError_t error, const char* what, const char* file, int
        " at ", file, ":", line);
 }
 
+namespace {
+std::atomic<uint64_t> scratch_moves{0};
+}
+
+uint64_t Scratch::generation() { return scratch_moves.load(); }
+
 Scratch::~Scratch() { cudaFree(data_); }
 
 void Scratch::grow(size_t bytes, cudaStream_t stream, bool zero) {
@@ -24,6 +31,7 @@ void Scratch::grow(size_t bytes, cudaStream_t stream, bool zero) {
              " bytes while a graph is captured");
   TACO_CUDA_CHECK(cudaStreamSynchronize(stream));
   cudaFree(data_);
+  ++scratch_moves;
   data_ = nullptr;
   size_ = 0;
   size_t rounded = (std::max<size_t>(bytes, 256) + 255) / 256 * 256;

@@ -13,6 +13,8 @@
 namespace taco::cuda {
 
 class CublasLt;  // linear/cublaslt.h
+class Uploader;  // linear/upload.h
+struct MoeTables;  // moe/moe.cc
 
 // Rows that a producer wrote in FP8 for the product that reads them, beside their 16-bit place `source`.
 struct QuantizedRows {
@@ -30,6 +32,7 @@ class Scratch {
   void* reserve(size_t bytes, cudaStream_t stream);
   // As reserve; the memory is zero the first time that a kernel sees it (semaphores that reset themselves).
   void* reserve_zeroed(size_t bytes, cudaStream_t stream);
+  static uint64_t generation();  // of all scratch memory of the process: grows with each move
 
  private:
   void grow(size_t bytes, cudaStream_t stream, bool zero);
@@ -46,6 +49,8 @@ struct Context {
   bool batch_invariant = false;
   bool pdl = true;       // programmatic dependent launch; TACO_PDL=0 turns it off
   std::shared_ptr<CublasLt> lt;
+  std::shared_ptr<Uploader> uploader;  // made with the first weight
+  std::shared_ptr<MoeTables> moe_tables;
 
   Scratch split_partials, split_semaphores;  // attention's
   Scratch gemm_partials, gemm_semaphores;    // the skinny products'

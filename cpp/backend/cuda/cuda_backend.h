@@ -33,6 +33,7 @@ class CudaBackend final : public Backend {
   void wait(uint64_t mark) override;
   void begin_step(const StepShape& shape) override { attention_->begin_step(shape); }
   bool has_graphs() const override { return true; }
+  uint64_t memory_generation() const override { return Scratch::generation(); }
   std::unique_ptr<Graph> capture(const std::function<void()>& ops) override;
   void replay(Graph& graph) override;
 

@@ -23,7 +23,7 @@ struct CudaLinear final : Linear {
   // [gate; up] with 16-bit or 8-bit data: rows stand interleaved by eight (gate 0-7, up 0-7, gate 8-15, ...), so
   // that a product's tile holds both halves of its outputs. float32 data: as given.
   bool interleaved = false;
-  float* scale = nullptr;  // device, FP8 only: value = data * *scale
+  float* scale = nullptr;  // [n] on the device, FP8 only: value = data * scale[row]; today all rows have the same
 };
 
 inline const CudaLinear& as_cuda(const Linear& linear) { return static_cast<const CudaLinear&>(linear); }
