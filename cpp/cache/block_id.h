@@ -11,4 +11,9 @@ struct BlockCopy {
   BlockId from, to;
 };
 
+// Between the device's pool and the host's (swap space).
+struct BlockMove {
+  BlockId device, host;
+};
+
 }  // namespace taco

@@ -11,6 +11,7 @@
 
 #include "engine/vocabulary.h"
 #include "exec/executor.h"
+#include "sched/scheduler.h"
 
 namespace taco {
 
@@ -22,6 +23,8 @@ struct EngineConfig {
   int64_t max_waiting = -1;            // submit throws kUnavailable beyond it; -1: no limit
   uint64_t seed = 0;
   double watermark = 0.01;  // part of the blocks kept free when a new request is admitted
+  int64_t swap_blocks = 0;  // of the executor's host blocks, for preemption by swap
+  PreemptionMode preemption_mode = PreemptionMode::kAuto;
 };
 
 struct RequestTimes {  // seconds of the monotonic clock; 0: not yet
@@ -48,6 +51,7 @@ struct Output {
 struct EngineStats {
   int64_t running = 0, waiting = 0;
   int64_t num_blocks = 0, free_blocks = 0;
+  int64_t swap_blocks = 0, free_swap_blocks = 0;  // on the host
   uint64_t steps = 0, preemptions = 0, prompt_tokens = 0, generation_tokens = 0;
   uint64_t finished_stop = 0, finished_length = 0, finished_abort = 0, finished_error = 0;
   double last_step_end = 0;       // monotonic seconds: the heartbeat that /ready looks at

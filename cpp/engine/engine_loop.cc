@@ -19,11 +19,17 @@ SchedulerConfig EngineLoop::scheduler_config(const Executor& executor, const Eng
   out.max_model_len = executor.max_model_len();
   out.block_size = cache.block_size;
   out.num_blocks = cache.num_blocks;
+  TACO_REQUIRE(config.swap_blocks <= cache.num_host_blocks, "swap_blocks is ", config.swap_blocks,
+               ", but the executor has ", cache.num_host_blocks, " blocks of host memory");
+  out.num_swap_blocks = config.swap_blocks;
+  out.preemption_mode = config.preemption_mode;
   return out;
 }
 
 EngineLoop::EngineLoop(std::unique_ptr<Executor> executor, const EngineConfig& config)
-    : executor_(std::move(executor)), scheduler_(scheduler_config(*executor_, config)) {
+    : executor_(std::move(executor)),
+      runs_ahead_(executor_->max_in_flight() > 1),
+      scheduler_(scheduler_config(*executor_, config)) {
   update_stats(0);
 }
 
@@ -32,14 +38,15 @@ void EngineLoop::run(Inbox& inbox, OutputQueue& queue) {
   try {
     for (;;) {
       inbox.fetch(mail);
-      if (mail.empty() && !scheduler_.has_work()) {
+      bool has_work = scheduler_.has_work() || scheduler_.num_in_flight() > 0;
+      if (mail.empty() && !has_work) {
         executor_->idle();
         inbox.wait();
         continue;
       }
       take(mail);
       if (mail.stop) break;
-      if (scheduler_.has_work()) {
+      if (scheduler_.has_work() || scheduler_.num_in_flight() > 0) {
         step();
       } else {
         update_stats(0);
@@ -49,6 +56,7 @@ void EngineLoop::run(Inbox& inbox, OutputQueue& queue) {
     end_all(FinishReason::kAbort, "");
     update_stats(0);
     publish(inbox, queue);
+    while (scheduler_.num_in_flight() > 0) complete_oldest();
   } catch (const std::exception& error) {
     die(error.what(), mail, inbox, queue);
   } catch (...) {
@@ -84,25 +92,48 @@ void EngineLoop::step() {
     std::lock_guard lock(stats_mutex_);
     stats_.current_step_start = start;
   }
+  if (scheduler_.num_in_flight() == 0) {
+    scheduler_.plan(proposal_);
+    TACO_CHECK(!proposal_.empty(), "there are sequences, but none can run");
+    submit(start);
+  }
+  if (runs_ahead_) run_ahead(start);
+  complete_oldest();
+}
+
+// Gives the executor the step after the one that it is at, unless that must wait for the one's result.
+void EngineLoop::run_ahead(double now) {
+  if (!scheduler_.has_work() || scheduler_.oldest_needs_its_tokens()) return;
+  scheduler_.advance();
   scheduler_.plan(proposal_);
-  TACO_CHECK(!proposal_.empty(), "there are sequences, but none can run");
+  if (!proposal_.empty() && proposal_.preempt.empty()) submit(now);
+}
+
+void EngineLoop::submit(double now) {
   const StepPlan& plan = scheduler_.reserve(proposal_);
-  StepOutput output;
   try {
-    mark_scheduled(proposal_, start);
-    output = executor_->run(plan);
-    choices_.clear();
-    for (const SampledToken& sampled : output.sampled) {
-      choices_.push_back({sampled.seq, sampled.token, sampled.logprob, !sampled.error.empty()});
-    }
-    scheduler_.commit(choices_, sampled_);
+    mark_scheduled(proposal_, now);
+    executor_->submit(plan);
   } catch (...) {
-    if (scheduler_.plan_in_flight() != nullptr) scheduler_.rollback();
+    scheduler_.rollback();
     throw;
   }
+}
+
+void EngineLoop::complete_oldest() {
+  StepOutput output = executor_->collect();
   double now = monotonic_seconds();
+  choices_.clear();
+  for (const SampledToken& sampled : output.sampled) {
+    choices_.push_back({sampled.seq, sampled.token, sampled.logprob, !sampled.error.empty()});
+  }
+  const StepPlan& plan = scheduler_.oldest_plan();
+  scheduler_.commit(choices_, sampled_);
   collect_prompt_logprobs(plan, output.prompt_logprobs);
-  for (size_t i = 0; i < sampled_.size(); ++i) advance(*sampled_[i], output.sampled[i], now);
+  for (size_t i = 0; i < sampled_.size(); ++i) {
+    if (sampled_[i] != nullptr) advance(*sampled_[i], output.sampled[i], now);
+  }
+  std::erase_if(ended_in_flight_, [](const auto& request) { return request->num_in_flight == 0; });
 #ifdef TACO_CHECK_STEPS
   check_invariants(scheduler_);
 #endif
@@ -124,6 +155,7 @@ void EngineLoop::collect_prompt_logprobs(const StepPlan& plan, std::vector<Promp
     auto step = std::find_if(plan.seqs.begin(), plan.seqs.end(),
                              [&](const SeqStep& s) { return s.sequence->id == part.seq; });
     TACO_CHECK(step != plan.seqs.end() && step->prompt_logprobs, "prompt logprobs that nobody asked for");
+    if (step->sequence->status == SeqStatus::kFinished) continue;
     auto& request = static_cast<EngineRequest&>(*static_cast<const SeqState*>(step->sequence)->owner);
     std::vector<PositionLogprobs>& have = request.prompt_logprobs;  // [i]: of position i + 1
     for (size_t i = 0; i < part.entries.size(); ++i) {
@@ -289,13 +321,18 @@ void EngineLoop::publish(Inbox& inbox, OutputQueue& queue) {
     copy_totals();
   }
   queue.publish(items_);
-  for (EngineRequest* request : finished_) requests_.erase(request->id);
+  for (EngineRequest* request : finished_) {
+    auto it = requests_.find(request->id);
+    if (request->num_in_flight > 0) ended_in_flight_.push_back(std::move(it->second));
+    requests_.erase(it);
+  }
   inbox.account(scheduled, static_cast<int64_t>(finished_.size()));
 }
 
 // What was submitted and not yet looked at is in `mail`, or still in the inbox.
 void EngineLoop::die(const std::string& reason, Mail& mail, Inbox& inbox, OutputQueue& queue) {
   dead_ = true;
+  scheduler_.abandon();
   add_requests(mail);
   inbox.die(reason, mail);
   add_requests(mail);
@@ -322,6 +359,10 @@ void EngineLoop::update_stats(double step_end) {
   stats_.waiting = scheduler_.num_requests() - stats_.running;
   stats_.num_blocks = scheduler_.pool().size();
   stats_.free_blocks = scheduler_.pool().num_free();
+  if (const BlockPool* host = scheduler_.host_pool()) {
+    stats_.swap_blocks = host->size();
+    stats_.free_swap_blocks = host->num_free();
+  }
   stats_.steps = num_steps_;
   stats_.preemptions = scheduler_.num_preemptions();
   stats_.prompt_tokens = scheduler_.num_prompt_tokens();

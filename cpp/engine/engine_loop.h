@@ -13,6 +13,12 @@
 
 namespace taco {
 
+// A step: plan and submit, collect, commit, look at each new token, publish. With an executor that takes a second
+// step before it gives the first one's result, step n + 1 is planned and submitted before n is collected, so that
+// the device always has work; what the host does with n's tokens happens while n + 1 runs. It does not happen when
+// n + 1 depends on n's tokens by more than feeding them back: when a sequence samples from its history, or when
+// somebody would have to be preempted (n may free blocks).
+//
 // All functions but stats() and scheduler().check_admissible() belong to the engine thread.
 class EngineLoop {
  public:
@@ -32,6 +38,9 @@ class EngineLoop {
   void add_requests(Mail& mail);
   void take(Mail& mail);
   void step();
+  void run_ahead(double now);
+  void submit(double now);  // the proposal
+  void complete_oldest();
   void mark_scheduled(const Proposal& proposal, double now);
   void collect_prompt_logprobs(const StepPlan& plan, std::vector<PromptLogprobs>& collected);
   void advance(SeqState& seq, SampledToken& sampled, double now);
@@ -48,8 +57,10 @@ class EngineLoop {
   void copy_totals();                  // under the lock
 
   std::unique_ptr<Executor> executor_;
+  const bool runs_ahead_;
   Scheduler scheduler_;
   std::unordered_map<RequestId, std::unique_ptr<EngineRequest>> requests_;
+  std::vector<std::unique_ptr<EngineRequest>> ended_in_flight_;  // all published, but a step still has them
 
   // Of the step at hand; kept for their memory.
   Proposal proposal_;

@@ -40,6 +40,7 @@ struct StepOutput {
 struct KvCacheConfig {
   int block_size;
   int64_t num_blocks;
+  int64_t num_host_blocks = 0;  // swap space; 0: plans never swap
 };
 
 class Executor {
@@ -53,8 +54,12 @@ class Executor {
   // while n runs. A token that n has not given yet stands in the sequence as kPendingToken; the executor takes
   // it from n's own result.
   virtual int max_in_flight() const { return 1; }
-  // Starts a step; `plan` is read before the call returns. `collect` waits for the oldest submitted one.
-  // Both throw only when a step as a whole failed; a single sequence's failure is in its SampledToken.
+  // Starts a step; `plan` and the sequences in it are read before the call returns. `collect` waits for the
+  // oldest submitted one. Steps take effect in the order of their submission: what one frees, a later one may
+  // overwrite. A sequence may have ended (even failed) in step n while n + 1 goes on with it: whatever n + 1
+  // computes for it, in blocks of its own, is not looked at.
+  // Both throw only when a step as a whole failed, and then nothing but the destructor is called any more; a
+  // single sequence's failure is in its SampledToken.
   virtual void submit(const StepPlan& plan) = 0;
   virtual StepOutput collect() = 0;
   StepOutput run(const StepPlan& plan) {

@@ -38,17 +38,23 @@ int32_t choose(uint64_t prompt_hash, int prompt_len, int position, int vocab, in
 }  // namespace
 
 NullExecutor::NullExecutor(int vocab_size, int max_model_len, int block_size, int64_t num_blocks,
-                           double step_seconds, int32_t eos_token_id)
+                           double step_seconds, int32_t eos_token_id, int max_in_flight,
+                           int64_t num_host_blocks)
     : vocab_size_(vocab_size),
       max_model_len_(max_model_len),
       block_size_(block_size),
       num_blocks_(num_blocks),
       step_seconds_(step_seconds),
-      eos_token_id_(eos_token_id) {
+      eos_token_id_(eos_token_id),
+      max_in_flight_(max_in_flight),
+      num_host_blocks_(num_host_blocks) {
   TACO_REQUIRE(vocab_size >= 1 && max_model_len >= 1 && block_size >= 1 && num_blocks >= 1,
                "vocab_size, max_model_len, block_size and num_blocks must be at least 1");
   TACO_REQUIRE(eos_token_id < vocab_size, "eos_token_id ", eos_token_id, " is not below vocab_size ",
                vocab_size);
+  TACO_REQUIRE(max_in_flight == 1 || max_in_flight == 2, "max_in_flight must be 1 or 2, not ", max_in_flight);
+  TACO_REQUIRE(num_host_blocks >= 0, "num_host_blocks must be at least 0, not ", num_host_blocks);
+  host_slots_.assign(static_cast<size_t>(num_host_blocks * block_size), 0);
   slots_.assign(static_cast<size_t>(num_blocks * block_size), 0);
   written_step_.assign(static_cast<size_t>(num_blocks), 0);
   written_by_.assign(static_cast<size_t>(num_blocks), 0);
@@ -104,6 +110,24 @@ void NullExecutor::check_all_slots(const SeqStep& step) {
   }
 }
 
+// The token at a position; a pending one is what the step before this one, still in flight, samples.
+int32_t NullExecutor::resolve(const Sequence& seq, int32_t position) const {
+  int32_t token = seq.tokens[static_cast<size_t>(position)];
+  if (token != kPendingToken) {
+    bool sampled_before = in_flight_.size() > 1 && position + 1 == seq.len() && position >= seq.prompt_len &&
+                          in_flight_.front().tokens.count(seq.id) > 0;
+    TACO_CHECK(!sampled_before, "sequence ", seq.id, " has a token that was not collected");
+    return token;
+  }
+  TACO_CHECK(position + 1 == seq.len() && position >= seq.prompt_len, "sequence ", seq.id,
+             " has a pending token at position ", position, " of ", seq.len());
+  TACO_CHECK(in_flight_.size() == 2, "sequence ", seq.id, " has a pending token, but no step is in flight");
+  auto it = in_flight_.front().tokens.find(seq.id);
+  TACO_CHECK(it != in_flight_.front().tokens.end(), "sequence ", seq.id,
+             " has a pending token, but the step in flight samples none for it");
+  return it->second;
+}
+
 void NullExecutor::compute(const SeqStep& step, StepOutput& out) {
   const Sequence& seq = *step.sequence;
   int32_t end = step.start + step.count;
@@ -117,7 +141,7 @@ void NullExecutor::compute(const SeqStep& step, StepOutput& out) {
   Seen& seen = find(step);
   if (thorough_) check_all_slots(step);
   for (int32_t position = step.start; position < end; ++position) {
-    int32_t token = seq.tokens[static_cast<size_t>(position)];
+    int32_t token = resolve(seq, position);
     TACO_CHECK(token >= 0 && token < vocab_size_, "token ", token, " of ", vocab_size_);
     if (position >= seq.prompt_len) {
       int32_t expected = choose(seen.prompt_hash, seq.prompt_len, position, vocab_size_, eos_token_id_);
@@ -151,6 +175,7 @@ void NullExecutor::sample(const SeqStep& step, uint64_t prompt_hash, StepOutput&
     if (int k = sampler->params->logprobs; k >= 0) {
       sampled.logprobs = position_logprobs(sampled.token, sampled.logprob, k);
     }
+    in_flight_.back().tokens[sampled.seq] = sampled.token;
     out.sampled.push_back(std::move(sampled));
   }
 }
@@ -183,16 +208,49 @@ void NullExecutor::forget_old() {
   }
 }
 
-StepOutput NullExecutor::collect() { return std::move(output_); }
+void NullExecutor::delay() {
+  if (random_delay_ <= 0) return;
+  random_ = mix(random_ + 0x9e3779b97f4a7c15u);
+  if (random_ % 4 != 0) return;
+  double part = static_cast<double>(random_ >> 11) / static_cast<double>(uint64_t{1} << 53);
+  std::this_thread::sleep_for(std::chrono::duration<double>(part * random_delay_));
+}
+
+StepOutput NullExecutor::collect() {
+  TACO_CHECK(!in_flight_.empty(), "nothing was submitted");
+  delay();
+  std::this_thread::sleep_until(in_flight_.front().ready);
+  StepOutput output = std::move(in_flight_.front().output);
+  in_flight_.pop_front();
+  return output;
+}
+
+void NullExecutor::move_blocks(const StepPlan& plan) {
+  auto at = [&](std::vector<uint64_t>& slots, int64_t num_blocks, BlockId block) {
+    TACO_CHECK(block >= 0 && block < num_blocks, "block ", block, " of ", num_blocks);
+    return slots.begin() + int64_t{block} * block_size_;
+  };
+  for (const BlockMove& move : plan.swap_out) {
+    auto from = at(slots_, num_blocks_, move.device);
+    std::copy(from, from + block_size_, at(host_slots_, num_host_blocks_, move.host));
+  }
+  for (const BlockMove& move : plan.swap_in) {
+    auto from = at(host_slots_, num_host_blocks_, move.host);
+    std::copy(from, from + block_size_, at(slots_, num_blocks_, move.device));
+  }
+  for (const BlockCopy& copy : plan.copies) {
+    auto from = at(slots_, num_blocks_, copy.from);
+    std::copy(from, from + block_size_, at(slots_, num_blocks_, copy.to));
+  }
+}
 
 void NullExecutor::submit(const StepPlan& plan) {
+  TACO_CHECK(static_cast<int>(in_flight_.size()) < max_in_flight_, "more than ", max_in_flight_,
+             " steps in flight");
   ++num_steps_;
-  StepOutput& out = output_ = {};
-  for (const BlockCopy& copy : plan.copies) {
-    TACO_CHECK(copy.from >= 0 && copy.from < num_blocks_ && copy.to >= 0 && copy.to < num_blocks_);
-    auto from = slots_.begin() + static_cast<int64_t>(copy.from) * block_size_;
-    std::copy(from, from + block_size_, slots_.begin() + static_cast<int64_t>(copy.to) * block_size_);
-  }
+  StepOutput& out = in_flight_.emplace_back().output;
+  delay();
+  move_blocks(plan);
   int64_t num_tokens = 0;
   for (const SeqStep& step : plan.seqs) {
     compute(step, out);
@@ -201,7 +259,14 @@ void NullExecutor::submit(const StepPlan& plan) {
   TACO_CHECK(num_tokens == plan.num_tokens, "the plan says ", plan.num_tokens, " tokens, but has ",
              num_tokens);
   if (num_steps_ % 1024 == 0) forget_old();
-  if (step_seconds_ > 0) std::this_thread::sleep_for(std::chrono::duration<double>(step_seconds_));
+  auto now = std::chrono::steady_clock::now();
+  if (step_seconds_ > 0) {
+    using Clock = std::chrono::steady_clock;
+    device_free_ = std::max(now, device_free_) +
+                   std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(step_seconds_));
+    now = device_free_;
+  }
+  in_flight_.back().ready = now;
 }
 
 }  // namespace taco

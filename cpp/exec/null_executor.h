@@ -2,6 +2,8 @@
 // tests.
 #pragma once
 
+#include <chrono>
+#include <deque>
 #include <span>
 #include <unordered_map>
 #include <vector>
@@ -15,12 +17,16 @@ namespace taco {
 // checked, and fails with kInternal, when it does not go on where the sequence's last step ended (or, after a
 // preemption, at 0), when the sequence's output is not what was sampled (a token lost, doubled or of another
 // stream), when blocks do not cover it, or when a slot does not hold what the sequence put there.
+//
+// With two steps in flight it must be called as a device would have to be: a pending token must be one that the
+// step before samples and that was not collected yet, a known one must have been collected.
 class NullExecutor : public Executor {
  public:
   // step_seconds: what each step takes. eos_token_id: -1 for streams without end; else each output position
-  // after the first is EOS with probability 1/64, a function of the prompt again.
+  // after the first is EOS with probability 1/64, a function of the prompt again. max_in_flight: 1 or 2.
   NullExecutor(int vocab_size, int max_model_len, int block_size, int64_t num_blocks,
-               double step_seconds = 0.0, int32_t eos_token_id = -1);
+               double step_seconds = 0.0, int32_t eos_token_id = -1, int max_in_flight = 1,
+               int64_t num_host_blocks = 0);
 
   // The token at `position` (>= prompt.size()) of a sequence with this prompt.
   static int32_t token_at(std::span<const int32_t> prompt, int position, int vocab,
@@ -31,12 +37,18 @@ class NullExecutor : public Executor {
 
   int vocab_size() const override { return vocab_size_; }
   int max_model_len() const override { return max_model_len_; }
-  KvCacheConfig kv_cache() const override { return {block_size_, num_blocks_}; }
+  KvCacheConfig kv_cache() const override { return {block_size_, num_blocks_, num_host_blocks_}; }
+  int max_in_flight() const override { return max_in_flight_; }
   void submit(const StepPlan& plan) override;
   StepOutput collect() override;
 
   // Checks every slot of each sequence in each step, not only the last: O(length).
   void set_thorough(bool thorough) { thorough_ = thorough; }
+  // submit and collect take up to so long, at random.
+  void set_random_delays(double seconds, uint64_t seed) {
+    random_delay_ = seconds;
+    random_ = seed;
+  }
 
  private:
   struct Seen {
@@ -45,6 +57,14 @@ class NullExecutor : public Executor {
     uint64_t prompt_hash;  // 0: prompt not yet complete
     uint64_t hash;         // of tokens 0 .. computed - 1
   };
+  struct InFlight {
+    StepOutput output;
+    std::unordered_map<SeqId, int32_t> tokens;  // of output.sampled
+    std::chrono::steady_clock::time_point ready;
+  };
+  void move_blocks(const StepPlan& plan);
+  int32_t resolve(const Sequence& seq, int32_t position) const;
+  void delay();
   uint64_t& slot(const Sequence& seq, int32_t position);
   Seen& find(const SeqStep& step);
   void check_all_slots(const SeqStep& step);
@@ -60,8 +80,14 @@ class NullExecutor : public Executor {
   int32_t eos_token_id_;
   bool thorough_ = false;
   uint64_t num_steps_ = 0;
-  StepOutput output_;
+  int max_in_flight_;
+  int64_t num_host_blocks_;
+  double random_delay_ = 0;
+  uint64_t random_ = 0;
+  std::deque<InFlight> in_flight_;  // submitted and not collected; the oldest first
+  std::chrono::steady_clock::time_point device_free_;
   std::vector<uint64_t> slots_;         // [num_blocks * block_size]
+  std::vector<uint64_t> host_slots_;    // [num_host_blocks * block_size]
   std::vector<uint64_t> written_step_;  // by block: when, and by whom it was last written
   std::vector<SeqId> written_by_;
   std::unordered_map<SeqId, Seen> seen_;

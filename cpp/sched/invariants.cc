@@ -26,8 +26,24 @@ void check_pool(const BlockPool& pool, const std::vector<int32_t>& holders) {
   TACO_CHECK(pool.num_free() + used == pool.size());
 }
 
-// A step in flight writes only blocks that nobody else holds, and each sequence is in it once.
-void check_plan(const Scheduler& s, const StepPlan& plan) {
+// Each host block is moved to once, and no device block is written twice before the step.
+void check_moves(const StepPlan& plan) {
+  std::vector<BlockId> host, device;
+  for (const BlockMove& move : plan.swap_out) host.push_back(move.host);
+  for (const BlockMove& move : plan.swap_in) device.push_back(move.device);
+  for (const BlockCopy& copy : plan.copies) device.push_back(copy.to);
+  for (std::vector<BlockId>* written : {&host, &device}) {
+    std::sort(written->begin(), written->end());
+    TACO_CHECK(std::adjacent_find(written->begin(), written->end()) == written->end(),
+               "a block is written twice before the step");
+  }
+}
+
+// A step that was not advanced writes only blocks that nobody else holds, and each sequence is in it once. What
+// was finished since has no blocks any more.
+void check_flight(const Scheduler& s, const Scheduler::Flight& flight) {
+  const StepPlan& plan = flight.plan;
+  check_moves(plan);
   int block_size = s.config().block_size;
   int64_t num_tokens = 0;
   std::vector<const Sequence*> seen;
@@ -35,6 +51,7 @@ void check_plan(const Scheduler& s, const StepPlan& plan) {
     const Sequence& seq = *step.sequence;
     seen.push_back(&seq);
     num_tokens += step.count;
+    if (seq.status == SeqStatus::kFinished) continue;
     TACO_CHECK(seq.status == SeqStatus::kRunning && step.start == seq.num_computed && step.count > 0 &&
                step.start + step.count <= seq.len());
     TACO_CHECK(step.samplers.empty() == (step.start + step.count < seq.len()));
@@ -51,17 +68,43 @@ void check_plan(const Scheduler& s, const StepPlan& plan) {
   TACO_CHECK(std::adjacent_find(seen.begin(), seen.end()) == seen.end(), "a sequence is twice in a plan");
 }
 
+// A pending token stands at the end of exactly those sequences that sample in a step that is advanced.
+void check_pending(const Scheduler& s, int64_t num_pending) {
+  for (int age = 0; age < s.num_in_flight(); ++age) {
+    const Scheduler::Flight& flight = s.flight(age);
+    TACO_CHECK(!flight.advanced || age == 0);
+    if (!flight.advanced) continue;
+    for (const SeqState* seq : flight.samplers) {
+      if (seq->status == SeqStatus::kFinished) continue;
+      TACO_CHECK(seq->tokens.back() == kPendingToken, "sequence ", seq->id, " does not wait for its token");
+      --num_pending;
+    }
+  }
+  TACO_CHECK(num_pending == 0, num_pending, " sequences wait for a token of no step");
+}
+
 }  // namespace
 
 void check_invariants(const Scheduler& s) {
   std::vector<int32_t> holders(static_cast<size_t>(s.pool().size()), 0);
+  std::vector<int32_t> host_holders(static_cast<size_t>(s.host_pool() ? s.host_pool()->size() : 0), 0);
+  auto hold_on_host = [&](const SeqState* seq) {
+    for (BlockId block : seq->host_blocks) ++host_holders.at(static_cast<size_t>(block));
+  };
   int slots = 0;
+  int64_t num_pending = 0;
   const SeqState* previous = nullptr;
   for (const SeqState* seq : s.running()) {
     TACO_CHECK(seq->status == SeqStatus::kRunning);
     TACO_CHECK(seq->owner->forked || seq->index == 0);
     TACO_CHECK(previous == nullptr || goes_before(previous->key, seq->key), "running sequences out of order");
     previous = seq;
+    num_pending += seq->tokens.back() == kPendingToken;
+    TACO_CHECK(seq->len() < 2 || seq->tokens[static_cast<size_t>(seq->len()) - 2] != kPendingToken,
+               "sequence ", seq->id, " waits for two tokens");
+    hold_on_host(seq);
+    TACO_CHECK(seq->host_blocks.empty() || s.num_in_flight() > 0, "sequence ", seq->id,
+               " runs and is swapped out");
     slots += slots_of(*seq);
     TACO_CHECK(seq->num_computed >= 0 && seq->num_computed < seq->len(), "sequence ", seq->id, ": ",
                seq->num_computed, " of ", seq->len(), " tokens computed");
@@ -81,10 +124,19 @@ void check_invariants(const Scheduler& s) {
   for (const SeqState* seq : s.waiting()) {
     TACO_CHECK(seq->status == SeqStatus::kWaiting || seq->status == SeqStatus::kPreempted);
     TACO_CHECK(seq->owner->forked || seq->index == 0);
-    TACO_CHECK(seq->blocks.empty() && seq->num_computed == 0);
+    TACO_CHECK(seq->tokens.back() != kPendingToken);
+    TACO_CHECK(seq->blocks.empty() && static_cast<int64_t>(seq->host_blocks.size()) ==
+                                          blocks_for(seq->num_computed, s.config().block_size),
+               "sequence ", seq->id, ": ", seq->num_computed, " tokens in ", seq->host_blocks.size(),
+               " host blocks");
+    hold_on_host(seq);
   }
   check_pool(s.pool(), holders);
-  if (const StepPlan* plan = s.plan_in_flight()) check_plan(s, *plan);
+  if (s.host_pool() != nullptr) check_pool(*s.host_pool(), host_holders);
+  check_pending(s, num_pending);
+  for (int age = 0; age < s.num_in_flight(); ++age) {
+    if (!s.flight(age).advanced) check_flight(s, s.flight(age));
+  }
 }
 
 }  // namespace taco

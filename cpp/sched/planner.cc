@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "sched/stop_rules.h"
+
 namespace taco {
 
 Scheduler::Planner::Planner(const Scheduler& scheduler, Proposal& out)
@@ -124,7 +126,7 @@ void Scheduler::Planner::displace_by_priority() {
 int32_t Scheduler::Planner::tokens_kept_for_a_whole_prompt() {
   if (s_.last_was_prompt_first_ || s_.waiting_.empty()) return 0;
   const SeqState& head = **s_.waiting_.begin();
-  int32_t len = head.len();
+  int32_t len = head.len() - head.num_computed;
   if (len > budget_ || len + static_cast<int64_t>(alive_) <= budget_ || !fits(head)) return 0;
   return len;
 }
@@ -132,7 +134,7 @@ int32_t Scheduler::Planner::tokens_kept_for_a_whole_prompt() {
 void Scheduler::Planner::plan_last_tokens(int32_t budget) {
   for (size_t i = 0; i < alive_ && budget > 0; ++i) {
     SeqState& seq = *s_.running_[i];
-    if (seq.len() - seq.num_computed != 1) continue;
+    if (seq.len() - seq.num_computed != 1 || awaits_its_last(seq, s_.max_len_)) continue;
     int64_t num_blocks = blocks_for(seq.len(), s_.config_.block_size);
     while (i < alive_ && blocks_needed(seq, num_blocks, 1) > free_) {
       out_of_blocks_ = true;

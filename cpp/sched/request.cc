@@ -24,7 +24,8 @@ Request::Request(RequestId id, std::vector<int32_t> prompt, std::shared_ptr<cons
       prompt_len(static_cast<int32_t>(prompt.size())),
       sequences(static_cast<size_t>(params->best_of)),
       forked(params->best_of == 1),
-      num_unfinished(params->best_of) {
+      num_unfinished(params->best_of),
+      from_history(samples_from_history(*params)) {
   for (size_t i = 0; i < sequences.size(); ++i) {
     SeqState& seq = sequences[i];
     seq.id = next_seq_id.fetch_add(1, std::memory_order_relaxed);

@@ -18,9 +18,11 @@ struct SeqState : Sequence {
   PolicyKey key;
   int32_t computed_once = 0;         // high-water mark of num_computed: what is beyond was never counted
   int32_t prompt_logprobs_from = 1;  // the first prompt position whose logprobs are not collected yet
+  std::vector<BlockId> host_blocks;  // where tokens 0 .. num_computed - 1 are while it is swapped out
 };
 
-// Owned by whoever submits to the scheduler, and kept alive until all its sequences are finished.
+// Owned by whoever submits to the scheduler, and kept alive until all its sequences are finished and no step in
+// flight has any of them.
 struct Request {
   Request(RequestId id, std::vector<int32_t> prompt, std::shared_ptr<const SamplingParams> params,
           int priority, uint64_t seed);
@@ -38,6 +40,8 @@ struct Request {
   bool forked;          // true from the start when there is one sequence
   int num_unfinished;   // sequences
   int num_running = 0;  // sequences
+  int num_in_flight = 0;  // parts of submitted steps that were not collected
+  const bool from_history;  // samples_from_history(*params)
 };
 
 // How many of max_num_seqs a sequence in a queue stands for: all of its request's before they fork.

@@ -51,6 +51,11 @@ void check_numbers(const SamplingParams& p) {
 
 }  // namespace
 
+bool samples_from_history(const SamplingParams& p) {
+  return p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f || p.repetition_penalty != 1.0f ||
+         p.no_repeat_ngram_size > 0 || !p.bad_words.empty() || p.logits_processor != nullptr;
+}
+
 void validate(const SamplingParams& p, int vocab_size) {
   check_numbers(p);
   TACO_REQUIRE(p.logprobs >= -1 && p.logprobs <= vocab_size,

@@ -42,6 +42,10 @@ struct SamplingParams {
   std::function<void(std::span<const int32_t>, std::span<const int32_t>, std::span<float>)> logits_processor;
 };
 
+// Whether sampling reads which tokens came before, and not only how many (min_tokens) or none of them
+// (logit_bias, allowed_token_ids): such a sequence cannot be in step n + 1 before the host has step n's token.
+bool samples_from_history(const SamplingParams& params);
+
 // Throws kInvalidArgument with a sentence that says what to change. Token ids must be in [0, vocab_size), but
 // for eos_token_ids: those are the checkpoint's, and one that cannot occur does no harm.
 void validate(const SamplingParams& params, int vocab_size);

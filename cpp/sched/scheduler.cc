@@ -18,10 +18,15 @@ Scheduler::Scheduler(const SchedulerConfig& config) : config_(config), pool_(con
   TACO_REQUIRE(config.max_model_len >= 1, "max_model_len must be at least 1, not ", config.max_model_len);
   TACO_REQUIRE(config.watermark >= 0.0 && config.watermark < 1.0, "watermark must be in [0, 1), not ",
                config.watermark);
+  TACO_REQUIRE(config.num_swap_blocks >= 0, "num_swap_blocks must be at least 0, not ", config.num_swap_blocks);
   max_len_ = std::min<int64_t>(config.max_model_len, config.num_blocks * config.block_size);
   watermark_blocks_ =
       static_cast<int64_t>(std::floor(config.watermark * static_cast<double>(config.num_blocks)));
   given_up_.assign(static_cast<size_t>(config.num_blocks), 0);
+  if (config.num_swap_blocks > 0) {
+    host_pool_.emplace(config.num_swap_blocks);
+    host_block_of_.assign(static_cast<size_t>(config.num_blocks), -1);
+  }
 }
 
 void Scheduler::check_admissible(int64_t prompt_len, int best_of) const {
@@ -64,8 +69,8 @@ void Scheduler::stop_sequence(SeqState& seq) {
 }
 
 void Scheduler::finish(SeqState& seq, FinishReason reason) {
-  TACO_CHECK(!in_flight_, "a sequence cannot be finished during a step");
   if (seq.status == SeqStatus::kFinished) return;
+  for (int age = 0; age < num_flights_; ++age) flight(age).reversible = false;
   Request& request = *seq.owner;
   if (seq.status == SeqStatus::kRunning) {
     stop_sequence(seq);
@@ -74,82 +79,143 @@ void Scheduler::finish(SeqState& seq, FinishReason reason) {
     waiting_.erase(&seq);
   }
   release_table(pool_, seq.blocks);
+  if (!seq.host_blocks.empty()) release_table(*host_pool_, seq.host_blocks);
+  if (seq.tokens.back() == kPendingToken) seq.tokens.pop_back();
   seq.status = SeqStatus::kFinished;
   seq.finish_reason = reason;
   if (--request.num_unfinished == 0) --num_requests_;
 }
 
 void Scheduler::plan(Proposal& proposal) const {
-  TACO_CHECK(!in_flight_, "the last step was neither committed nor rolled back");
+  TACO_CHECK(num_flights_ == 0 || (num_flights_ == 1 && oldest().advanced),
+             "the last step was neither advanced nor committed nor rolled back");
   Planner(*this, proposal).plan();
 }
 
-void Scheduler::preempt(SeqState& seq) {
+bool Scheduler::swaps(const SeqState& seq) const {
+  if (!host_pool_ || seq.num_computed == 0) return false;
+  switch (config_.preemption_mode) {
+    case PreemptionMode::kAuto:
+      return seq.owner->num_unfinished > 1;
+    case PreemptionMode::kRecompute:
+      return false;
+    case PreemptionMode::kSwap:
+      return true;
+  }
+  return false;
+}
+
+// False, and nothing changed, if the swap space is too small. What several victims of the plan share is moved
+// once.
+bool Scheduler::swap_out(SeqState& seq, Flight& flight) {
+  std::span<const BlockId> blocks(seq.blocks);
+  blocks = blocks.first(static_cast<size_t>(blocks_for(seq.num_computed, config_.block_size)));
+  auto new_blocks = std::count_if(blocks.begin(), blocks.end(), [&](BlockId block) {
+    return host_block_of_[static_cast<size_t>(block)] < 0;
+  });
+  if (new_blocks > host_pool_->num_free()) return false;
+  for (BlockId block : blocks) {
+    BlockId& host = host_block_of_[static_cast<size_t>(block)];
+    if (host < 0) {
+      host = host_pool_->allocate();
+      flight.plan.swap_out.push_back({block, host});
+    } else {
+      host_pool_->retain(host);
+    }
+    seq.host_blocks.push_back(host);
+  }
+  flight.swapped_out.push_back(&seq);
+  return true;
+}
+
+// Its device blocks have been taken. The host's are held until the step is advanced.
+void Scheduler::swap_in(SeqState& seq, Flight& flight) {
+  for (size_t i = 0; i < seq.host_blocks.size(); ++i) {
+    flight.plan.swap_in.push_back({seq.blocks[i], seq.host_blocks[i]});
+  }
+  flight.swapped_in.push_back(&seq);
+}
+
+void Scheduler::preempt(SeqState& seq, Flight& flight) {
   stop_sequence(seq);
   num_slots_ -= slots_of(seq);
+  if (!swaps(seq) || !swap_out(seq, flight)) seq.num_computed = 0;
   release_table(pool_, seq.blocks);
-  seq.num_computed = 0;
   seq.status = SeqStatus::kPreempted;
   waiting_.insert(&seq);
   ++num_preemptions_;
 }
 
 const StepPlan& Scheduler::reserve(const Proposal& proposal) {
-  TACO_CHECK(!in_flight_, "the last step was neither committed nor rolled back");
-  in_flight_ = true;
-  plan_is_prompt_first_ = proposal.prompt_first;
-  plan_.copies.clear();
-  plan_.num_tokens = proposal.num_tokens;
-  undo_.clear();
-  admitted_.clear();
-  samplers_.clear();
+  TACO_CHECK(num_flights_ == 0 || (num_flights_ == 1 && oldest().advanced),
+             "the last step was neither advanced nor committed nor rolled back");
+  TACO_CHECK(num_flights_ == 0 || proposal.preempt.empty(), "preemption while a step is in flight");
+  Flight& flight = this->flight(num_flights_++);
+  StepPlan& plan = flight.plan;
+  plan.number = num_steps_++;
+  plan.swap_out.clear();
+  plan.swap_in.clear();
+  plan.copies.clear();
+  plan.num_tokens = proposal.num_tokens;
+  flight.undo.clear();
+  flight.admitted.clear();
+  flight.swapped_out.clear();
+  flight.swapped_in.clear();
+  flight.samplers.clear();
+  flight.prompt_first = proposal.prompt_first;
+  flight.from_history = flight.advanced = false;
+  flight.reversible = true;
 
-  for (SeqState* seq : proposal.preempt) preempt(*seq);
+  for (SeqState* seq : proposal.preempt) preempt(*seq, flight);
+  for (const BlockMove& move : plan.swap_out) host_block_of_[static_cast<size_t>(move.device)] = -1;
   for (SeqState* seq : proposal.admit) {
-    admitted_.emplace_back(seq, seq->status);
+    flight.admitted.emplace_back(seq, seq->status);
     waiting_.erase(seq);
     run_sequence(*seq);
     num_slots_ += slots_of(*seq);
   }
   size_t first_admitted = proposal.items.size() - proposal.admit.size();
-  plan_.seqs.resize(proposal.items.size());
+  plan.seqs.resize(proposal.items.size());
   for (size_t i = 0; i < proposal.items.size(); ++i) {
     auto [seq, count] = proposal.items[i];
     int64_t known = i < first_admitted ? seq->num_computed + count : seq->len();
-    reserve_blocks(*seq, blocks_for(known, config_.block_size), count);
-    describe_step(*seq, count, plan_.seqs[i]);
+    reserve_blocks(*seq, blocks_for(known, config_.block_size), count, flight);
+    if (!seq->host_blocks.empty()) swap_in(*seq, flight);
+    describe_step(*seq, count, flight, plan.seqs[i]);
+    ++seq->owner->num_in_flight;
   }
 #ifdef TACO_CHECK_STEPS
   check_invariants(*this);
 #endif
-  return plan_;
+  return plan;
 }
 
-void Scheduler::reserve_blocks(SeqState& seq, int64_t num_blocks, int32_t count) {
-  Undo undo{&seq, seq.blocks.size(), plan_.copies.size(), 0};
+void Scheduler::reserve_blocks(SeqState& seq, int64_t num_blocks, int32_t count, Flight& flight) {
+  Undo undo{&seq, seq.blocks.size(), flight.plan.copies.size(), 0};
   make_writable(pool_, seq.blocks, seq.num_computed / config_.block_size,
-                blocks_for(seq.num_computed + count, config_.block_size), plan_.copies);
-  undo.last_copy = plan_.copies.size();
+                blocks_for(seq.num_computed + count, config_.block_size), flight.plan.copies);
+  undo.last_copy = flight.plan.copies.size();
   bool grown = grow_table(pool_, seq.blocks, num_blocks);
   TACO_CHECK(grown, "the plan promised blocks that the pool does not have");
-  undo_.push_back(undo);
+  flight.undo.push_back(undo);
 }
 
-void Scheduler::describe_step(SeqState& seq, int32_t count, SeqStep& step) {
+void Scheduler::describe_step(SeqState& seq, int32_t count, Flight& flight, SeqStep& step) {
   step.sequence = &seq;
   step.start = seq.num_computed;
   step.count = count;
   step.samplers.clear();
   int32_t end = step.start + count;
   if (end == seq.len()) {
+    flight.from_history |= seq.owner->from_history;
     if (seq.owner->forked) {
       step.samplers.push_back(&seq);
-      samplers_.push_back(&seq);
+      flight.samplers.push_back(&seq);
     } else {
       for (SeqState& sibling : seq.owner->sequences) {
         if (sibling.status == SeqStatus::kFinished) continue;
         step.samplers.push_back(&sibling);
-        samplers_.push_back(&sibling);
+        flight.samplers.push_back(&sibling);
       }
     }
   }
@@ -173,29 +239,13 @@ void Scheduler::fork(Request& request) {
   }
 }
 
-void Scheduler::commit(std::span<const Choice> choices, std::vector<SeqState*>& sequences) {
-  TACO_CHECK(in_flight_, "there is no step to commit");
-  // All is checked before anything changes, so that a bad output can still be rolled back.
-  TACO_CHECK(choices.size() == samplers_.size(), "the step has ", samplers_.size(), " samplers, the output ",
-             choices.size());
-  sequences.resize(choices.size());
-  sampled_.assign(samplers_.size(), false);
-  for (size_t i = 0; i < choices.size(); ++i) {
-    size_t at = i;  // executors keep the plan's order
-    if (samplers_[at]->id != choices[i].seq) {
-      at = static_cast<size_t>(std::find_if(samplers_.begin(), samplers_.end(),
-                                            [&](const SeqState* s) { return s->id == choices[i].seq; }) -
-                               samplers_.begin());
-      TACO_CHECK(at < samplers_.size(), "a token for sequence ", choices[i].seq, ", which samples none");
-    }
-    TACO_CHECK(!sampled_[at], "two tokens for sequence ", choices[i].seq);
-    sampled_[at] = true;
-    sequences[i] = samplers_[at];
-  }
-
-  for (const SeqStep& step : plan_.seqs) {
-    // Plans are made of SeqStates, by this class, and are const for the executor's eyes only.
-    SeqState& seq = *const_cast<SeqState*>(static_cast<const SeqState*>(step.sequence));
+void Scheduler::advance() {
+  TACO_CHECK(num_flights_ > 0 && !oldest().advanced, "there is no step to advance");
+  Flight& flight = this->flight(0);
+  for (size_t i = 0; i < flight.undo.size(); ++i) {
+    SeqState& seq = *flight.undo[i].seq;
+    if (seq.status == SeqStatus::kFinished) continue;
+    const SeqStep& step = flight.plan.seqs[i];
     int32_t end = step.start + step.count;
     seq.num_computed = end;
     int32_t new_from = std::max(step.start, seq.computed_once);
@@ -204,42 +254,97 @@ void Scheduler::commit(std::span<const Choice> choices, std::vector<SeqState*>& 
     if (step.prompt_logprobs) seq.prompt_logprobs_from = std::max(seq.prompt_logprobs_from, end + 1);
     if (!step.samplers.empty() && !seq.owner->forked) fork(*seq.owner);
   }
-  for (size_t i = 0; i < choices.size(); ++i) {
-    if (choices[i].failed) continue;
-    sequences[i]->tokens.push_back(choices[i].token);
-    sequences[i]->cumulative_logprob += static_cast<double>(choices[i].logprob);
-    ++num_generation_tokens_;
+  for (SeqState* seq : flight.samplers) {
+    if (seq->status != SeqStatus::kFinished) seq->tokens.push_back(kPendingToken);
   }
-  last_was_prompt_first_ = plan_is_prompt_first_;
-  in_flight_ = false;
-  ++plan_.number;
+  for (SeqState* seq : flight.swapped_in) {
+    if (!seq->host_blocks.empty()) release_table(*host_pool_, seq->host_blocks);
+  }
+  last_was_prompt_first_ = flight.prompt_first;
+  flight.advanced = true;
+}
+
+void Scheduler::commit(std::span<const Choice> choices, std::vector<SeqState*>& sequences) {
+  TACO_CHECK(num_flights_ > 0, "there is no step to commit");
+  Flight& flight = this->flight(0);
+  const std::vector<SeqState*>& samplers = flight.samplers;
+  // All is checked before anything changes, so that a bad output can still be rolled back.
+  TACO_CHECK(choices.size() == samplers.size(), "the step has ", samplers.size(), " samplers, the output ",
+             choices.size());
+  sequences.resize(choices.size());
+  sampled_.assign(samplers.size(), false);
+  for (size_t i = 0; i < choices.size(); ++i) {
+    size_t at = i;  // executors keep the plan's order
+    if (samplers[at]->id != choices[i].seq) {
+      at = static_cast<size_t>(std::find_if(samplers.begin(), samplers.end(),
+                                            [&](const SeqState* s) { return s->id == choices[i].seq; }) -
+                               samplers.begin());
+      TACO_CHECK(at < samplers.size(), "a token for sequence ", choices[i].seq, ", which samples none");
+    }
+    TACO_CHECK(!sampled_[at], "two tokens for sequence ", choices[i].seq);
+    sampled_[at] = true;
+    sequences[i] = samplers[at];
+  }
+
+  if (!flight.advanced) advance();
+  for (size_t i = 0; i < choices.size(); ++i) {
+    SeqState& seq = *sequences[i];
+    if (seq.status == SeqStatus::kFinished) {
+      sequences[i] = nullptr;
+    } else if (choices[i].failed) {
+      seq.tokens.pop_back();
+    } else {
+      seq.tokens.back() = choices[i].token;
+      seq.cumulative_logprob += static_cast<double>(choices[i].logprob);
+      ++num_generation_tokens_;
+    }
+  }
+  land(flight);
+}
+
+void Scheduler::land(Flight& flight) {
+  for (const Undo& undo : flight.undo) --undo.seq->owner->num_in_flight;
+  oldest_flight_ = (oldest_flight_ + 1) % 2;
+  --num_flights_;
 }
 
 void Scheduler::rollback() {
-  TACO_CHECK(in_flight_, "there is no step to roll back");
-  for (auto undo = undo_.rbegin(); undo != undo_.rend(); ++undo) {
+  TACO_CHECK(num_flights_ > 0, "there is no step to roll back");
+  Flight& flight = this->flight(num_flights_ - 1);
+  TACO_CHECK(!flight.advanced && flight.reversible, "the step cannot be rolled back any more");
+  for (auto undo = flight.undo.rbegin(); undo != flight.undo.rend(); ++undo) {
     SeqState& seq = *undo->seq;
     shrink_table(pool_, seq.blocks, static_cast<int64_t>(undo->num_blocks));
     for (size_t i = undo->last_copy; i-- > undo->first_copy;) {
-      const BlockCopy& copy = plan_.copies[i];
+      const BlockCopy& copy = flight.plan.copies[i];
       auto at = std::find(seq.blocks.begin(), seq.blocks.end(), copy.to);
       TACO_CHECK(at != seq.blocks.end());
-      pool_.retain(copy.from);  // alive: it was shared, and nothing is released while a step is in flight
+      pool_.retain(copy.from);  // alive: it was shared, and nothing was released since
       pool_.release(copy.to);
       *at = copy.from;
     }
+    --seq.owner->num_in_flight;
   }
-  for (auto it = admitted_.rbegin(); it != admitted_.rend(); ++it) {
+  for (auto it = flight.admitted.rbegin(); it != flight.admitted.rend(); ++it) {
     auto [seq, status] = *it;
     stop_sequence(*seq);
     num_slots_ -= slots_of(*seq);
     seq->status = status;
     waiting_.insert(seq);
   }
-  in_flight_ = false;
+  for (SeqState* seq : flight.swapped_out) {  // nobody knows whether the moves were made
+    release_table(*host_pool_, seq->host_blocks);
+    seq->num_computed = 0;
+  }
+  --num_flights_;
+  --num_steps_;
 #ifdef TACO_CHECK_STEPS
   check_invariants(*this);
 #endif
+}
+
+void Scheduler::abandon() {
+  while (num_flights_ > 0) land(flight(0));
 }
 
 }  // namespace taco

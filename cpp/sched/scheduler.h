@@ -2,10 +2,22 @@
 //
 // A step is a transaction:
 //   plan      pure: looks, decides, changes nothing
-//   reserve   takes the blocks and makes the StepPlan that an executor runs
-//   commit    the step has run: tokens are appended; the only place where sequences advance
-//   rollback  the step has failed: everything is as before plan, but what was preempted stays preempted (its
-//             blocks may have been overwritten) and will be recomputed
+//   reserve   takes the blocks and makes the StepPlan that an executor runs; the step is in flight from here on
+//   advance   the step will run: its tokens count as computed, and kPendingToken stands for what it samples
+//   commit    the step has run: its tokens take their places; advances first if that was not done
+//   rollback  of the newest step, not advanced: everything is as before plan, but what was preempted stays
+//             preempted (its blocks may have been overwritten) and will be recomputed
+//   abandon   of all steps in flight, when the executor is lost: sequences can only be finished
+//
+// One step at a time is plan, reserve, commit. Two in flight are
+//   reserve n, advance n, plan and reserve n + 1, commit n, advance n + 1, plan and reserve n + 2, ...
+// A sequence whose pending token is certainly its last is left out of plans. One that is finished between
+// reserve and commit gives its blocks back at once, since an executor runs steps in order; the step's result for
+// it is dropped. Nothing is preempted while a step is in flight: then commit first, and plan again.
+//
+// Preemption gives a sequence's blocks back, and either forgets what they held (recompute) or moves it to the
+// host's pool, from where its next admission fetches it (swap). Host blocks are held until the step that fetched
+// them is advanced, so that it can be rolled back.
 //
 // There is no prefill and no decode phase: a sequence has tokens known and tokens computed, and gets some of
 // the step's budget. Running sequences that lack one token come first, then known tokens, in the policy's
@@ -14,6 +26,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <set>
 #include <span>
 #include <vector>
@@ -24,6 +37,12 @@
 
 namespace taco {
 
+enum class PreemptionMode : uint8_t {
+  kAuto,       // swap for requests with several unfinished sequences, recompute for all others
+  kRecompute,  // always
+  kSwap,       // always; recompute where the swap space is full
+};
+
 struct SchedulerConfig {
   int max_num_batched_tokens = 2048;
   int max_num_seqs = 256;
@@ -33,6 +52,8 @@ struct SchedulerConfig {
   int max_model_len = 0;
   int block_size = 16;
   int64_t num_blocks = 0;
+  int64_t num_swap_blocks = 0;  // on the host; 0: no swapping in any mode
+  PreemptionMode preemption_mode = PreemptionMode::kAuto;
 };
 
 // What plan decided, by reference to the sequences concerned.
@@ -69,14 +90,24 @@ class Scheduler {
 
   // Queues it. The request must have passed check_admissible.
   void add(Request& request);
-  // Ends one sequence in whatever state it is, between steps, and gives its blocks back. Idempotent.
+  // Ends one sequence in whatever state it is, in a step or not, and gives its blocks back. Idempotent.
   void finish(SeqState& seq, FinishReason reason);
 
   void plan(Proposal& proposal) const;
+  // At most two steps are in flight, and the older one must be advanced. The plan stays good until the step's
+  // commit, and is not changed by it.
   const StepPlan& reserve(const Proposal& proposal);
-  // choices: exactly one for each sampler of the plan, in any order. sequences[i] is then that of choices[i].
+  void advance();  // the oldest step
+  // Of the oldest step. choices: exactly one for each sampler of its plan, in any order. sequences[i] is then that
+  // of choices[i]; null for one that was finished in the meantime.
   void commit(std::span<const Choice> choices, std::vector<SeqState*>& sequences);
   void rollback();
+  void abandon();
+
+  int num_in_flight() const { return num_flights_; }
+  const StepPlan& oldest_plan() const { return oldest().plan; }  // of those in flight
+  // Whether a sequence of the oldest step needs its token on the host before it can sample again.
+  bool oldest_needs_its_tokens() const { return oldest().from_history; }
 
   bool has_work() const { return !running_.empty() || !waiting_.empty(); }
   int64_t num_running_requests() const { return num_running_requests_; }
@@ -95,42 +126,60 @@ class Scheduler {
   const BlockPool& pool() const { return pool_; }
   const std::vector<SeqState*>& running() const { return running_; }
   const std::set<SeqState*, Before>& waiting() const { return waiting_; }
-  const StepPlan* plan_in_flight() const { return in_flight_ ? &plan_ : nullptr; }
+  const BlockPool* host_pool() const { return host_pool_ ? &*host_pool_ : nullptr; }
   int num_slots() const { return num_slots_; }
 
- private:
-  class Planner;
   struct Undo {  // of one item's reservation
     SeqState* seq;
     size_t num_blocks;             // before
-    size_t first_copy, last_copy;  // in plan_.copies
+    size_t first_copy, last_copy;  // in plan.copies
   };
+  struct Flight {  // a step between reserve and commit
+    StepPlan plan;
+    std::vector<Undo> undo;                                 // one for each of plan.seqs
+    std::vector<std::pair<SeqState*, SeqStatus>> admitted;  // and what they were before
+    std::vector<SeqState*> swapped_out, swapped_in;
+    std::vector<SeqState*> samplers;  // in the plan's order
+    bool prompt_first = false;
+    bool from_history = false;  // of any sampler
+    bool advanced = false;
+    bool reversible = true;  // nothing was finished since
+  };
+  const Flight& flight(int age) const { return flights_[(oldest_flight_ + age) % 2]; }  // 0: the oldest
 
+ private:
+  class Planner;
+
+  Flight& flight(int age) { return flights_[(oldest_flight_ + age) % 2]; }
+  const Flight& oldest() const { return flight(0); }
   void run_sequence(SeqState& seq);   // into running_
   void stop_sequence(SeqState& seq);  // out of running_
-  void preempt(SeqState& seq);
-  void reserve_blocks(SeqState& seq, int64_t num_blocks, int32_t count);
-  void describe_step(SeqState& seq, int32_t count, SeqStep& step);
+  void preempt(SeqState& seq, Flight& flight);
+  bool swaps(const SeqState& seq) const;
+  bool swap_out(SeqState& seq, Flight& flight);
+  void swap_in(SeqState& seq, Flight& flight);
+  void reserve_blocks(SeqState& seq, int64_t num_blocks, int32_t count, Flight& flight);
+  void describe_step(SeqState& seq, int32_t count, Flight& flight, SeqStep& step);
   void fork(Request& request);
+  void land(Flight& flight);  // the oldest
 
   SchedulerConfig config_;
   int64_t max_len_;
   int64_t watermark_blocks_;
   BlockPool pool_;
+  std::optional<BlockPool> host_pool_;   // swap space
   std::vector<SeqState*> running_;       // in the policy's order
   std::set<SeqState*, Before> waiting_;  // likewise
   int num_slots_ = 0;                    // of max_num_seqs; an unforked request takes best_of
   int64_t num_requests_ = 0, num_running_requests_ = 0;
   uint64_t num_preemptions_ = 0, num_prompt_tokens_ = 0, num_generation_tokens_ = 0;
 
-  bool in_flight_ = false;
+  Flight flights_[2];
+  int oldest_flight_ = 0, num_flights_ = 0;
+  uint64_t num_steps_ = 0;  // reserved and not rolled back
   bool last_was_prompt_first_ = false;
-  bool plan_is_prompt_first_ = false;
-  StepPlan plan_;
-  std::vector<Undo> undo_;
-  std::vector<std::pair<SeqState*, SeqStatus>> admitted_;  // and what they were before
-  std::vector<SeqState*> samplers_;                        // of the plan, in its order
-  std::vector<bool> sampled_;
+  std::vector<bool> sampled_;          // scratch of commit
+  std::vector<BlockId> host_block_of_; // scratch of reserve, by device block: moved by this plan to; else -1
 
   // The planner's scratch, empty between plans: holds on blocks that the plan would give up.
   mutable std::vector<int32_t> given_up_;

@@ -23,7 +23,11 @@ struct SeqStep {
 
 struct StepPlan {
   uint64_t number = 0;
-  std::vector<BlockCopy> copies;  // before anything else (copy on write)
+  // Whole blocks change places before the step, in this order, each list in its own order. A device block that
+  // swap_out reads may be written by swap_in or copies; no block is written twice.
+  std::vector<BlockMove> swap_out;  // device -> host
+  std::vector<BlockMove> swap_in;   // host -> device
+  std::vector<BlockCopy> copies;    // device -> device (copy on write)
   std::vector<SeqStep> seqs;
   int32_t num_tokens = 0;  // sum of counts
 };

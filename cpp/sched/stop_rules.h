@@ -32,4 +32,9 @@ inline bool reached_length(const Sequence& seq, int64_t max_len) {
   return seq.output_len() >= seq.params->max_tokens || seq.len() >= max_len;
 }
 
+// The newest token is not known yet, but certainly the sequence's last: there is nothing more to compute.
+inline bool awaits_its_last(const Sequence& seq, int64_t max_len) {
+  return seq.tokens.back() == kPendingToken && reached_length(seq, max_len);
+}
+
 }  // namespace taco
