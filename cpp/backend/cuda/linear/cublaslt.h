@@ -1,4 +1,5 @@
-// cuBLASLt by dlopen: the library stays an optional dependency of 0.6 GB, and no header of it is needed to build.
+// cuBLASLt by dlopen: the library stays an optional dependency of 0.6 GB, and no header of it is needed to
+// build.
 #pragma once
 
 #include <cstdint>
@@ -44,7 +45,10 @@ class CublasLt {
 
   // false: the library is missing or has no kernel for this product, and nothing ran.
   bool matmul(const Matmul& p, Context& ctx);
-  // Microseconds of each candidate of the library's heuristic for this product (benchmarks). y is overwritten.
+  // Whether the library has a kernel for it.
+  bool takes(const Matmul& p, Context& ctx);
+  // Microseconds of each candidate of the library's heuristic for this product (benchmarks). y is
+  // overwritten.
   std::vector<float> time_candidates(const Matmul& p, Context& ctx, int runs);
 
  private:
@@ -53,7 +57,7 @@ class CublasLt {
   struct Plan {
     uint64_t algo[8] = {};
     size_t workspace = 0;
-    bool usable = false, tuned = false;
+    bool asked = false, usable = false, tuned = false;
   };
   // m's bucket, n, k, in, out, beta != 0, scales, alignment, strides beyond the dense ones
   using Key = std::tuple<int64_t, int64_t, int64_t, int, int, bool, int, int>;
