@@ -59,6 +59,12 @@ ModelExecutor::ModelExecutor(std::shared_ptr<const Model> model, const ModelExec
   // Not zeroed: untouched pages cost nothing on a host, and attention reads only what was written.
   kv_data_ = allocate(model_->backend, bytes);
   cache_ = {kv_data_.get(), kv_dtype_of(*model_, config_.kv_dtype), config_.num_blocks, config_.block_size};
+  if (config_.num_host_blocks > 0) {
+    std::shared_ptr<Backend> owner = model_->backend;
+    swap_ = {owner->allocate_host(block_bytes(*model_, config_.block_size, config_.kv_dtype) *
+                                  static_cast<size_t>(config_.num_host_blocks)),
+             [owner](void* p) { owner->release_host(p); }};
+  }
   logits_rows_ = std::min(limits(config_).max_rows, limits(config_).max_seqs);
   if (!backend.samples()) logits_rows_ = std::min(logits_rows_, kMaxLogitsRows);
   logits_ = std::static_pointer_cast<float>(
@@ -110,6 +116,21 @@ void ModelExecutor::warm_up() {
   step(prompts, longest, std::min(tokens, prompts * longest));
   step(config_.max_num_seqs, 1, config_.max_num_seqs);
   graphs_.clear();
+}
+
+void ModelExecutor::move_blocks(const StepPlan& plan) {
+  if (plan.swap_out.empty() && plan.swap_in.empty()) return;
+  Backend& backend = *model_->backend;
+  const size_t layers = model_->spec.layers.size();
+  const size_t bytes = kv_block_bytes(model_->spec, config_.block_size, cache_.dtype) / layers;
+  for (size_t i = 0; i < layers; ++i) {
+    char* device = static_cast<char*>(kv_layer(model_->spec, cache_, i).data);
+    char* host = static_cast<char*>(swap_.get()) + i * bytes;
+    auto on_host = [&](const BlockMove& move) { return host + static_cast<size_t>(move.host) * layers * bytes; };
+    auto on_device = [&](const BlockMove& move) { return device + static_cast<size_t>(move.device) * bytes; };
+    for (const BlockMove& move : plan.swap_out) backend.download_async(on_host(move), on_device(move), bytes);
+    for (const BlockMove& move : plan.swap_in) backend.upload_async(on_device(move), on_host(move), bytes);
+  }
 }
 
 void ModelExecutor::copy_blocks(const std::vector<BlockCopy>& copies) {
@@ -275,6 +296,7 @@ void ModelExecutor::submit(const StepPlan& plan) {
   TACO_CHECK(static_cast<int>(pending_.size()) < max_in_flight(), pending_.size(), " steps are in flight");
   Pending& step = pending_.emplace_back();
   try {
+    move_blocks(plan);
     copy_blocks(plan.copies);
     if (plan.seqs.empty()) return;
     const Sampling sampling = sampling_of(plan);

@@ -23,6 +23,7 @@ struct ModelExecutorConfig {
   int max_num_seqs = 256;
   bool enforce_eager = false;         // no captured graphs
   int max_seq_len_to_capture = 8192;  // steps with longer sequences run op by op
+  int64_t num_host_blocks = 0;        // swap space
 };
 
 class ModelExecutor final : public Executor {
@@ -36,7 +37,9 @@ class ModelExecutor final : public Executor {
 
   int vocab_size() const override { return model_->spec.vocab_size; }
   int max_model_len() const override { return config_.max_model_len; }
-  KvCacheConfig kv_cache() const override { return {config_.block_size, config_.num_blocks}; }
+  KvCacheConfig kv_cache() const override {
+    return {config_.block_size, config_.num_blocks, config_.num_host_blocks};
+  }
   int max_in_flight() const override { return device_sampler_ ? 2 : 1; }
   void submit(const StepPlan& plan) override;
   StepOutput collect() override;
@@ -70,6 +73,7 @@ class ModelExecutor final : public Executor {
   bool can_replay(const StepPlan& plan, const Sampling& sampling) const;
   void run_ops(const DecoderBatch& batch, bool all_logits);
   void run_graph(const DecoderBatch& batch);
+  void move_blocks(const StepPlan& plan);
   void copy_blocks(const std::vector<BlockCopy>& copies);
   void sample_on_host(const Sampling& sampling, StepOutput& output);
   void sample_on_device(const Sampling& sampling, bool have_logits);
@@ -82,6 +86,7 @@ class ModelExecutor final : public Executor {
   ModelExecutorConfig config_;
   std::shared_ptr<void> kv_data_;
   KvCache cache_;
+  std::shared_ptr<void> swap_;  // host [num_host_blocks][layers][bytes of a layer's block]
   StepInputs inputs_;
   Decoder decoder_;
   std::vector<Pending> pending_;  // the oldest first
