@@ -13,11 +13,11 @@
 
 namespace taco {
 
-// A step: plan and submit, collect, commit, look at each new token, publish. With an executor that takes a second
-// step before it gives the first one's result, step n + 1 is planned and submitted before n is collected, so that
-// the device always has work; what the host does with n's tokens happens while n + 1 runs. It does not happen when
-// n + 1 depends on n's tokens by more than feeding them back: when a sequence samples from its history, or when
-// somebody would have to be preempted (n may free blocks).
+// A step: plan and submit, collect, commit, look at each new token, publish. With an executor that takes a
+// second step before it gives the first one's result, step n + 1 is planned and submitted before n is
+// collected, so that the device always has work; what the host does with n's tokens happens while n + 1 runs.
+// It does not happen when n + 1 depends on n's tokens by more than feeding them back: when a sequence samples
+// from its history, or when somebody would have to be preempted (n may free blocks).
 //
 // All functions but stats() and scheduler().check_admissible() belong to the engine thread.
 class EngineLoop {

@@ -51,8 +51,8 @@ class Executor {
   virtual KvCacheConfig kv_cache() const = 0;
 
   // Steps that may be submitted before the oldest is collected: 1, or 2 where step n + 1 can be submitted
-  // while n runs. A token that n has not given yet stands in the sequence as kPendingToken; the executor takes
-  // it from n's own result.
+  // while n runs. A token that n has not given yet stands in the sequence as kPendingToken; the executor
+  // takes it from n's own result.
   virtual int max_in_flight() const { return 1; }
   // Starts a step; `plan` and the sequences in it are read before the call returns. `collect` waits for the
   // oldest submitted one. Steps take effect in the order of their submission: what one frees, a later one may

@@ -18,8 +18,8 @@ namespace taco {
 // preemption, at 0), when the sequence's output is not what was sampled (a token lost, doubled or of another
 // stream), when blocks do not cover it, or when a slot does not hold what the sequence put there.
 //
-// With two steps in flight it must be called as a device would have to be: a pending token must be one that the
-// step before samples and that was not collected yet, a known one must have been collected.
+// With two steps in flight it must be called as a device would have to be: a pending token must be one that
+// the step before samples and that was not collected yet, a known one must have been collected.
 class NullExecutor : public Executor {
  public:
   // step_seconds: what each step takes. eos_token_id: -1 for streams without end; else each output position

@@ -39,8 +39,8 @@ void check_moves(const StepPlan& plan) {
   }
 }
 
-// A step that was not advanced writes only blocks that nobody else holds, and each sequence is in it once. What
-// was finished since has no blocks any more.
+// A step that was not advanced writes only blocks that nobody else holds, and each sequence is in it once.
+// What was finished since has no blocks any more.
 void check_flight(const Scheduler& s, const Scheduler::Flight& flight) {
   const StepPlan& plan = flight.plan;
   check_moves(plan);
@@ -108,7 +108,10 @@ void check_invariants(const Scheduler& s) {
     slots += slots_of(*seq);
     TACO_CHECK(seq->num_computed >= 0 && seq->num_computed < seq->len(), "sequence ", seq->id, ": ",
                seq->num_computed, " of ", seq->len(), " tokens computed");
-    TACO_CHECK(seq->len() <= s.max_len() || seq->output_len() == 0, "sequence ", seq->id, " is too long");
+    // A full prompt still gets one token.
+    bool pending_alone = seq->output_len() == 1 && seq->tokens.back() == kPendingToken;
+    TACO_CHECK(seq->len() <= s.max_len() || seq->output_len() == 0 || pending_alone, "sequence ", seq->id,
+               " is too long");
     TACO_CHECK(static_cast<int64_t>(seq->blocks.size()) * s.config().block_size >= seq->num_computed,
                "sequence ", seq->id, ": blocks do not cover what is computed");
     std::vector<BlockId> table = seq->blocks;

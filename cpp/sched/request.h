@@ -21,8 +21,8 @@ struct SeqState : Sequence {
   std::vector<BlockId> host_blocks;  // where tokens 0 .. num_computed - 1 are while it is swapped out
 };
 
-// Owned by whoever submits to the scheduler, and kept alive until all its sequences are finished and no step in
-// flight has any of them.
+// Owned by whoever submits to the scheduler, and kept alive until all its sequences are finished and no step
+// in flight has any of them.
 struct Request {
   Request(RequestId id, std::vector<int32_t> prompt, std::shared_ptr<const SamplingParams> params,
           int priority, uint64_t seed);
@@ -37,10 +37,10 @@ struct Request {
   // best_of of them, never resized: plans point into it. Until the prompt is computed only the first one is
   // known to the queues; then the others fork from it.
   std::vector<SeqState> sequences;
-  bool forked;          // true from the start when there is one sequence
-  int num_unfinished;   // sequences
-  int num_running = 0;  // sequences
-  int num_in_flight = 0;  // parts of submitted steps that were not collected
+  bool forked;              // true from the start when there is one sequence
+  int num_unfinished;       // sequences
+  int num_running = 0;      // sequences
+  int num_in_flight = 0;    // parts of submitted steps that were not collected
   const bool from_history;  // samples_from_history(*params)
 };
 

@@ -43,7 +43,8 @@ struct SamplingParams {
 };
 
 // Whether sampling reads which tokens came before, and not only how many (min_tokens) or none of them
-// (logit_bias, allowed_token_ids): such a sequence cannot be in step n + 1 before the host has step n's token.
+// (logit_bias, allowed_token_ids): such a sequence cannot be in step n + 1 before the host has step n's
+// token.
 bool samples_from_history(const SamplingParams& params);
 
 // Throws kInvalidArgument with a sentence that says what to change. Token ids must be in [0, vocab_size), but

@@ -18,7 +18,8 @@ Scheduler::Scheduler(const SchedulerConfig& config) : config_(config), pool_(con
   TACO_REQUIRE(config.max_model_len >= 1, "max_model_len must be at least 1, not ", config.max_model_len);
   TACO_REQUIRE(config.watermark >= 0.0 && config.watermark < 1.0, "watermark must be in [0, 1), not ",
                config.watermark);
-  TACO_REQUIRE(config.num_swap_blocks >= 0, "num_swap_blocks must be at least 0, not ", config.num_swap_blocks);
+  TACO_REQUIRE(config.num_swap_blocks >= 0, "num_swap_blocks must be at least 0, not ",
+               config.num_swap_blocks);
   max_len_ = std::min<int64_t>(config.max_model_len, config.num_blocks * config.block_size);
   watermark_blocks_ =
       static_cast<int64_t>(std::floor(config.watermark * static_cast<double>(config.num_blocks)));

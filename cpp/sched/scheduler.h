@@ -2,9 +2,9 @@
 //
 // A step is a transaction:
 //   plan      pure: looks, decides, changes nothing
-//   reserve   takes the blocks and makes the StepPlan that an executor runs; the step is in flight from here on
-//   advance   the step will run: its tokens count as computed, and kPendingToken stands for what it samples
-//   commit    the step has run: its tokens take their places; advances first if that was not done
+//   reserve   takes the blocks and makes the StepPlan that an executor runs; the step is in flight from here
+//   on advance   the step will run: its tokens count as computed, and kPendingToken stands for what it
+//   samples commit    the step has run: its tokens take their places; advances first if that was not done
 //   rollback  of the newest step, not advanced: everything is as before plan, but what was preempted stays
 //             preempted (its blocks may have been overwritten) and will be recomputed
 //   abandon   of all steps in flight, when the executor is lost: sequences can only be finished
@@ -12,12 +12,12 @@
 // One step at a time is plan, reserve, commit. Two in flight are
 //   reserve n, advance n, plan and reserve n + 1, commit n, advance n + 1, plan and reserve n + 2, ...
 // A sequence whose pending token is certainly its last is left out of plans. One that is finished between
-// reserve and commit gives its blocks back at once, since an executor runs steps in order; the step's result for
-// it is dropped. Nothing is preempted while a step is in flight: then commit first, and plan again.
+// reserve and commit gives its blocks back at once, since an executor runs steps in order; the step's result
+// for it is dropped. Nothing is preempted while a step is in flight: then commit first, and plan again.
 //
 // Preemption gives a sequence's blocks back, and either forgets what they held (recompute) or moves it to the
-// host's pool, from where its next admission fetches it (swap). Host blocks are held until the step that fetched
-// them is advanced, so that it can be rolled back.
+// host's pool, from where its next admission fetches it (swap). Host blocks are held until the step that
+// fetched them is advanced, so that it can be rolled back.
 //
 // There is no prefill and no decode phase: a sequence has tokens known and tokens computed, and gets some of
 // the step's budget. Running sequences that lack one token come first, then known tokens, in the policy's
@@ -98,8 +98,8 @@ class Scheduler {
   // commit, and is not changed by it.
   const StepPlan& reserve(const Proposal& proposal);
   void advance();  // the oldest step
-  // Of the oldest step. choices: exactly one for each sampler of its plan, in any order. sequences[i] is then that
-  // of choices[i]; null for one that was finished in the meantime.
+  // Of the oldest step. choices: exactly one for each sampler of its plan, in any order. sequences[i] is then
+  // that of choices[i]; null for one that was finished in the meantime.
   void commit(std::span<const Choice> choices, std::vector<SeqState*>& sequences);
   void rollback();
   void abandon();
@@ -178,8 +178,8 @@ class Scheduler {
   int oldest_flight_ = 0, num_flights_ = 0;
   uint64_t num_steps_ = 0;  // reserved and not rolled back
   bool last_was_prompt_first_ = false;
-  std::vector<bool> sampled_;          // scratch of commit
-  std::vector<BlockId> host_block_of_; // scratch of reserve, by device block: moved by this plan to; else -1
+  std::vector<bool> sampled_;           // scratch of commit
+  std::vector<BlockId> host_block_of_;  // scratch of reserve, by device block: moved by this plan to; else -1
 
   // The planner's scratch, empty between plans: holds on blocks that the plan would give up.
   mutable std::vector<int32_t> given_up_;

@@ -23,8 +23,8 @@ struct SeqStep {
 
 struct StepPlan {
   uint64_t number = 0;
-  // Whole blocks change places before the step, in this order, each list in its own order. A device block that
-  // swap_out reads may be written by swap_in or copies; no block is written twice.
+  // Whole blocks change places before the step, in this order, each list in its own order. A device block
+  // that swap_out reads may be written by swap_in or copies; no block is written twice.
   std::vector<BlockMove> swap_out;  // device -> host
   std::vector<BlockMove> swap_in;   // host -> device
   std::vector<BlockCopy> copies;    // device -> device (copy on write)

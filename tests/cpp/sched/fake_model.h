@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <deque>
+#include <map>
 #include <memory>
 #include <span>
 #include <vector>
@@ -21,8 +24,10 @@ constexpr int kFakeVocab = 97;
 // sequence's seed too: forks go different ways.
 class FakeModel {
  public:
-  FakeModel(int block_size, int64_t num_blocks)
-      : block_size_(block_size), slots_(static_cast<size_t>(block_size * num_blocks), 0) {}
+  FakeModel(int block_size, int64_t num_blocks, int64_t num_host_blocks = 0)
+      : block_size_(block_size),
+        slots_(static_cast<size_t>(block_size * num_blocks), 0),
+        host_slots_(static_cast<size_t>(block_size * num_host_blocks), 0) {}
 
   static uint64_t extend(uint64_t hash, int32_t token) {
     return mix_seed(hash, static_cast<uint64_t>(token));
@@ -46,22 +51,29 @@ class FakeModel {
     return out;
   }
 
+  // A pending token is what the last call chose.
   void run(const StepPlan& plan, std::vector<Choice>& choices) {
-    for (const BlockCopy& copy : plan.copies) {
-      for (int i = 0; i < block_size_; ++i) {
-        slots_[at(copy.to, i)] = slots_[at(copy.from, i)];
-      }
+    for (int i = 0; i < block_size_; ++i) {
+      for (const BlockMove& move : plan.swap_out)
+        host_slots_.at(at(move.host, i)) = slots_[at(move.device, i)];
+      for (const BlockMove& move : plan.swap_in)
+        slots_[at(move.device, i)] = host_slots_.at(at(move.host, i));
+      for (const BlockCopy& copy : plan.copies) slots_[at(copy.to, i)] = slots_[at(copy.from, i)];
     }
+    std::map<SeqId, int32_t> chosen;
     for (const SeqStep& step : plan.seqs) {
       uint64_t hash = step.start == 0 ? 0 : slot(*step.sequence, step.start - 1);
       for (int32_t i = step.start; i < step.start + step.count; ++i) {
-        hash = extend(hash, step.sequence->tokens[static_cast<size_t>(i)]);
+        int32_t token = step.sequence->tokens[static_cast<size_t>(i)];
+        hash = extend(hash, token == kPendingToken ? last_chosen_.at(step.sequence->id) : token);
         slot(*step.sequence, i) = hash;
       }
       for (const Sequence* sampler : step.samplers) {
         choices.push_back({sampler->id, choose(hash, sampler->seed), logprob(hash, sampler->seed), false});
+        chosen[sampler->id] = choices.back().token;
       }
     }
+    last_chosen_ = std::move(chosen);
   }
 
  private:
@@ -70,14 +82,19 @@ class FakeModel {
     return slots_[at(seq.blocks.at(static_cast<size_t>(position / block_size_)), position % block_size_)];
   }
   int block_size_;
-  std::vector<uint64_t> slots_;
+  std::vector<uint64_t> slots_, host_slots_;
+  std::map<SeqId, int32_t> last_chosen_;
 };
 
-// A scheduler, its model, and the requests: the engine's loop without the engine.
+// A scheduler, its model, and the requests: the engine's loop without the engine. With two steps in flight
+// the model computes at submission, as a device does in its own order, and the scheduler learns the result
+// later.
 class FakeEngine {
  public:
-  explicit FakeEngine(const SchedulerConfig& config)
-      : scheduler(config), model(config.block_size, config.num_blocks) {}
+  explicit FakeEngine(const SchedulerConfig& config, bool runs_ahead = false)
+      : scheduler(config),
+        model(config.block_size, config.num_blocks, config.num_swap_blocks),
+        runs_ahead(runs_ahead) {}
 
   Request& submit(std::vector<int32_t> prompt, int max_tokens, int best_of = 1, int priority = 0) {
     auto params = std::make_shared<SamplingParams>();
@@ -102,28 +119,63 @@ class FakeEngine {
 
   // One step; the plan is left in `proposal` and `plan`.
   void step() {
-    scheduler.plan(proposal);
-    ASSERT_FALSE(proposal.empty());
-    plan = &scheduler.reserve(proposal);
-    check_invariants(scheduler);
-    choices.clear();
-    model.run(*plan, choices);
-    scheduler.commit(choices, sampled);
-    for (SeqState* seq : sampled) {
-      if (reached_length(*seq, scheduler.max_len())) scheduler.finish(*seq, FinishReason::kLength);
+    if (scheduler.num_in_flight() == 0) {
+      scheduler.plan(proposal);
+      ASSERT_FALSE(proposal.empty());
+      submit_proposal();
     }
-    check_invariants(scheduler);
+    if (runs_ahead) run_ahead();
+    complete_oldest();
     ++num_steps;
   }
 
+  void submit_proposal() {
+    plan = &scheduler.reserve(proposal);
+    check_invariants(scheduler);
+    num_swapped_out += plan->swap_out.size();
+    num_swapped_in += plan->swap_in.size();
+    model.run(*plan, results.emplace_back());
+  }
+
+  void run_ahead() {
+    if (!scheduler.has_work() || scheduler.oldest_needs_its_tokens()) return;
+    scheduler.advance();
+    check_invariants(scheduler);
+    scheduler.plan(proposal);
+    if (proposal.empty() || !proposal.preempt.empty()) return;
+    submit_proposal();
+    ++num_ahead;
+  }
+
+  void complete_oldest() {
+    choices = std::move(results.front());
+    results.pop_front();
+    scheduler.commit(choices, sampled);
+    for (SeqState* seq : sampled) {
+      if (seq == nullptr) continue;
+      if (reached_length(*seq, scheduler.max_len())) {
+        scheduler.finish(*seq, FinishReason::kLength);
+      } else if (seq->tokens.back() < stop_below) {
+        scheduler.finish(*seq, FinishReason::kStop);
+      }
+    }
+    check_invariants(scheduler);
+  }
+
   void run_to_end(int max_steps = 100000) {
-    while (scheduler.has_work() && max_steps-- > 0) ASSERT_NO_FATAL_FAILURE(step());
-    ASSERT_FALSE(scheduler.has_work());
+    while (has_work() && max_steps-- > 0) ASSERT_NO_FATAL_FAILURE(step());
+    ASSERT_FALSE(has_work());
     ASSERT_EQ(scheduler.pool().num_used(), 0);
+    if (scheduler.host_pool() != nullptr) {
+      ASSERT_EQ(scheduler.host_pool()->num_used(), 0);
+    }
+    for (const auto& request : requests) ASSERT_EQ(request->num_in_flight, 0);
     ASSERT_EQ(scheduler.num_slots(), 0);
     ASSERT_EQ(scheduler.num_requests(), 0);
     ASSERT_EQ(scheduler.num_running_requests(), 0);
   }
+
+  bool has_work() const { return scheduler.has_work() || scheduler.num_in_flight() > 0; }
 
   // Every finished sequence has the tokens that it must have.
   void check_streams() const {
@@ -132,6 +184,11 @@ class FakeEngine {
         std::vector<int32_t> expected = FakeModel::oracle(seq.prompt(), seq.seed, seq.output_len());
         ASSERT_TRUE(std::equal(expected.begin(), expected.end(), seq.output().begin()))
             << "request " << request->id << " sequence " << seq.index;
+        auto stop = std::find_if(expected.begin(), expected.end(), [&](int32_t t) { return t < stop_below; });
+        ASSERT_GE(stop - expected.begin() + 1, seq.output_len()) << "went on after its end";
+        if (seq.finish_reason == FinishReason::kStop) {
+          ASSERT_LT(seq.tokens.back(), stop_below);
+        }
         if (seq.finish_reason == FinishReason::kLength) {
           int64_t most = std::max<int64_t>(scheduler.max_len() - seq.prompt_len, 1);
           ASSERT_EQ(seq.output_len(), std::min<int64_t>(seq.params->max_tokens, most));
@@ -146,8 +203,12 @@ class FakeEngine {
   Proposal proposal;
   const StepPlan* plan = nullptr;
   std::vector<Choice> choices;
+  std::deque<std::vector<Choice>> results;  // of the steps in flight
   std::vector<SeqState*> sampled;
-  int num_steps = 0;
+  bool runs_ahead;
+  int32_t stop_below = 0;  // tokens that end a sequence
+  int num_steps = 0, num_ahead = 0;
+  size_t num_swapped_out = 0, num_swapped_in = 0;  // blocks
 };
 
 inline std::vector<int32_t> prompt_of(int length, int start = 0) {
