@@ -1,4 +1,4 @@
-"""The native core: models, the CPU backend, the engine. See the README for embedding it without the rest.
+"""The native core: models, backends, the engine. See the README for embedding it without the rest.
 
 Arrays are NumPy's; the core keeps no reference to what it is handed unless it says so.
 Errors: ValueError (bad argument), KeyError (unknown name), MemoryError (out of memory or blocks),
@@ -89,9 +89,23 @@ class ModelSpec:
     def __init__(self, **fields: Any) -> None: ...
 
 class Backend:
-    """device: "cpu". threads 0: one for each core of the process. profile: time every op."""
+    """device: "cpu", "cuda" or "cuda:N". threads (CPU) 0: one for each core of the process. profile: time
+    every op.
 
-    def __init__(self, device: str = "cpu", threads: int = 0, *, profile: bool = False) -> None: ...
+    For CUDA, plugin: the path of libtaco_cuda.so; cublaslt: the path of libcublasLt.so.13, or "" for the
+    loader's search; batch_invariant: no row's result depends on the other rows of its step. RuntimeError: no
+    such device, or the plugin cannot be loaded."""
+
+    def __init__(
+        self,
+        device: str = "cpu",
+        threads: int = 0,
+        *,
+        profile: bool = False,
+        plugin: str = "",
+        cublaslt: str = "",
+        batch_invariant: bool = False,
+    ) -> None: ...
     def profile(self) -> dict[str, tuple[int, float]]:
         """Op -> (calls, seconds) since the last call; ValueError without profile=True."""
     @property
@@ -105,6 +119,9 @@ class Backend:
 class Model: 
     @property
     def spec(self) -> ModelSpec: ...
+    @property
+    def dtype(self) -> str:
+        """Of unquantised matrices: "float32", "float16" or "bfloat16"."""
     @property
     def num_parameters(self) -> int: ...
     @property
@@ -123,14 +140,19 @@ class ModelBuilder:
     Linear weights are [out, in].
     """
 
-    def __init__(self, spec: ModelSpec, backend: Backend, dtype: str = "bfloat16") -> None:
-        """dtype: what unquantised matrices are kept in: float32, float16 or bfloat16."""
+    def __init__(
+        self, spec: ModelSpec, backend: Backend, dtype: str = "bfloat16", quantize_fp8: bool = False
+    ) -> None:
+        """dtype: what unquantised matrices are kept in: float32, float16 or bfloat16. quantize_fp8 (CUDA):
+        all but embeddings, head and routers in FP8 (e4m3), one scale each."""
     def slots(self) -> dict[str, tuple[int, ...]]:
         """Every slot that the spec has, with its shape."""
     def add(self, slot: str, data: np.ndarray, format: str, shape: Sequence[int]) -> None:
         """data: a contiguous uint8 view of the tensor's bytes, kept until the slot's group has been repacked.
         format: "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K" (quantised: matrices only).
         KeyError: no such slot. ValueError: given twice, wrong shape or byte count."""
+    def add_dummy(self, slot: str, shape: Sequence[int], seed: int = 0) -> None:
+        """Random values in +-1e-3 that the backend makes itself (CUDA), instead of a tensor."""
     def missing(self) -> list[str]:
         """Slots not yet given."""
     def finish(self) -> Model:
@@ -149,7 +171,22 @@ class ModelExecutor(Executor):
         kv_dtype: str = "auto",
         max_num_batched_tokens: int = 2048,
         max_num_seqs: int = 256,
-    ) -> None: ...
+        enforce_eager: bool = False,
+        max_seq_len_to_capture: int = 8192,
+    ) -> None:
+        """kv_dtype: "auto" (the model's), "float32", "float16", "bfloat16"; on CUDA also "fp8_e4m3" and
+        "fp8_e5m2"."""
+    @staticmethod
+    def profile(
+        model: Model,
+        *,
+        max_model_len: int,
+        block_size: int = 16,
+        kv_dtype: str = "auto",
+        max_num_batched_tokens: int = 2048,
+        max_num_seqs: int = 256,
+    ) -> int:
+        """Bytes of device memory that steps take beside weights and KV cache: runs the largest ones once."""
     @staticmethod
     def block_bytes(model: Model, block_size: int, kv_dtype: str = "auto") -> int:
         """Bytes of one KV block over all layers."""

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taco_llm import default_model
+from taco_llm import cuda, default_model
+from taco_llm.device_memory import (
+    MemoryPlan,
+    check_weights,
+    graph_bytes,
+    plan_device_memory,
+    spec_weight_bytes,
+    swap_blocks,
+)
 from taco_llm.engine_args import EngineArgs
 from taco_llm.logging import get_logger
 from taco_llm.memory import GIB, available_bytes, plan_kv_cache, space_from_environment
@@ -25,6 +33,7 @@ logger = get_logger(__name__)
 
 NULL_MODEL = "null"
 DEFAULT_BATCHED_TOKENS = 2048
+DEFAULT_BATCHED_TOKENS_CUDA = 8192
 
 
 @dataclass
@@ -47,6 +56,8 @@ class EngineHandle:
     vocab_size: int
     num_kv_blocks: int = 0
     dtype: str = "auto"
+    device: str = "cpu"
+    memory_plan: MemoryPlan | None = None  # of a GPU
     hf_config: dict[str, Any] = field(default_factory=dict)
 
     def shutdown(self) -> None:
@@ -61,10 +72,14 @@ def build(args: EngineArgs) -> EngineHandle:
     such model) and what loading the checkpoint raises; each with a sentence that says what to do.
     """
     args.check()
-    for note in args.notes():
-        logger.info("%s", note)
     if args.model == NULL_MODEL:
         return _build_null(args)
+    device, reason = cuda.choose(args.device)
+    args.check(device)
+    for note in args.notes(device):
+        logger.info("%s", note)
+    if reason:
+        logger.info("Running on the CPU: %s", reason)
 
     from taco_llm import _core
     from taco_llm.loading import load_model, resolve
@@ -82,8 +97,9 @@ def build(args: EngineArgs) -> EngineHandle:
         ignore_patterns=args.ignore_patterns,
     )
     _check_quantized(checkpoint)
+    backend = make_backend(args, device)
+    before = backend.memory
     tokenizer = None if args.skip_tokenizer_init else _tokenizer(args, checkpoint)
-    backend = _core.Backend("cpu", args.threads)
     wanted_len = args.max_model_len
     if args.disable_sliding_window and (window := checkpoint.hf_config.get("sliding_window")):
         wanted_len = min(wanted_len or window, window)
@@ -96,6 +112,8 @@ def build(args: EngineArgs) -> EngineHandle:
         max_model_len=wanted_len,
         seed=args.seed,
         trust_remote_code=args.trust_remote_code,
+        quantize_fp8=args.quantization == "fp8",
+        check_spec=_weights_check(args, backend),
     )
     limit = model.spec.max_positions
     if wanted_len is not None and wanted_len > limit:
@@ -105,19 +123,26 @@ def build(args: EngineArgs) -> EngineHandle:
         )
     loaded = time.perf_counter()
     block_bytes = _core.ModelExecutor.block_bytes(model, args.block_size, args.kv_cache_dtype)
-    plan = plan_kv_cache(
-        block_bytes=block_bytes,
-        block_size=args.block_size,
-        model_limit=limit,
-        max_model_len=wanted_len,
-        max_num_seqs=args.max_num_seqs,
-        num_blocks=args.num_gpu_blocks_override,
-        available=min(available_bytes(), backend.memory[1]),
-        asked_bytes=space_from_environment(),
-    )
+    memory_plan = None
+    if device == "cpu":
+        plan = plan_kv_cache(
+            block_bytes=block_bytes,
+            block_size=args.block_size,
+            model_limit=limit,
+            max_model_len=wanted_len,
+            max_num_seqs=args.max_num_seqs,
+            num_blocks=args.num_gpu_blocks_override,
+            available=min(available_bytes(), backend.memory[1]),
+            asked_bytes=space_from_environment(),
+        )
+    else:
+        memory_plan = _plan_device(args, device, backend, model, wanted_len, block_bytes, before)
+        plan = memory_plan.kv
+        logger.info("%s", memory_plan)
     if plan.message:
         logger.warning("%s", plan.message)
-    batched = _batched_tokens(args, plan.max_model_len)
+    batched = _batched_tokens(args, plan.max_model_len, device)
+    swapped = _swap_blocks(args, device, block_bytes)
     executor = _core.ModelExecutor(
         model,
         max_model_len=plan.max_model_len,
@@ -126,9 +151,12 @@ def build(args: EngineArgs) -> EngineHandle:
         kv_dtype=args.kv_cache_dtype,
         max_num_batched_tokens=batched,
         max_num_seqs=args.max_num_seqs,
+        enforce_eager=bool(args.enforce_eager),
+        max_seq_len_to_capture=args.max_seq_len_to_capture,
+        **swapped,
     )
     vocabulary = tokenizer.core_vocabulary() if tokenizer is not None else None
-    core = _engine(args, executor, vocabulary, batched)
+    core = _engine(args, executor, vocabulary, batched, **swapped)
     eos = eos_token_ids(checkpoint, tokenizer)
     checkpoint = _without_file_contents(checkpoint)
     logger.info(
@@ -141,9 +169,10 @@ def build(args: EngineArgs) -> EngineHandle:
     )
     tokens = plan.num_blocks * args.block_size
     logger.info(
-        "KV cache: room for %s tokens (%.2f GiB, used as it fills), %.1f sequences of the full %s tokens",
+        "KV cache: room for %s tokens (%.2f GiB%s), %.1f sequences of the full %s tokens",
         f"{tokens:,}",
         plan.num_blocks * block_bytes / GIB,
+        ", used as it fills" if device == "cpu" else "",
         tokens / plan.max_model_len,
         f"{plan.max_model_len:,}",
     )
@@ -159,9 +188,100 @@ def build(args: EngineArgs) -> EngineHandle:
         args=args,
         vocab_size=model.spec.vocab_size,
         num_kv_blocks=plan.num_blocks,
-        dtype=args.dtype,
+        dtype=model.dtype,
+        device=device,
+        memory_plan=memory_plan,
         hf_config=checkpoint.hf_config,
     )
+
+
+def make_backend(args: EngineArgs, device: str) -> _core.Backend:
+    """The backend of a device that cuda.choose returned."""
+    from taco_llm import _core
+
+    if device == "cpu":
+        return _core.Backend("cpu", args.threads)
+    return _core.Backend(
+        device,
+        args.threads,
+        plugin=str(cuda.plugin_path()),
+        cublaslt=cuda.cublaslt_path(),
+        batch_invariant=args.batch_invariant,
+    )
+
+
+def _weights_check(args: EngineArgs, backend: _core.Backend) -> Any:
+    """What load_model calls before it takes the weights of a GPU: what cannot fit is said at once."""
+    if backend.name == "cpu":
+        return None
+    total, available = backend.memory
+
+    def check(spec: Any, slots: Any, dtype: str) -> None:
+        weights = spec_weight_bytes(spec, slots, dtype, args.quantization == "fp8")
+        check_weights(weights, total, available, args.gpu_memory_utilization, args.quantization == "fp8")
+
+    return check
+
+
+def _plan_device(
+    args: EngineArgs,
+    device: str,
+    backend: _core.Backend,
+    model: _core.Model,
+    wanted_len: int | None,
+    block_bytes: int,
+    before: tuple[int, int],
+) -> MemoryPlan:
+    """The memory plan of a GPU whose weights are loaded: a step of the largest size is tried for it."""
+    from taco_llm import _core
+
+    limit = model.spec.max_positions
+    length = wanted_len or limit
+    shape: dict[str, Any] = dict(
+        block_size=args.block_size,
+        kv_dtype=args.kv_cache_dtype,
+        max_num_seqs=args.max_num_seqs,
+    )
+    total, available = backend.memory
+    try:
+        step = _core.ModelExecutor.profile(
+            model, max_model_len=length, max_num_batched_tokens=_batched_tokens(args, length, device), **shape
+        )
+    except MemoryError as error:
+        raise MemoryError(
+            f"a step of the largest size does not fit beside the weights ({model.weight_bytes / GIB:.2f} "
+            f"GiB): lower --max-num-batched-tokens, --max-num-seqs or --max-model-len ({error})"
+        ) from None
+    return plan_device_memory(
+        device=backend.description.partition(",")[0],
+        total=total,
+        available=available,
+        available_before=before[1],
+        utilization=args.gpu_memory_utilization,
+        step_bytes=step,
+        graph_bytes=0 if args.enforce_eager else graph_bytes(len(model.spec.layers), args.max_num_seqs),
+        conservative=args.conservative_dry_run,
+        block_bytes=block_bytes,
+        block_size=args.block_size,
+        model_limit=limit,
+        max_model_len=wanted_len,
+        max_num_seqs=args.max_num_seqs,
+        num_blocks=args.num_gpu_blocks_override,
+    )
+
+
+def _swap_blocks(args: EngineArgs, device: str, block_bytes: int) -> dict[str, Any]:
+    """The executor's and engine's arguments about swap space; empty where nothing is swapped."""
+    from taco_llm import _core
+
+    if device == "cpu" or args.preemption_mode == "recompute":
+        return {}
+    if "swap_blocks" not in (_core.ModelExecutor.__init__.__doc__ or ""):  # not in the executor yet
+        return {}
+    number, message = swap_blocks(args.swap_space, block_bytes, available_bytes())
+    if message:
+        logger.warning("%s", message)
+    return {"swap_blocks": number} if number else {}
 
 
 def _resolve(resolve: Any, model: str, **options: Any) -> Checkpoint:
@@ -179,8 +299,14 @@ def _resolve(resolve: Any, model: str, **options: Any) -> Checkpoint:
         ) from error
 
 
-def _engine(args: EngineArgs, executor: Any, vocabulary: Any, batched: int) -> _core.Engine:
+def _engine(
+    args: EngineArgs, executor: Any, vocabulary: Any, batched: int, swap_blocks: int = 0
+) -> _core.Engine:
     from taco_llm import _core
+
+    swapping: dict[str, Any] = {}
+    if swap_blocks:
+        swapping = {"swap_blocks": swap_blocks, "preemption_mode": args.preemption_mode or "auto"}
 
     return _core.Engine(
         executor,
@@ -190,13 +316,16 @@ def _engine(args: EngineArgs, executor: Any, vocabulary: Any, batched: int) -> _
         enable_chunked_prefill=args.enable_chunked_prefill is not False,
         priority_scheduling=args.scheduling_policy == "priority",
         seed=args.seed,
+        **swapping,
     )
 
 
-def _batched_tokens(args: EngineArgs, max_model_len: int) -> int:
+def _batched_tokens(args: EngineArgs, max_model_len: int, device: str = "cpu") -> int:
     chunked = args.enable_chunked_prefill is not False
     if args.max_num_batched_tokens is None:
-        return DEFAULT_BATCHED_TOKENS if chunked else max(DEFAULT_BATCHED_TOKENS, max_model_len)
+        usual = DEFAULT_BATCHED_TOKENS if device == "cpu" else DEFAULT_BATCHED_TOKENS_CUDA
+        usual = max(usual, args.max_num_seqs)
+        return usual if chunked else max(usual, max_model_len)
     if not chunked and args.max_num_batched_tokens < max_model_len:
         raise ValueError(
             f"without chunked prefill a prompt is computed in one step: max_num_batched_tokens="
@@ -319,6 +448,8 @@ def _build_null(args: EngineArgs) -> EngineHandle:
     from taco_llm import _core
     from taco_llm.null_model import VOCAB_SIZE, NullTokenizer
 
+    for note in args.notes("cpu"):
+        logger.info("%s", note)
     length = args.max_model_len or 4096
     blocks = args.num_gpu_blocks_override or min(args.max_num_seqs, 4096) * -(-length // args.block_size)
     step = float(os.environ.get("TACO_NULL_STEP_SECONDS", "0"))

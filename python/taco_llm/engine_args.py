@@ -105,24 +105,25 @@ class EngineArgs:
     )
     dtype: str = flag(
         "auto",
-        "Data type of weights and activations. auto: what suits the checkpoint and this CPU. half is "
+        "Data type of weights and activations. auto: the checkpoint's, and float16 for float32. half is "
         "float16, float is float32.",
         MODEL,
         choices=("auto", "half", "float16", "bfloat16", "float", "float32"),
     )
     kv_cache_dtype: str = flag(
         "auto",
-        "Data type of the KV cache; auto is the model's.",
+        "Data type of the KV cache; auto is the model's, fp8 is fp8_e4m3. 8 bits on GPUs only.",
         MODEL,
         choices=("auto", "fp8", "fp8_e5m2", "fp8_e4m3"),
-        needs="needs an 8-bit KV cache, which is not built yet; use auto",
+        spellings={"fp8": "fp8_e4m3"},
+        cpu_needs=why.FP8_CACHE,
     )
     quantization_param_path: str | None = flag(
         None,
         "JSON file with the scales of an fp8 KV cache.",
         MODEL,
         metavar="FILE",
-        needs="needs an 8-bit KV cache, which is not built yet; leave it out",
+        needs="needs scales of an fp8 KV cache, which are not built yet (they are 1); leave it out",
     )
     seed: int = flag(0, "Seed of the requests that bring none.", MODEL, kind="int")
     max_model_len: int | None = flag(
@@ -152,12 +153,14 @@ class EngineArgs:
     rope_theta: float | None = flag(None, "Base of rotary positions.", MODEL, kind="float")
     quantization: str | None = flag(
         None,
-        "How the weights are quantised. Default: what the checkpoint says.",
+        "How the weights are quantised. Default: what the checkpoint says. fp8 quantises 16-bit weights "
+        "while loading (GPUs).",
         MODEL,
         choices=why.QUANTIZATIONS,
         short=("-q",),
         metavar="METHOD",
         needs=why.quantization,
+        cpu_needs=why.cpu_quantization,
     )
     model_loader_extra_config: dict[str, Any] | None = flag(
         None,
@@ -250,21 +253,26 @@ class EngineArgs:
         note="the scheduler of taco_llm reserves what a step needs",
     )
     swap_space: float = flag(
-        4, "GiB of memory for swapped-out KV blocks, per device.", PARALLEL, kind="float", needs=why.swap
+        4,
+        "GiB of host memory for swapped-out KV blocks, per GPU.",
+        PARALLEL,
+        kind="float",
+        cpu_note=why.cpu_swap,
     )
     cpu_offload_gb: float = flag(
         0,
         "GiB of weights kept in memory instead of on the GPU.",
         PARALLEL,
         kind="float",
-        needs="needs the CUDA backend, which is not built yet; on the CPU all weights are in memory anyway",
+        needs="needs weights that are fetched layer by layer, which is not built yet (on the CPU all weights "
+        "are in memory anyway); use --quantization fp8, or a smaller model",
     )
     gpu_memory_utilization: float = flag(
         0.9,
         "Part of a GPU's memory to use, from 0 to 1.",
         PARALLEL,
         kind="float",
-        note="sizes GPU memory; on the CPU, TACO_CPU_KVCACHE_SPACE (GiB, environment) sizes the KV cache",
+        cpu_note="sizes GPU memory; on the CPU, TACO_CPU_KVCACHE_SPACE (GiB, environment) sizes the KV cache",
     )
     num_gpu_blocks_override: int | None = flag(
         None, "Number of KV cache blocks, instead of what the memory allows.", PARALLEL, kind="int"
@@ -278,9 +286,11 @@ class EngineArgs:
     )
     device: str = flag(
         "auto",
-        "Where the model runs; auto is the CPU.",
+        "Where the model runs: cpu, cuda or cuda:N. auto: a GPU of compute capability 8.0 or newer where "
+        "there is one, else the CPU.",
         PARALLEL,
         choices=("auto", "cuda", "neuron", "cpu", "openvino", "tpu", "xpu"),
+        also=r"cuda:\d{1,3}",
         needs=why.device,
     )
     override_neuron_config: dict[str, Any] | None = flag(
@@ -293,19 +303,22 @@ class EngineArgs:
 
     # --- scheduling
     max_num_batched_tokens: int | None = flag(
-        None, "Most tokens computed in one step. Default: 2048.", SCHEDULING, kind="int"
+        None,
+        "Most tokens computed in one step. Default: 8192 on GPUs, 2048 on the CPU.",
+        SCHEDULING,
+        kind="int",
     )
     max_num_seqs: int = flag(256, "Most sequences in one step.", SCHEDULING, kind="int")
     max_logprobs: int = flag(20, "Most logprobs that a request may ask for.", SCHEDULING, kind="int")
     disable_log_stats: bool = flag(False, "Do not log throughput from time to time.", SCHEDULING, kind="bool")
     enforce_eager: bool | None = flag(
-        None, "Do not capture CUDA graphs.", SCHEDULING, kind="bool", note=why.GRAPHS
+        None, "Do not capture CUDA graphs.", SCHEDULING, kind="bool", cpu_note=why.GRAPHS
     )
     max_context_len_to_capture: int | None = flag(
-        None, "Old name of --max-seq-len-to-capture.", SCHEDULING, kind="int", note=why.GRAPHS
+        None, "Old name of --max-seq-len-to-capture.", SCHEDULING, kind="int", cpu_note=why.GRAPHS
     )
     max_seq_len_to_capture: int = flag(
-        8192, "Longest sequence that CUDA graphs cover.", SCHEDULING, kind="int", note=why.GRAPHS
+        8192, "Longest sequence that CUDA graphs cover.", SCHEDULING, kind="int", cpu_note=why.GRAPHS
     )
     tokenizer_pool_size: int = flag(0, "Tokenizers in the pool.", SCHEDULING, kind="int", note=why.POOL)
     tokenizer_pool_type: str = flag("ray", "Kind of tokenizer pool.", SCHEDULING, note=why.POOL)
@@ -324,7 +337,7 @@ class EngineArgs:
         "Steps run between two visits of the scheduler.",
         SCHEDULING,
         kind="int",
-        needs=why.more_than_one("multi-step scheduling"),
+        note=why.STEPS,
     )
     scheduler_delay_factor: float = flag(
         0.0,
@@ -341,10 +354,11 @@ class EngineArgs:
     )
     preemption_mode: str | None = flag(
         None,
-        "What becomes of a request when KV blocks run out: recompute drops and recomputes its cache.",
+        "What becomes of a request when KV blocks run out: recompute drops and recomputes its cache, swap "
+        "moves it to host memory and back. Default: recompute, but swap for requests with several answers.",
         SCHEDULING,
         choices=("recompute", "swap"),
-        needs=why.preemption,
+        cpu_needs=why.cpu_preemption,
     )
     disable_async_output_proc: bool = flag(
         False,
@@ -505,10 +519,18 @@ class EngineArgs:
     )
     conservative_dry_run: bool = flag(
         False,
-        "Count the kernels' own memory when sizing the KV cache.",
+        "Leave twice the memory that a trial of the largest step took beside the weights, where kernels or "
+        "other programs may want more later than they did then.",
         TACO,
         kind="bool",
-        note="on the CPU the kernels' memory is counted always",
+        cpu_note="sizes GPU memory; on the CPU there is no trial step",
+    )
+    batch_invariant: bool = flag(
+        False,
+        "Let no answer depend on what else is in its batch: kernels with a fixed order of sums (GPUs).",
+        TACO,
+        kind="bool",
+        cpu_needs="is a mode of the CUDA backend; leave it out on the CPU",
     )
     scheduling_policy: str = flag(
         "fcfs",
@@ -540,9 +562,9 @@ class EngineArgs:
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: getattr(args, name) for name in names if hasattr(args, name)})
 
-    def check(self) -> None:
+    def check(self, device: str | None = None) -> None:
         """ValueError for a value that makes no sense; NotBuiltError (a NotImplementedError) for one that this
-        version cannot honour."""
+        version cannot honour. device: "cpu" or "cuda:N", once it is known what auto means."""
         check_values(self)
         self.dtype = DTYPES.get(self.dtype, self.dtype)
         _positive(self, "max_model_len", "max_num_batched_tokens", "max_num_seqs", "num_gpu_blocks_override",
@@ -569,12 +591,12 @@ class EngineArgs:
                 raise ValueError(f"{name}={getattr(self, name)} should be 0 or more")
         if self.rope_theta is not None and self.rope_theta <= 0:
             raise ValueError(f"rope_theta={self.rope_theta} should be above 0")
-        if found := refusals(self):
+        if found := refusals(self, device or self.device):
             raise NotBuiltError("; also ".join(found))
 
-    def notes(self) -> list[str]:
-        """A sentence for each setting that was given and changes nothing here."""
-        return notes(self)
+    def notes(self, device: str | None = None) -> list[str]:
+        """A sentence for each setting that was given and changes nothing here. device: as for check."""
+        return notes(self, device or self.device)
 
 
 def _positive(args: EngineArgs, *names: str) -> None:

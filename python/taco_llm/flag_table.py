@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,13 +31,15 @@ class Flag:
     many: takes one or more values. repeat: may be given several times. needs: what a value other than the
     default would need, when it is not built (a sentence's end after the flag's name), or a function of the
     value that returns it or None. note: likewise the log line of a value that is accepted and changes
-    nothing. group: the heading in the help.
+    nothing. cpu_needs, cpu_note: the same, only where the model runs on the CPU. also: a pattern of values
+    allowed beside the choices. group: the heading in the help.
     """
 
     help: str
     group: str
     kind: str = "str"
     choices: tuple[str | int, ...] | None = None
+    also: str = ""
     spellings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     short: tuple[str, ...] = ()
     metavar: str | None = None
@@ -44,6 +47,14 @@ class Flag:
     repeat: bool = False
     needs: str | Verdict | None = None
     note: str | Verdict | None = None
+    cpu_needs: str | Verdict | None = None
+    cpu_note: str | Verdict | None = None
+
+    def allows(self, value: Any) -> bool:
+        """Whether the value is one of the choices, if there are any."""
+        if not self.choices or value in self.choices:
+            return True
+        return bool(self.also) and isinstance(value, str) and re.fullmatch(self.also, value) is not None
 
 
 def flag(default: Any, help: str, group: str, **options: Any) -> Any:
@@ -151,7 +162,7 @@ def _choice(parse: Callable[[str], Any], spec: Flag) -> Callable[[str], Any]:
 
     def convert(text: str) -> Any:
         value = parse(spec.spellings.get(text, text))
-        if value is None or value in choices:
+        if value is None or spec.allows(value):
             return value
         names = [str(choice) for choice in choices]
         near = difflib.get_close_matches(str(value), names, 1)
@@ -235,7 +246,7 @@ def check_values(settings: Any) -> None:
             continue
         values = value if isinstance(value, list | tuple) else [value]
         for one in values:
-            if spec.choices and one not in spec.choices:
+            if spec.choices and not spec.allows(one):
                 near = difflib.get_close_matches(str(one), [str(choice) for choice in spec.choices], 1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(
@@ -268,24 +279,30 @@ _KIND_NAMES = {
 }
 
 
-def refusals(settings: Any) -> list[str]:
-    """One sentence for each setting that asks for something that is not built."""
-    found = []
-    for field, spec in flags_of(type(settings)):
-        value = getattr(settings, field.name)
-        if value != default_of(field) and (reason := _verdict(spec.needs, value)):
-            found.append(f"{shown(field.name, value, spec)} {reason}")
-    return found
+def refusals(settings: Any, device: str = "") -> list[str]:
+    """One sentence for each setting that asks for something that is not built, or not for this device."""
+    return [
+        f"{shown(field.name, value, spec)} {reason}"
+        for field, spec, value in _given(settings)
+        if (reason := _verdict(spec.needs, value) or (device == "cpu" and _verdict(spec.cpu_needs, value)))
+    ]
 
 
-def notes(settings: Any) -> list[str]:
-    """One sentence for each setting that was given and changes nothing."""
-    found = []
+def notes(settings: Any, device: str = "") -> list[str]:
+    """One sentence for each setting that was given and changes nothing, here or on this device."""
+    return [
+        f"{shown(field.name, value, spec)}: {reason}"
+        for field, spec, value in _given(settings)
+        if (reason := _verdict(spec.note, value) or (device == "cpu" and _verdict(spec.cpu_note, value)))
+    ]
+
+
+def _given(settings: Any) -> Iterable[tuple[dataclasses.Field[Any], Flag, Any]]:
+    """The flags whose value is not the default."""
     for field, spec in flags_of(type(settings)):
         value = getattr(settings, field.name)
-        if value != default_of(field) and (reason := _verdict(spec.note, value)):
-            found.append(f"{shown(field.name, value, spec)}: {reason}")
-    return found
+        if value != default_of(field):
+            yield field, spec, value
 
 
 def shown(name: str, value: Any, spec: Flag) -> str:

@@ -143,6 +143,19 @@ def plan_kv_cache(
         how = f"set {SPACE_VARIABLES[0]} (GiB) higher" if asked_bytes is not None else "free some memory"
     else:
         how = "raise --num-gpu-blocks-override"
+    return fit_length(num_blocks, block_bytes, block_size, model_limit, max_model_len, how)
+
+
+def fit_length(
+    num_blocks: int,
+    block_bytes: int,
+    block_size: int,
+    model_limit: int,
+    max_model_len: int | None,
+    how: str,
+) -> KvPlan:
+    """The longest sequence that a number of blocks allows. how: what gives more of them, for the messages."""
+    length = model_limit if max_model_len is None else max_model_len
     room = num_blocks * block_size
     if room >= length:
         return KvPlan(num_blocks, length)
@@ -151,14 +164,13 @@ def plan_kv_cache(
             f"there is no room for a KV cache: one block needs {block_bytes / 1e6:.1f} MB; {how}"
         )
     if max_model_len is not None:
+        needed = -(-max_model_len // block_size)
         raise ValueError(
-            f"max_model_len={max_model_len} needs {blocks_for(max_model_len)} blocks of KV "
-            f"cache, and there are "
+            f"max_model_len={max_model_len} needs {needed} blocks of KV cache, and there are "
             f"{num_blocks} ({room} tokens); use max_model_len={room} or less, or {how}"
         )
     message = (
-        f"the model's context of {model_limit} tokens does not fit into the KV cache; the "
-        f"longest sequence is "
-        f"{room} tokens. To have more, {how}."
+        f"the model's context of {model_limit} tokens does not fit into the KV cache; the longest sequence "
+        f"is {room} tokens. To have more, {how}."
     )
     return KvPlan(num_blocks, room, message)

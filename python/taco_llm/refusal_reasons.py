@@ -20,15 +20,23 @@ GUIDED = "needs guided decoding, which is not built yet; leave it out"
 RAY = "needs execution over Ray, which is not built yet; one process runs the whole model: leave it out"
 POOL = "tokenising runs in this process's threads; there is no pool to set up"
 GRAPHS = "there are no CUDA graphs on the CPU"
+FP8_CACHE = "needs a GPU: on the CPU the KV cache has the model's type; use auto"
+STEPS = "each step is planned while the one before runs, so there is nothing to gain from planning several"
 
 
 def quantization(value: str) -> str | None:
-    if value == "gguf":
+    if value in ("gguf", "fp8"):
         return None
     other = "use a GGUF file (Q8_0, Q4_0, Q4_1, Q4_K, Q6_K) or unquantised weights"
     if value in ("neuron_quant", "tpu_int8", "deepspeedfp"):
         return f"belongs to hardware or a library that taco_llm does not use; {other}"
     return f"needs kernels for that format, which are not built yet; {other}"
+
+
+def cpu_quantization(value: str) -> str | None:
+    if value == "fp8":
+        return "needs a GPU; on the CPU use a GGUF file (Q8_0, Q4_K and others) or unquantised weights"
+    return None
 
 
 def load_format(value: str) -> str | None:
@@ -38,10 +46,8 @@ def load_format(value: str) -> str | None:
 
 
 def device(value: str) -> str | None:
-    if value == "cuda":
-        return "needs the CUDA backend, which is not built yet; use --device cpu"
     if value in ("neuron", "tpu", "openvino", "xpu"):
-        return "names hardware that taco_llm does not run on; use --device cpu (x86-64), or auto"
+        return "names hardware that taco_llm does not run on; use --device cuda, cpu (x86-64) or auto"
     return None
 
 
@@ -56,14 +62,14 @@ def executor(value: str) -> str | None:
     return RAY if value == "ray" else None
 
 
-def swap(value: float) -> str | None:
-    if value == 0:
-        return None
-    return "needs swapping to memory, which is not built yet (preempted requests are recomputed); use 0"
+def cpu_swap(value: float) -> str | None:
+    return "on the CPU the KV cache is in memory anyway: there is nothing to swap" if value else None
 
 
-def preemption(value: str) -> str | None:
-    return "needs swapping to memory, which is not built yet; use recompute" if value == "swap" else None
+def cpu_preemption(value: str) -> str | None:
+    if value == "swap":
+        return "needs a GPU: on the CPU the KV cache is in memory anyway; use recompute"
+    return None
 
 
 def config_format(value: str) -> str | None:

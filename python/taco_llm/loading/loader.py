@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from collections.abc import Mapping as MappingType
 from typing import Any
 
@@ -42,6 +43,8 @@ def load_model(
     seed: int = 0,
     show_progress: bool = True,
     trust_remote_code: bool = False,
+    quantize_fp8: bool = False,
+    check_spec: Callable[[_core.ModelSpec, MappingType[str, Any], str], None] | None = None,
 ) -> _core.Model:
     """Loads a checkpoint's weights into a backend.
 
@@ -51,6 +54,8 @@ def load_model(
     rope_scaling, rope_theta: instead of the config's. max_model_len: see archs.build_spec.
     seed: of dummy weights. show_progress: a bar on stderr, when that is a terminal.
     trust_remote_code: accepted and without effect; code in a checkpoint is never run.
+    quantize_fp8: keeps all matrices but embeddings, head and routers in FP8, one scale each (GPUs).
+    check_spec: called with spec, slots and dtype before any weight is taken; may raise.
 
     Raises LoadError (a ValueError) naming the tensor and file for what is missing, unknown, misshapen or
     truncated.
@@ -65,8 +70,15 @@ def load_model(
 
     tensors, mappings = ({}, []) if checkpoint.format == "dummy" else _read(checkpoint)
     kept = _dtype(dtype, checkpoint, tensors)
-    builder = _core.ModelBuilder(spec, backend, kept)
+    on_host = backend.name == "cpu"
+    builder = _core.ModelBuilder(spec, backend, kept, quantize_fp8)
     slots = builder.slots()
+    if check_spec is not None:
+        check_spec(spec, slots, kept)
+    if checkpoint.format == "dummy" and not on_host:
+        for number, (slot, shape) in enumerate(slots.items()):
+            builder.add_dummy(slot, shape, seed * len(slots) + number)
+        return builder.finish()
     if checkpoint.format == "dummy":
         for slot, tensor in dummy_tensors(slots, kept, seed, checkpoint.path).items():
             builder.add(slot, tensor.read(), tensor.format, tensor.shape)
@@ -75,6 +87,8 @@ def load_model(
         rules = gguf_rules(checkpoint.gguf_metadata, spec, tensors)
     bound = rules.bind(slots)
     plan = _plan(bound, tensors, spec.architecture)
+    if on_host:
+        plan.sort(key=lambda item: load_order(item[0]))  # what is repacked together comes together
     _check_missing(bound, plan, checkpoint)
 
     total = sum(t.num_bytes for _, t in plan)
@@ -167,9 +181,7 @@ def _read(checkpoint: Checkpoint) -> tuple[dict[str, StoredTensor], list[Mapping
 def _plan(
     bound: BoundRules, tensors: MappingType[str, StoredTensor], architecture: str
 ) -> list[tuple[Rule, StoredTensor]]:
-    """What to add, in an order that completes one layer after the other. LoadError for a tensor without a
-    rule.
-    """
+    """What to add, in the order of the files. LoadError for a tensor without a rule."""
     plan: list[tuple[Rule, StoredTensor]] = []
     unknown: list[StoredTensor] = []
     for name, tensor in tensors.items():
@@ -186,7 +198,6 @@ def _plan(
             f"{unknown[0].file}: {len(unknown)} unexpected tensor{'s' if len(unknown) > 1 else ''}: {names}: "
             f"not part of a {architecture} with this config"
         )
-    plan.sort(key=lambda item: load_order(item[0]))
     return plan
 
 

@@ -48,7 +48,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], Mapping]:
-    """Every tensor of a file, by name; bytes are only touched when read. Raises LoadError."""
+    """Every tensor of a file, by name, in the file's order; bytes are only touched when read.
+
+    Raises LoadError."""
     mapping = Mapping(path)
     if mapping.size < 8:
         raise LoadError(f"{path}: the safetensors header is truncated")
@@ -72,8 +74,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], Mapping]:
     for name, entry in header.items():
         tensors[name], begin = _tensor(mapping, name, entry, start)
         spans.append((begin, begin + tensors[name].num_bytes, name))
+    spans.sort()
+    tensors = {name: tensors[name] for _, _, name in spans}
     end = 0
-    for begin, stop, name in sorted(spans):
+    for begin, stop, name in spans:
         if begin != end:
             kind = "overlaps the one before" if begin < end else "leaves a hole before it"
             raise LoadError(f"{path}: tensor {name!r}: its data {kind} (offset {begin}, expected {end})")
