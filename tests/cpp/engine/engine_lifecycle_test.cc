@@ -1,7 +1,9 @@
 // The engine's edges: threads, aborts, the eventfd, draining, shutting down, steps that fail.
 #include <poll.h>
 
+#include <algorithm>
 #include <atomic>
+#include <deque>
 #include <mutex>
 #include <random>
 #include <thread>
@@ -20,45 +22,63 @@ bool readable(int fd, int timeout_ms = 0) {
   return ::poll(&p, 1, timeout_ms) == 1;
 }
 
-// A NullExecutor that can be told to fail, and that waits for a permit before each step if asked to.
+// A NullExecutor that can be told to fail, and whose steps wait for a permit to end if asked to.
 class Faulty : public Executor {
  public:
   struct Controls {
-    std::atomic<int> throw_at_step{-1};
+    std::atomic<int> throw_at_submit{-1}, throw_at_collect{-1};  // number of the step
+    std::atomic<ErrorCode> code{ErrorCode::kInternal};           // of what is thrown
     std::atomic<int> failing_step{-1}, failing_index{-1};
     std::atomic<bool> drop_a_token{false};
-    std::atomic<int> steps{0}, idles{0};
+    std::atomic<int> submitted{0}, steps{0}, idles{0}, calls_after_throw{0};
     std::atomic<bool> gated{false};
     std::atomic<int> permits{0};
   };
-  Faulty(std::shared_ptr<Controls> controls, int64_t num_blocks = 4096)
-      : controls_(std::move(controls)), inner_(null_executor(num_blocks)) {}
+  Faulty(std::shared_ptr<Controls> controls, std::unique_ptr<NullExecutor> inner)
+      : controls_(std::move(controls)), inner_(std::move(inner)) {}
   int vocab_size() const override { return inner_->vocab_size(); }
   int max_model_len() const override { return inner_->max_model_len(); }
   KvCacheConfig kv_cache() const override { return inner_->kv_cache(); }
+  int max_in_flight() const override { return inner_->max_in_flight(); }
   void idle() override { ++controls_->idles; }
-  StepOutput collect() override { return std::move(out_); }
+
   void submit(const StepPlan& plan) override {
-    while (controls_->gated && controls_->permits <= 0) std::this_thread::sleep_for(200us);
-    --controls_->permits;
-    int step = controls_->steps++;
-    StepOutput& out = out_ = inner_->run(plan);
-    if (step == controls_->throw_at_step) throw std::runtime_error("the device caught fire");
-    if (step == controls_->failing_step) {
-      for (const SeqStep& part : plan.seqs) {
-        for (const Sequence* sampler : part.samplers) {
-          if (sampler->index != controls_->failing_index) continue;
-          for (SampledToken& sampled : out.sampled) {
-            if (sampled.seq == sampler->id) sampled.error = "the logits are not finite";
-          }
-        }
+    controls_->calls_after_throw += thrown_;
+    int step = controls_->submitted++;
+    if (step == controls_->throw_at_submit) catch_fire();
+    inner_->submit(plan);
+    std::vector<SeqId>& failing = failing_.emplace_back();
+    if (step != controls_->failing_step) return;
+    for (const SeqStep& part : plan.seqs) {
+      for (const Sequence* sampler : part.samplers) {
+        if (sampler->index == controls_->failing_index) failing.push_back(sampler->id);
       }
     }
+  }
+
+  StepOutput collect() override {
+    controls_->calls_after_throw += thrown_;
+    while (controls_->gated && controls_->permits <= 0) std::this_thread::sleep_for(200us);
+    --controls_->permits;
+    if (controls_->steps++ == controls_->throw_at_collect) catch_fire();
+    StepOutput out = inner_->collect();
+    for (SampledToken& sampled : out.sampled) {
+      if (std::count(failing_.front().begin(), failing_.front().end(), sampled.seq) == 0) continue;
+      sampled.error = "the logits are not finite";
+      sampled.token = -1;
+    }
+    failing_.pop_front();
     if (controls_->drop_a_token && !out.sampled.empty()) out.sampled.pop_back();
+    return out;
   }
 
  private:
-  StepOutput out_;
+  [[noreturn]] void catch_fire() {
+    thrown_ = true;
+    throw Error(controls_->code, "the device caught fire");
+  }
+  bool thrown_ = false;
+  std::deque<std::vector<SeqId>> failing_;  // of the steps in flight
   std::shared_ptr<Controls> controls_;
   std::unique_ptr<NullExecutor> inner_;
 };
@@ -73,10 +93,12 @@ void expect_unavailable(Engine& engine, const std::string& reason) {
   }
 }
 
-TEST(EventFd, IsReadableExactlyWhileSomethingIsThere) {
+IN_BOTH_MODES(EventFd);
+
+TEST_P(EventFd, IsReadableExactlyWhileSomethingIsThere) {
   auto controls = std::make_shared<Faulty::Controls>();
   controls->gated = true;
-  Engine engine(std::make_unique<Faulty>(controls), nullptr, {});
+  Engine engine(std::make_unique<Faulty>(controls, null_executor()), nullptr, {});
   EXPECT_FALSE(readable(engine.event_fd()));
   engine.submit({1, 2}, greedy(3));
   EXPECT_FALSE(readable(engine.event_fd(), 20));
@@ -97,7 +119,9 @@ TEST(EventFd, IsReadableExactlyWhileSomethingIsThere) {
   EXPECT_TRUE(engine.poll(0s).empty());
 }
 
-TEST(Poll, WaitsAndTimesOut) {
+IN_BOTH_MODES(Poll);
+
+TEST_P(Poll, WaitsAndTimesOut) {
   Engine engine(null_executor(), nullptr, {});
   auto start = std::chrono::steady_clock::now();
   EXPECT_TRUE(engine.poll(30ms).empty());
@@ -111,9 +135,11 @@ TEST(Poll, WaitsAndTimesOut) {
   later.join();
 }
 
-TEST(Idle, IsToldToTheExecutor) {
+IN_BOTH_MODES(Idle);
+
+TEST_P(Idle, IsToldToTheExecutor) {
   auto controls = std::make_shared<Faulty::Controls>();
-  Engine engine(std::make_unique<Faulty>(controls), nullptr, {});
+  Engine engine(std::make_unique<Faulty>(controls, null_executor()), nullptr, {});
   engine.submit({1}, greedy(2));
   collect(engine, 1);
   auto deadline = std::chrono::steady_clock::now() + 5s;
@@ -122,12 +148,14 @@ TEST(Idle, IsToldToTheExecutor) {
   EXPECT_EQ(controls->steps, 2);
 }
 
-TEST(Abort, IsEffectiveWithinTwoSteps) {
+IN_BOTH_MODES(Abort);
+
+TEST_P(Abort, IsEffectiveWithinTwoSteps) {
   auto controls = std::make_shared<Faulty::Controls>();
   controls->gated = true;
   EngineConfig config;
   config.max_num_batched_tokens = config.max_num_seqs = 8;
-  Engine engine(std::make_unique<Faulty>(controls), nullptr, config);
+  Engine engine(std::make_unique<Faulty>(controls, null_executor()), nullptr, config);
   RequestId running = engine.submit({1}, greedy(1000));
   RequestId prefill = engine.submit(numbered_prompt(1, 500), greedy(1000));
   RequestId waiting = engine.submit(numbered_prompt(2, 500), greedy(1000));
@@ -149,7 +177,7 @@ TEST(Abort, IsEffectiveWithinTwoSteps) {
   EXPECT_EQ(stats.running + stats.waiting, 0);
 }
 
-TEST(Abort, All) {
+TEST_P(Abort, All) {
   Engine engine(null_executor(4096, 0.0005), nullptr, {});
   for (int i = 0; i < 50; ++i) engine.submit({1, 2, 3}, greedy(2000));
   engine.abort_all();
@@ -160,13 +188,15 @@ TEST(Abort, All) {
   }
 }
 
+IN_BOTH_MODES(Threads);
+
 // Several threads submit and abort while others poll; nothing is lost, doubled or left behind.
-TEST(Threads, TenThousandAborts) {
+TEST_P(Threads, TenThousandAborts) {
   constexpr int kThreads = 4, kPerThread = 2500;
   EngineConfig config;
   config.max_num_batched_tokens = 128;
   config.max_num_seqs = 32;
-  auto executor = std::make_unique<NullExecutor>(kVocab, 2048, 16, 64);
+  auto executor = std::make_unique<NullExecutor>(kVocab, 2048, 16, 64, 0.0, -1, GetParam());
   Engine engine(std::move(executor), nullptr, config);
   std::mutex mutex;
   std::map<RequestId, std::vector<int32_t>> prompts;
@@ -221,7 +251,7 @@ TEST(Threads, TenThousandAborts) {
   EXPECT_EQ(stats.finished_abort + stats.finished_length, static_cast<uint64_t>(kThreads * kPerThread));
 }
 
-TEST(Threads, SeveralPollers) {
+TEST_P(Threads, SeveralPollers) {
   Engine engine(null_executor(), nullptr, {});
   std::atomic<int> finished{0}, tokens{0};
   std::vector<std::thread> pollers;
@@ -240,12 +270,14 @@ TEST(Threads, SeveralPollers) {
   EXPECT_EQ(tokens, 4000);
 }
 
-TEST(Queue, IsBounded) {
+IN_BOTH_MODES(Queue);
+
+TEST_P(Queue, IsBounded) {
   auto controls = std::make_shared<Faulty::Controls>();
   controls->gated = true;
   EngineConfig config;
   config.max_waiting = 5;
-  Engine engine(std::make_unique<Faulty>(controls), nullptr, config);
+  Engine engine(std::make_unique<Faulty>(controls, null_executor()), nullptr, config);
   for (int i = 0; i < 5; ++i) engine.submit({1}, greedy(3));
   // The gate is shut: at most what the first step took has left the queue.
   int accepted = 0;
@@ -264,7 +296,9 @@ TEST(Queue, IsBounded) {
   }
 }
 
-TEST(Drain, FinishesWhatIsThereAndAcceptsNothing) {
+IN_BOTH_MODES(Drain);
+
+TEST_P(Drain, FinishesWhatIsThereAndAcceptsNothing) {
   Engine engine(null_executor(4096, 0.0005), nullptr, {});
   RequestId id = engine.submit({1, 2, 3}, greedy(100));
   EXPECT_FALSE(engine.drain(1ms));
@@ -276,7 +310,9 @@ TEST(Drain, FinishesWhatIsThereAndAcceptsNothing) {
   EXPECT_EQ((streams[{id, 0}].finish_reason), FinishReason::kLength);
 }
 
-TEST(Shutdown, AbortsTheRest) {
+IN_BOTH_MODES(Shutdown);
+
+TEST_P(Shutdown, AbortsTheRest) {
   Engine engine(null_executor(4096, 0.0005), nullptr, {});
   for (int i = 0; i < 20; ++i) engine.submit(numbered_prompt(i, 10), greedy(2000));
   Streams streams;
@@ -301,7 +337,7 @@ TEST(Shutdown, AbortsTheRest) {
   EXPECT_TRUE(engine.drain(10s));
 }
 
-TEST(Shutdown, InTheMiddleOfEverything) {
+TEST_P(Shutdown, InTheMiddleOfEverything) {
   for (int round = 0; round < 20; ++round) {
     auto engine = std::make_unique<Engine>(null_executor(40), nullptr, EngineConfig{});
     std::thread submitter([&] {
@@ -317,37 +353,57 @@ TEST(Shutdown, InTheMiddleOfEverything) {
   }
 }
 
-TEST(Death, EveryRequestHearsOfIt) {
-  auto controls = std::make_shared<Faulty::Controls>();
-  controls->throw_at_step = 5;
-  EngineConfig config;
-  config.max_num_batched_tokens = config.max_num_seqs = 8;
-  Engine engine(std::make_unique<Faulty>(controls), nullptr, config);
-  for (int i = 0; i < 20; ++i) {
-    engine.submit(numbered_prompt(i, 5), i % 2 == 0 ? greedy(100) : several(100, 1, 3));
+IN_BOTH_MODES(Death);
+
+TEST_P(Death, EveryRequestHearsOfIt) {
+  for (ErrorCode code : {ErrorCode::kInternal, ErrorCode::kUnavailable, ErrorCode::kResourceExhausted}) {
+    for (int step : {0, 1, 5}) {
+      for (bool at_submit : {false, true}) {
+        SCOPED_TRACE(testing::Message() << step << (at_submit ? " submit" : " collect"));
+        auto controls = std::make_shared<Faulty::Controls>();
+        (at_submit ? controls->throw_at_submit : controls->throw_at_collect) = step;
+        controls->code = code;
+        EngineConfig config;
+        config.max_num_batched_tokens = config.max_num_seqs = 8;
+        Engine engine(std::make_unique<Faulty>(controls, null_executor()), nullptr, config);
+        int accepted = 0;
+        try {
+          for (; accepted < 20; ++accepted) {
+            engine.submit(numbered_prompt(accepted, 5), accepted % 2 == 0 ? greedy(100) : several(100, 1, 3));
+          }
+        } catch (const Error& error) {  // it is dead already
+          EXPECT_EQ(error.code(), ErrorCode::kUnavailable);
+        }
+        Streams streams = collect(engine, accepted);
+        for (auto& [key, stream] : streams) {
+          EXPECT_EQ(stream.finish_reason, FinishReason::kError);
+          EXPECT_NE(stream.error.find("the device caught fire"), std::string::npos);
+          std::vector<int32_t> prompt = numbered_prompt(static_cast<int>(key.first) - 1, 5);
+          EXPECT_EQ(stream.tokens, oracle(prompt, static_cast<int>(stream.tokens.size())));
+        }
+        expect_unavailable(engine, "the device caught fire");
+        EngineStats stats = engine.stats();
+        EXPECT_TRUE(stats.dead);
+        EXPECT_EQ(stats.death_reason, "the device caught fire");
+        EXPECT_EQ(stats.finished_error, static_cast<uint64_t>(accepted));
+        EXPECT_EQ(stats.running + stats.waiting, 0);
+        EXPECT_EQ(stats.current_step_start, 0);
+        EXPECT_EQ(stats.free_blocks, stats.num_blocks);
+        EXPECT_TRUE(engine.drain(5s));
+        engine.abort(3);
+        engine.abort_all();
+        engine.shutdown();
+        EXPECT_EQ(controls->calls_after_throw, 0);
+      }
+    }
   }
-  Streams streams = collect(engine, 20);
-  for (auto& [key, stream] : streams) {
-    EXPECT_EQ(stream.finish_reason, FinishReason::kError);
-    EXPECT_NE(stream.error.find("the device caught fire"), std::string::npos);
-  }
-  expect_unavailable(engine, "the device caught fire");
-  EngineStats stats = engine.stats();
-  EXPECT_TRUE(stats.dead);
-  EXPECT_EQ(stats.death_reason, "the device caught fire");
-  EXPECT_EQ(stats.finished_error, 20u);
-  EXPECT_EQ(stats.free_blocks, stats.num_blocks);
-  EXPECT_TRUE(engine.drain(5s));
-  engine.abort(3);
-  engine.abort_all();
-  engine.shutdown();
 }
 
 // An executor that breaks its contract is not believed.
-TEST(Death, ALostTokenIsNoticed) {
+TEST_P(Death, ALostTokenIsNoticed) {
   auto controls = std::make_shared<Faulty::Controls>();
   controls->drop_a_token = true;
-  Engine engine(std::make_unique<Faulty>(controls), nullptr, {});
+  Engine engine(std::make_unique<Faulty>(controls, null_executor()), nullptr, {});
   engine.submit({1}, greedy(10));
   Streams streams = collect(engine, 1);
   EXPECT_EQ(streams.begin()->second.finish_reason, FinishReason::kError);
@@ -355,12 +411,14 @@ TEST(Death, ALostTokenIsNoticed) {
   EXPECT_TRUE(engine.stats().dead);
 }
 
-TEST(Failure, OfOneSequenceHarmsNoOther) {
+IN_BOTH_MODES(Failure);
+
+TEST_P(Failure, OfOneSequenceHarmsNoOther) {
   for (int failing_step : {0, 3}) {
     auto controls = std::make_shared<Faulty::Controls>();
     controls->failing_step = failing_step;
     controls->failing_index = 1;
-    Engine engine(std::make_unique<Faulty>(controls), nullptr, {});
+    Engine engine(std::make_unique<Faulty>(controls, null_executor()), nullptr, {});
     RequestId id = engine.submit({1, 2}, several(10, 3));
     Streams streams = collect(engine, 1);
     EXPECT_EQ((streams[{id, 1}].finish_reason), FinishReason::kError);
@@ -371,7 +429,7 @@ TEST(Failure, OfOneSequenceHarmsNoOther) {
       EXPECT_EQ((streams[{id, index}].tokens), oracle({1, 2}, 10));
     }
     // With best_of the failed one comes last, here not at all.
-    controls->failing_step = controls->steps + failing_step;
+    controls->failing_step = controls->submitted + failing_step;
     id = engine.submit({1, 2}, several(10, 2, 3));
     streams = collect(engine, 1);
     EXPECT_EQ(streams.size(), 2u);

@@ -36,7 +36,9 @@ std::pair<ErrorCode, std::string> error_of(Fn&& fn) {
   return {};
 }
 
-TEST(Engine, OneRequest) {
+IN_BOTH_MODES(EngineTest);
+
+TEST_P(EngineTest, OneRequest) {
   Engine engine(null_executor(), nullptr, {});
   std::vector<int32_t> prompt = {5, 6, 7};
   RequestId id = engine.submit(prompt, greedy(10));
@@ -63,7 +65,7 @@ TEST(Engine, OneRequest) {
   EXPECT_GT(stats.last_step_end, times.arrival);
 }
 
-TEST(Engine, ManyRequestsAtOnce) {
+TEST_P(EngineTest, ManyRequestsAtOnce) {
   Engine engine(null_executor(), nullptr, {});
   std::map<RequestId, std::vector<int32_t>> prompts;
   for (int i = 0; i < 300; ++i) {
@@ -80,7 +82,7 @@ TEST(Engine, ManyRequestsAtOnce) {
 }
 
 // A pool for a few of them: preempted streams go on where they were.
-TEST(Engine, ManyRequestsInASmallPool) {
+TEST_P(EngineTest, ManyRequestsInASmallPool) {
   EngineConfig config;
   config.max_num_batched_tokens = 256;
   Engine engine(null_executor(40), nullptr, config);
@@ -105,7 +107,7 @@ TEST(Engine, ManyRequestsInASmallPool) {
   EXPECT_EQ(stats.generation_tokens, (34u * 1 + 33u * 2 + 33u * 3) * 100);
 }
 
-TEST(Engine, SubmitRefuses) {
+TEST_P(EngineTest, SubmitRefuses) {
   EngineConfig config;
   config.max_num_seqs = 4;
   Engine engine(null_executor(10), nullptr, config);
@@ -131,7 +133,7 @@ TEST(Engine, SubmitRefuses) {
   collect(engine, 1);
 }
 
-TEST(Engine, StopsAtEos) {
+TEST_P(EngineTest, StopsAtEos) {
   constexpr int32_t kEos = 3;
   std::vector<int32_t> prompt = {1, 2, 3, 4};
   std::vector<int32_t> expected;
@@ -169,7 +171,7 @@ TEST(Engine, StopsAtEos) {
   EXPECT_EQ((streams[{both, 0}].finish_reason), FinishReason::kStop);
 }
 
-TEST(Engine, StopsAtTokenIds) {
+TEST_P(EngineTest, StopsAtTokenIds) {
   std::vector<int32_t> prompt = {9, 8, 7};
   std::vector<int32_t> tokens = oracle(prompt, 20);
   int32_t stop = tokens[11];
@@ -192,7 +194,7 @@ TEST(Engine, StopsAtTokenIds) {
   EXPECT_EQ((streams[{eos, 0}].stop_reason.index()), 0u);
 }
 
-TEST(Engine, StopsAtStrings) {
+TEST_P(EngineTest, StopsAtStrings) {
   std::vector<int32_t> prompt = {9, 8, 7};
   std::vector<int32_t> tokens = oracle(prompt, 40);
   std::string text = text_of(tokens);
@@ -221,7 +223,7 @@ TEST(Engine, StopsAtStrings) {
   EXPECT_EQ((streams[{cut, 0}].finish_reason), FinishReason::kLength);
 }
 
-TEST(Engine, EndsAtTheModelsLength) {
+TEST_P(EngineTest, EndsAtTheModelsLength) {
   Engine engine(null_executor(4096, 0, 50), nullptr, {});
   RequestId a = engine.submit(numbered_prompt(1, 20), greedy(100));
   RequestId b = engine.submit(numbered_prompt(2, 50), greedy(100));
@@ -231,7 +233,7 @@ TEST(Engine, EndsAtTheModelsLength) {
   EXPECT_EQ((streams[{a, 0}].finish_reason), FinishReason::kLength);
 }
 
-TEST(Engine, BestOfReturnsTheBest) {
+TEST_P(EngineTest, BestOfReturnsTheBest) {
   EngineConfig config;
   config.seed = 5;
   Engine engine(null_executor(), nullptr, config);
@@ -264,7 +266,7 @@ TEST(Engine, BestOfReturnsTheBest) {
   EXPECT_TRUE((streams[{id, 1}].request_finished));
 }
 
-TEST(Engine, SeedsDecideTheStreams) {
+TEST_P(EngineTest, SeedsDecideTheStreams) {
   auto logprobs = [](uint64_t engine_seed, std::optional<uint64_t> seed) {
     EngineConfig config;
     config.seed = engine_seed;
@@ -288,7 +290,7 @@ TEST(Engine, SeedsDecideTheStreams) {
   EXPECT_NE(b[0], b[1]);
 }
 
-TEST(Engine, LogprobsComeWithTheirTokens) {
+TEST_P(EngineTest, LogprobsComeWithTheirTokens) {
   EngineConfig config;
   config.max_num_batched_tokens = 16;  // the prompt comes in chunks
   config.max_num_seqs = 16;
@@ -317,7 +319,7 @@ TEST(Engine, LogprobsComeWithTheirTokens) {
 }
 
 // Whoever polls rarely gets the same, in fewer pieces.
-TEST(Engine, DeltasCoalesce) {
+TEST_P(EngineTest, DeltasCoalesce) {
   Engine engine(null_executor(), letters(), {});
   std::map<RequestId, std::vector<int32_t>> prompts;
   SamplingParams params = several(200, 3);
@@ -345,7 +347,7 @@ TEST(Engine, DeltasCoalesce) {
   }
 }
 
-TEST(Engine, PrioritiesAreHeeded) {
+TEST_P(EngineTest, PrioritiesAreHeeded) {
   EngineConfig config;
   config.priority_scheduling = true;
   config.max_num_seqs = 1;

@@ -15,12 +15,23 @@ namespace taco {
 
 constexpr int kVocab = 1000;
 
-inline std::unique_ptr<NullExecutor> null_executor(int64_t num_blocks = 4096, double step_seconds = 0.0,
-                                                   int max_model_len = 2048, int32_t eos = -1) {
-  auto executor = std::make_unique<NullExecutor>(kVocab, max_model_len, 16, num_blocks, step_seconds, eos);
-  executor->set_thorough(true);
-  return executor;
-}
+// The parameter: how many steps are in flight at once. Streams are the same in both modes.
+class InBothModes : public testing::TestWithParam<int> {
+ protected:
+  static std::unique_ptr<NullExecutor> null_executor(int64_t num_blocks = 4096, double step_seconds = 0.0,
+                                                     int max_model_len = 2048, int32_t eos = -1,
+                                                     int64_t num_host_blocks = 0) {
+    auto executor = std::make_unique<NullExecutor>(kVocab, max_model_len, 16, num_blocks, step_seconds, eos,
+                                                   GetParam(), num_host_blocks);
+    executor->set_thorough(true);
+    executor->set_random_delays(1e-4, 7);
+    return executor;
+  }
+};
+
+#define IN_BOTH_MODES(suite)           \
+  class suite : public InBothModes {}; \
+  INSTANTIATE_TEST_SUITE_P(StepsInFlight, suite, testing::Values(1, 2))
 
 inline SamplingParams greedy(int max_tokens) {
   SamplingParams params;
