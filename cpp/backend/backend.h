@@ -22,6 +22,7 @@ struct LinearOptions {
   bool gated = false;            // parts are [gate; up], read with Epilogue::kGated
   bool fp8 = false;              // quantise to FP8 (e4m3), one scale for the tensor
   DType activation = DType::kF32;
+  bool offloadable = false;  // may be kept in host memory and visit the device for each use
 };
 
 // The shape of a step, in host memory: given before its ops, so that a backend can plan for all layers once.
@@ -120,6 +121,7 @@ struct CudaOptions {
   std::string plugin;    // path of libtaco_cuda.so
   std::string cublaslt;  // path of libcublasLt.so.13, or empty: the loader's search
   bool batch_invariant = false;  // a row's result does not depend on the other rows of its step
+  size_t offload_bytes = 0;      // of weights to keep in host memory
 };
 // Loads the plugin. Throws kUnavailable with what is missing and what to do about it.
 std::shared_ptr<Backend> make_cuda_backend(const CudaOptions& options);

@@ -42,7 +42,7 @@ std::optional<DType> kv_dtype(const std::string& name) {
 
 std::shared_ptr<Backend> make_backend(const std::string& device, int threads, bool profile,
                                       const std::string& plugin, const std::string& cublaslt,
-                                      bool batch_invariant) {
+                                      bool batch_invariant, size_t offload_bytes) {
   std::shared_ptr<Backend> backend;
   if (device == "cpu") {
     backend = make_cpu_backend(threads);
@@ -52,7 +52,8 @@ std::shared_ptr<Backend> make_backend(const std::string& device, int threads, bo
     backend = make_cuda_backend({.device = device.size() > 5 ? std::stoi(device.substr(5)) : 0,
                                  .plugin = plugin,
                                  .cublaslt = cublaslt,
-                                 .batch_invariant = batch_invariant});
+                                 .batch_invariant = batch_invariant,
+                                 .offload_bytes = offload_bytes});
   } else {
     fail(ErrorCode::kInvalidArgument, "unknown device '", device, "'; use \"cpu\", \"cuda\" or \"cuda:0\"");
   }
@@ -106,7 +107,7 @@ void bind_model(nb::module_& m) {
           },
           "(total, available) bytes")
       .def(nb::new_(&make_backend), "device"_a = "cpu", "threads"_a = 0, nb::kw_only(), "profile"_a = false,
-           "plugin"_a = "", "cublaslt"_a = "", "batch_invariant"_a = false,
+           "plugin"_a = "", "cublaslt"_a = "", "batch_invariant"_a = false, "offload_bytes"_a = 0,
            nb::call_guard<nb::gil_scoped_release>())
       .def("profile", [](Backend& self) {
         auto* profiling = dynamic_cast<ProfilingBackend*>(&self);

@@ -32,7 +32,7 @@ size_t Model::weight_bytes() const {
 namespace {
 
 // kExact: never quantised (heads, routers).
-enum class LinearUse { kPlain, kGated, kExact };
+enum class LinearUse { kPlain, kGated, kExpert, kGatedExpert, kExact };
 
 // A set of slots that are prepared together.
 struct Group {
@@ -65,9 +65,10 @@ struct ModelBuilder::Impl {
 
   LinearOptions linear_options(LinearUse use) {
     return {.compute = model->dtype,
-            .gated = use == LinearUse::kGated,
+            .gated = use == LinearUse::kGated || use == LinearUse::kGatedExpert,
             .fp8 = model->quantize_fp8 && use != LinearUse::kExact,
-            .activation = backend().activation_dtype(model->dtype)};
+            .activation = backend().activation_dtype(model->dtype),
+            .offloadable = use == LinearUse::kPlain || use == LinearUse::kGated};
   }
 
   void group(std::vector<std::pair<std::string, std::vector<int64_t>>> members,
@@ -197,8 +198,8 @@ struct ModelBuilder::Impl {
       std::vector<Part> in;
       if (f.gated) in.push_back({x + "gate", f.intermediate});
       in.push_back({x + "up", f.intermediate});
-      linear_slots(in, s.hidden, false, &w.experts_in[e], f.gated ? LinearUse::kGated : LinearUse::kPlain);
-      linear_slots({{x + "down", s.hidden}}, f.intermediate, false, &w.experts_out[e]);
+      linear_slots(in, s.hidden, false, &w.experts_in[e], f.gated ? LinearUse::kGatedExpert : LinearUse::kExpert);
+      linear_slots({{x + "down", s.hidden}}, f.intermediate, false, &w.experts_out[e], LinearUse::kExpert);
     }
   }
 };

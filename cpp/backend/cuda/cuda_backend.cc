@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "backend/cuda/linear/cublaslt.h"
 #include "backend/cuda/linear/linear.h"
@@ -55,12 +56,14 @@ CudaBackend::CudaBackend(const CudaOptions& options) {
   for (cudaEvent_t& event : events_) TACO_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
   ctx_.lt = std::make_shared<CublasLt>(options.cublaslt);
   attention_ = std::make_unique<Attention>(ctx_);
+  if (options.offload_bytes > 0) offloader_ = std::make_unique<Offloader>(ctx_, options.offload_bytes);
 }
 
 CudaBackend::~CudaBackend() {
   cudaSetDevice(ctx_.device);
   cudaStreamSynchronize(ctx_.stream);
   attention_.reset();
+  offloader_.reset();
   for (cudaEvent_t event : events_) {
     if (event != nullptr) cudaEventDestroy(event);
   }
@@ -152,7 +155,9 @@ void CudaBackend::replay(Graph& graph) {
 
 std::unique_ptr<Linear> CudaBackend::prepare_linear(std::span<const HostMatrix> parts, const float* bias,
                                                     const LinearOptions& options) {
-  return cuda::prepare_linear(parts, bias, options, ctx_);
+  std::unique_ptr<Linear> linear = cuda::prepare_linear(parts, bias, options, ctx_);
+  if (offloader_ && options.offloadable) offloader_->adopt(static_cast<CudaLinear&>(*linear));
+  return linear;
 }
 std::unique_ptr<Embedding> CudaBackend::prepare_embedding(const HostMatrix& table, DType compute) {
   return cuda::prepare_embedding(table, compute, ctx_);
@@ -169,7 +174,13 @@ void CudaBackend::norm(const NormParams& p) {
 }
 void CudaBackend::linear(const LinearParams& p) {
   ctx_.forget_quantized(p.out);
+  const CudaLinear& weight = as_cuda(*p.weight);
+  if (!offloader_ || !offloader_->holds(weight)) return run_linear(p, ctx_);
+  offloader_->acquire(weight);
+  const bool pdl = std::exchange(ctx_.pdl, false);  // a kernel must not read the weight ahead of its copy
   run_linear(p, ctx_);
+  ctx_.pdl = pdl;
+  offloader_->release(weight);
 }
 void CudaBackend::rope_and_cache(const RopeAndCacheParams& p) { run_rope_and_cache(p, ctx_); }
 void CudaBackend::attention(const AttentionParams& p) {

@@ -7,6 +7,7 @@
 #include "backend/backend.h"
 #include "backend/cuda/attention/attention.h"
 #include "backend/cuda/context.h"
+#include "backend/cuda/offload.h"
 
 namespace taco::cuda {
 
@@ -61,6 +62,7 @@ class CudaBackend final : public Backend {
   std::string device_name_;
   Context ctx_;
   std::unique_ptr<Attention> attention_;
+  std::unique_ptr<Offloader> offloader_;  // null: all weights are on the device
   cudaEvent_t events_[kMarks] = {};
   uint64_t marks_ = 0;
 };
