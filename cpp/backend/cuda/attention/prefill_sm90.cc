@@ -1,0 +1,91 @@
+#include "backend/cuda/attention/prefill_sm90.h"
+
+#include <cuda.h>
+
+#include <bit>
+#include <cmath>
+
+#include "backend/cuda/attention/prefill_sm90_params.h"
+
+namespace taco::cuda {
+namespace {
+
+using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
+
+// The driver's function without linking its library: this one must load on machines that have none.
+EncodeTiled encode_tiled() {
+  static const EncodeTiled function = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result;
+    TACO_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000,
+                                                     cudaEnableDefault, &result));
+    if (result != cudaDriverEntryPointSuccess || found == nullptr)
+      fail(ErrorCode::kUnavailable, "the CUDA driver has no tensor maps: it is older than CUDA 12");
+    return reinterpret_cast<EncodeTiled>(found);
+  }();
+  return function;
+}
+
+// The layer's cache as [2 * num_blocks][num_kv_heads][block_size][head_dim]; a box is 128 bytes of each token
+// of one page and head.
+CUtensorMap cache_map(const KvCacheView& cache) {
+  CUtensorMap map;
+  uint64_t dim = cache.head_dim, tokens = cache.block_size, heads = cache.num_kv_heads;
+  cuuint64_t sizes[4] = {dim, tokens, heads, static_cast<cuuint64_t>(2 * cache.num_blocks)};
+  cuuint64_t strides[3] = {dim * 2, tokens * dim * 2, heads * tokens * dim * 2};
+  cuuint32_t box[4] = {64, static_cast<cuuint32_t>(tokens), 1, 1}, steps[4] = {1, 1, 1, 1};
+  CUresult result = encode_tiled()(
+      &map, cache.dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+      4, cache.data, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  TACO_CHECK(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled: error ", static_cast<int>(result));
+  return map;
+}
+
+bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+}  // namespace
+
+bool takes_prefill_sm90(const Context& ctx, const AttentionParams& p) {
+  const KvCacheView& cache = p.cache;
+  bool dim = cache.head_dim == 64 || cache.head_dim == 128;
+  bool dtype = (p.dtype == DType::kBF16 || p.dtype == DType::kF16) && cache.dtype == p.dtype;
+  bool block = cache.block_size == 8 || cache.block_size == 16 || cache.block_size == 32;
+  bool place = aligned16(p.q) && aligned16(cache.data) && reinterpret_cast<uintptr_t>(p.out) % 4 == 0 &&
+               p.q_stride % 8 == 0 && p.out_stride % 2 == 0 && cache.num_blocks < (1 << 30);
+  return ctx.hopper() && dim && dtype && block && place && p.scale > 0.0f && p.alibi_slopes == nullptr &&
+         p.sinks == nullptr && p.tree_mask == nullptr;
+}
+
+void run_prefill_sm90(Context& ctx, const AttentionParams& p, const PrefillSm90Work& work) {
+  if (work.max_items == 0) return;
+  constexpr float kLog2e = 1.4426950408889634f;
+  bool capped = p.softcap > 0.0f;
+  sm90::PrefillParams params = {
+      .q = p.q,
+      .out = p.out,
+      .q_stride = p.q_stride,
+      .out_stride = p.out_stride,
+      .q_start = p.q_start,
+      .kv_len = p.kv_len,
+      .block_tables = p.block_tables,
+      .max_blocks = p.max_blocks,
+      .items = work.items,
+      .num_items = work.num_items,
+      .num_heads = p.num_heads,
+      .group = p.num_heads / p.cache.num_kv_heads,
+      .block_shift = std::countr_zero(static_cast<unsigned>(p.cache.block_size)),
+      .scale_log2 = capped ? kLog2e : p.scale * kLog2e,
+      .cap_in = capped ? p.scale / p.softcap : 0.0f,
+      .cap_out = p.softcap,
+      .window = p.window,
+  };
+  bool full = capped || p.window > 0, half = p.dtype == DType::kF16;
+  int grid = static_cast<int>(std::min<int64_t>(ctx.num_sms, work.max_items * p.num_heads));
+  auto go = p.cache.head_dim == 64
+                ? (half ? sm90::launch_prefill<64, true> : sm90::launch_prefill<64, false>)
+                : (half ? sm90::launch_prefill<128, true> : sm90::launch_prefill<128, false>);
+  go(ctx, cache_map(p.cache), params, full, grid);
+}
+
+}  // namespace taco::cuda
