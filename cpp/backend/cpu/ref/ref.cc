@@ -44,6 +44,9 @@ float kv_load(const KvCacheView& c, int64_t block, int value, int head, int toke
   const int64_t i = kv_index(c, block, value, head, token, dim);
   if (c.dtype == DType::kF32) return static_cast<const float*>(c.data)[i];
   if (c.dtype == DType::kF16) return to_float(static_cast<const f16*>(c.data)[i]);
+  const float scale = value ? c.v_scale : c.k_scale;
+  if (c.dtype == DType::kF8E4M3) return to_float(static_cast<const f8e4m3*>(c.data)[i]) * scale;
+  if (c.dtype == DType::kF8E5M2) return to_float(static_cast<const f8e5m2*>(c.data)[i]) * scale;
   return to_float(static_cast<const bf16*>(c.data)[i]);
 }
 
@@ -53,6 +56,10 @@ void kv_store(const KvCacheView& c, int64_t block, int value, int head, int toke
     static_cast<float*>(c.data)[i] = x;
   } else if (c.dtype == DType::kF16) {
     static_cast<f16*>(c.data)[i] = to_f16(x);
+  } else if (c.dtype == DType::kF8E4M3) {
+    static_cast<f8e4m3*>(c.data)[i] = to_f8e4m3(x / (value ? c.v_scale : c.k_scale));
+  } else if (c.dtype == DType::kF8E5M2) {
+    static_cast<f8e5m2*>(c.data)[i] = to_f8e5m2(x / (value ? c.v_scale : c.k_scale));
   } else {
     static_cast<bf16*>(c.data)[i] = to_bf16(x);
   }
@@ -165,7 +172,8 @@ void attention(const AttentionParams& p) {
 
 void gather_rows(const GatherRowsParams& p) {
   for (int64_t row = 0; row < p.rows; ++row)
-    for (int64_t i = 0; i < p.dim; ++i) f32(p.out)[row * p.dim + i] = f32(p.in)[p.index[row] * p.in_stride + i];
+    for (int64_t i = 0; i < p.dim; ++i)
+      f32(p.out)[row * p.dim + i] = f32(p.in)[p.index[row] * p.in_stride + i];
 }
 
 void scale_logits(const ScaleLogitsParams& p) {

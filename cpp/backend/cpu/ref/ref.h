@@ -25,7 +25,7 @@ void moe(const MoeParams& params, const std::vector<DenseExpert>& experts);
 
 double activate(Activation activation, double x);
 
-// One element of a KV cache, by its logical place. `value` 0: K, 1: V.
+// One element of a KV cache, by its logical place. `value` 0: K, 1: V. FP8: with the cache's scales.
 float kv_load(const KvCacheView& cache, int64_t block, int value, int head, int token, int dim);
 void kv_store(const KvCacheView& cache, int64_t block, int value, int head, int token, int dim, float x);
 
