@@ -1,0 +1,207 @@
+#include "backend/cuda/moe/moe.h"
+
+#include <algorithm>
+#include <bit>
+#include <map>
+#include <vector>
+
+#include "backend/cuda/linear/epilogue.h"
+#include "backend/cuda/linear/linear.h"
+#include "backend/cuda/moe/moe_kernels.h"
+
+namespace taco::cuda {
+
+// Experts' addresses on the device, one table for each layer's list. A list is known by its address; what it
+// holds is compared at each call, since a new model may reuse the address.
+struct MoeTables {
+  struct Table {
+    std::vector<Expert> host;
+    Expert* device = nullptr;
+  };
+  std::map<const void*, Table> tables;
+
+  ~MoeTables() {
+    for (auto& [key, table] : tables) cudaFree(table.device);
+  }
+
+  const Expert* get(const Linear* const* experts, int count, Context& ctx) {
+    Table& table = tables[experts];
+    bool same = static_cast<int>(table.host.size()) == count;
+    for (int e = 0; same && e < count; ++e) {
+      const CudaLinear& w = as_cuda(*experts[e]);
+      same = table.host[e].weight == w.data && table.host[e].bias == w.bias && table.host[e].scale == w.scale;
+    }
+    if (same) return table.device;
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    TACO_CUDA_CHECK(cudaStreamIsCapturing(ctx.stream, &status));
+    TACO_CHECK(status == cudaStreamCaptureStatusNone, "experts must have run once before a graph holds them");
+    TACO_CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
+    cudaFree(table.device);
+    table.device = nullptr;
+    table.host.clear();
+    std::vector<Expert> host;
+    for (int e = 0; e < count; ++e) {
+      const CudaLinear& w = as_cuda(*experts[e]);
+      host.push_back({w.data, w.bias, w.scale});
+    }
+    void* device = nullptr;
+    TACO_CUDA_CHECK(cudaMalloc(&device, host.size() * sizeof(Expert)));
+    table.device = static_cast<Expert*>(device);
+    TACO_CUDA_CHECK(cudaMemcpyAsync(table.device, host.data(), host.size() * sizeof(Expert),
+                                    cudaMemcpyHostToDevice, ctx.stream));
+    TACO_CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
+    table.host = std::move(host);
+    return table.device;
+  }
+};
+
+int grouped_tile(int64_t rows, int top_k, int num_experts) {
+  // Twice the mean, so that most experts have one tile; no expert has more tokens than there are rows.
+  const int64_t mean = (rows * top_k + num_experts - 1) / num_experts;
+  const auto tokens = static_cast<uint64_t>(std::clamp<int64_t>(std::min(rows, 2 * mean), 8, 128));
+  return static_cast<int>(std::bit_ceil(tokens));
+}
+
+void run_grouped(const GroupedParams& p, DType dtype, bool fp8, int tile, const Context& ctx) {
+  if (dtype == DType::kBF16) return run_grouped_bf16(p, fp8, tile, ctx);
+  TACO_CHECK(dtype == DType::kF16, "grouped products of ", dtype_name(dtype));
+  run_grouped_f16(p, fp8, tile, ctx);
+}
+
+namespace {
+
+constexpr size_t kScratch = size_t{256} << 20;  // more rows are done in parts
+
+struct MoeRun {
+  const MoeParams& p;
+  Context& ctx;
+  const CudaLinear &up, &down;  // of the first expert; the others are like it
+  const Expert *ups, *downs;
+
+  DType type() const { return p.dtype; }
+  int64_t up_width() const { return p.gated ? 2 * p.intermediate : p.intermediate; }
+
+  // Whether the tensor cores' products take these experts.
+  bool fast() const {
+    if (type() != DType::kF16 && type() != DType::kBF16) return false;
+    auto takes = [&](const CudaLinear& w) {
+      return (w.dtype == type() && w.k % 8 == 0) || (w.dtype == DType::kF8E4M3 && w.k % 16 == 0);
+    };
+    return takes(up) && takes(down) && p.hidden % 8 == 0 && p.intermediate % 8 == 0 &&
+           (!p.gated || up.interleaved) && reinterpret_cast<uintptr_t>(p.in) % 16 == 0;
+  }
+
+  struct Memory {
+    char* at;
+    template <typename T>
+    T* take(int64_t count, size_t size = sizeof(T)) {
+      char* out = at;
+      at += (static_cast<size_t>(count) * size + 255) / 256 * 256;
+      return reinterpret_cast<T*>(out);
+    }
+  };
+
+  void run(bool tensor_cores) const {
+    const DType inner_type = type(), y_type = tensor_cores ? type() : DType::kF32;
+    const size_t row_bytes =
+        static_cast<size_t>(p.top_k) * (static_cast<size_t>(p.intermediate) * dtype_size(inner_type) +
+                                        static_cast<size_t>(p.hidden) * dtype_size(y_type) +
+                                        (tensor_cores ? 0 : static_cast<size_t>(up_width()) * sizeof(float)));
+    const int64_t limit = std::max<int64_t>(64, static_cast<int64_t>(kScratch / row_bytes));
+    const int64_t parts = (p.rows + limit - 1) / limit, part = (p.rows + parts - 1) / parts;
+    const int64_t pairs = part * p.top_k;
+    const size_t bytes = static_cast<size_t>(part) * row_bytes + static_cast<size_t>(pairs) * 12 +
+                         static_cast<size_t>(p.num_experts + 1) * 8 + 16 * 256;
+    Memory memory{static_cast<char*>(ctx.moe.reserve(bytes, ctx.stream))};
+    MoePlan plan;
+    plan.experts = memory.take<int32_t>(pairs);
+    plan.weights = memory.take<float>(pairs);
+    plan.pairs = memory.take<int32_t>(pairs);
+    plan.offsets = memory.take<int32_t>(p.num_experts + 1);
+    plan.tile_starts = memory.take<int32_t>(p.num_experts + 1);
+    void* inner = memory.take<char>(pairs * p.intermediate, dtype_size(inner_type));
+    void* y = memory.take<char>(pairs * p.hidden, dtype_size(y_type));
+    float* raw = tensor_cores ? nullptr : memory.take<float>(pairs * up_width());
+    for (int64_t row = 0; row < p.rows; row += part)
+      run_part(row, std::min(part, p.rows - row), plan, inner, y, raw);
+  }
+
+  void run_part(int64_t row, int64_t rows, const MoePlan& plan, void* inner, void* y, float* raw) const {
+    const bool tensor_cores = raw == nullptr;
+    const int tile = tensor_cores ? grouped_tile(rows, p.top_k, p.num_experts) : kPlainTile;
+    const size_t size = dtype_size(type());
+    run_routing(p, p.router_logits + row * p.num_experts, rows, tile, plan, ctx);
+    GroupedParams g{};
+    g.plan = plan;
+    g.experts = ups;
+    g.num_experts = p.num_experts;
+    g.top_k = p.top_k;
+    g.pairs = rows * p.top_k;
+    g.x = static_cast<const char*>(p.in) + static_cast<size_t>(row * p.hidden) * size;
+    g.x_stride = p.hidden;
+    g.by_row = true;
+    g.n = up_width();
+    g.k = p.hidden;
+    g.activation = p.activation;
+    g.gated = p.gated;
+    g.out = tensor_cores ? inner : raw;
+    if (tensor_cores) {
+      run_grouped(g, type(), up.dtype == DType::kF8E4M3, tile, ctx);
+    } else {
+      run_grouped_plain(g, type(), up.dtype, ctx);
+      EpilogueParams e;
+      e.in = raw;
+      e.in_type = DType::kF32;
+      e.in_stride = up_width();
+      e.rows = g.pairs;
+      e.n = up_width();
+      e.activation = p.activation;
+      e.gated = p.gated;
+      e.interleaved = up.interleaved;
+      e.out = inner;
+      e.out_type = type();
+      e.out_stride = p.intermediate;
+      run_epilogue(e, ctx);
+    }
+    g.experts = downs;
+    g.x = inner;
+    g.x_stride = p.intermediate;
+    g.by_row = false;
+    g.n = p.hidden;
+    g.k = p.intermediate;
+    g.activation = Activation::kNone;
+    g.gated = false;
+    g.out = y;
+    if (tensor_cores) {
+      run_grouped(g, type(), down.dtype == DType::kF8E4M3, tile, ctx);
+    } else {
+      run_grouped_plain(g, type(), down.dtype, ctx);
+    }
+    run_combine(plan, y, tensor_cores ? type() : DType::kF32, rows, p.hidden, p.top_k,
+                static_cast<char*>(p.out) + static_cast<size_t>(row * p.hidden) * size, type(), ctx);
+  }
+};
+
+}  // namespace
+
+void run_moe(const MoeParams& p, Context& ctx) {
+  TACO_CHECK(p.top_k > 0 && p.top_k <= p.num_experts, p.top_k, " of ", p.num_experts, " experts");
+  if (p.num_experts > kMaxExperts) {
+    fail(ErrorCode::kUnimplemented, "the CUDA backend has room for ", kMaxExperts,
+         " experts in a layer; this has ", p.num_experts);
+  }
+  if (p.rows <= 0) return;
+  if (!ctx.moe_tables) ctx.moe_tables = std::make_shared<MoeTables>();
+  const MoeRun run{p,
+                   ctx,
+                   as_cuda(*p.gate_up[0]),
+                   as_cuda(*p.down[0]),
+                   ctx.moe_tables->get(p.gate_up, p.num_experts, ctx),
+                   ctx.moe_tables->get(p.down, p.num_experts, ctx)};
+  TACO_CHECK(run.up.n == run.up_width() && run.up.k == p.hidden && run.down.n == p.hidden &&
+                 run.down.k == p.intermediate,
+             "experts of another shape");
+  run.run(run.fast());
+}
+
+}  // namespace taco::cuda

@@ -1,0 +1,220 @@
+#include <algorithm>
+
+#include "backend/cuda/launch.cuh"
+#include "backend/cuda/linear/element.cuh"
+#include "backend/cuda/moe/moe_kernels.h"
+
+namespace taco::cuda {
+namespace {
+
+using namespace element;
+
+constexpr int kPerLane = kMaxExperts / 32;
+constexpr int kFusedRows = 64;  // up to here one block routes and sorts
+
+struct RouteParams {
+  const float* logits;  // [rows, num_experts]
+  int64_t rows;
+  int num_experts, top_k, tile;
+  MoeRouting routing;
+  bool renormalize;
+  MoePlan plan;
+};
+
+// Grows with the logit; equal logits: with falling expert. 0 is less than any. A NaN counts as -inf.
+__device__ __forceinline__ uint64_t sort_key(float logit, int expert) {
+  const float x = isnan(logit) ? -INFINITY : logit + 0.0f;
+  const uint32_t bits = __float_as_uint(x);
+  const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  return static_cast<uint64_t>(ordered) << 32 | (0xffffffffu - static_cast<uint32_t>(expert));
+}
+
+__device__ __forceinline__ float warp_sum(float x) {
+  for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
+  return x;
+}
+
+// One warp, one row.
+__device__ void route_row(const RouteParams& p, int64_t row) {
+  const int lane = threadIdx.x % 32;
+  const float* logits = p.logits + row * p.num_experts;
+  int32_t* experts = p.plan.experts + row * p.top_k;
+  float* weights = p.plan.weights + row * p.top_k;
+  uint64_t keys[kPerLane];
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int e = i * 32 + lane;
+    keys[i] = e < p.num_experts ? sort_key(logits[e], e) : 0;
+  }
+  float top = 0.0f, sum = 0.0f;
+  for (int k = 0; k < p.top_k; ++k) {
+    uint64_t best = 0;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) best = keys[i] > best ? keys[i] : best;
+    for (int offset = 16; offset > 0; offset /= 2) {
+      const uint64_t other = __shfl_xor_sync(~0u, best, offset);
+      best = other > best ? other : best;
+    }
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) keys[i] = keys[i] == best ? 0 : keys[i];
+    const int e = static_cast<int>(0xffffffffu - static_cast<uint32_t>(best));
+    const float logit = logits[e];
+    if (k == 0) top = logit;
+    const float weight =
+        p.routing == MoeRouting::kSigmoidTopK ? 1.0f / (1.0f + expf(-logit)) : expf(logit - top);
+    sum += weight;
+    if (lane == 0) {
+      experts[k] = e;
+      weights[k] = weight;
+    }
+  }
+  if (p.routing == MoeRouting::kSigmoidTopK && !p.renormalize) return;
+  if (p.routing == MoeRouting::kSoftmaxTopK && !p.renormalize) {
+    sum = 0.0f;
+    for (int e = lane; e < p.num_experts; e += 32) sum += expf(logits[e] - top);
+    sum = warp_sum(sum);
+  }
+  __syncwarp();
+  for (int k = lane; k < p.top_k; k += 32) weights[k] = __fdiv_rn(weights[k], sum);
+}
+
+// One block. The order of an expert's pairs is free: no row's result depends on it.
+__device__ void sort_pairs(const RouteParams& p) {
+  __shared__ int counts[kMaxExperts];
+  const int64_t pairs = p.rows * p.top_k;
+  for (int e = threadIdx.x; e < p.num_experts; e += blockDim.x) counts[e] = 0;
+  __syncthreads();
+  for (int64_t i = threadIdx.x; i < pairs; i += blockDim.x) atomicAdd(&counts[p.plan.experts[i]], 1);
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    // Sums over a lane's own experts, then over lanes.
+    const int lane = threadIdx.x, each = (p.num_experts + 31) / 32;
+    const int begin = min(lane * each, p.num_experts), end = min(begin + each, p.num_experts);
+    int rows = 0, tiles = 0;
+    for (int e = begin; e < end; ++e) {
+      rows += counts[e];
+      tiles += (counts[e] + p.tile - 1) / p.tile;
+    }
+    int rows_before = rows, tiles_before = tiles;
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const int r = __shfl_up_sync(~0u, rows_before, offset), t = __shfl_up_sync(~0u, tiles_before, offset);
+      if (lane >= offset) {
+        rows_before += r;
+        tiles_before += t;
+      }
+    }
+    rows_before -= rows;
+    tiles_before -= tiles;
+    for (int e = begin; e < end; ++e) {
+      const int count = counts[e];
+      counts[e] = rows_before;
+      p.plan.offsets[e] = rows_before;
+      p.plan.tile_starts[e] = tiles_before;
+      rows_before += count;
+      tiles_before += (count + p.tile - 1) / p.tile;
+    }
+    if (lane == 31) {
+      p.plan.offsets[p.num_experts] = rows_before;
+      p.plan.tile_starts[p.num_experts] = tiles_before;
+    }
+  }
+  __syncthreads();
+  for (int64_t i = threadIdx.x; i < pairs; i += blockDim.x)
+    p.plan.pairs[atomicAdd(&counts[p.plan.experts[i]], 1)] = static_cast<int32_t>(i);
+}
+
+__global__ void __launch_bounds__(256) route_kernel(RouteParams p) {
+  pdl_wait();
+  pdl_launch();
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * 8 + threadIdx.x / 32;
+  if (row < p.rows) route_row(p, row);
+}
+
+__global__ void __launch_bounds__(1024) sort_kernel(RouteParams p) {
+  pdl_wait();
+  pdl_launch();
+  sort_pairs(p);
+}
+
+__global__ void __launch_bounds__(1024) route_and_sort_kernel(RouteParams p) {
+  pdl_wait();
+  pdl_launch();
+  for (int64_t row = threadIdx.x / 32; row < p.rows; row += 32) route_row(p, row);
+  __syncthreads();
+  sort_pairs(p);
+}
+
+// One block for each row, eight columns a thread where the rows allow it.
+template <typename S, typename T>
+__global__ void __launch_bounds__(256)
+    combine_kernel(MoePlan plan, const S* y, int64_t dim, int top_k, T* out, bool wide) {
+  __shared__ int order[kMaxExperts];
+  __shared__ float weights[kMaxExperts];
+  pdl_wait();
+  pdl_launch();
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * top_k;
+  for (int k = threadIdx.x; k < top_k; k += blockDim.x) {
+    int rank = 0;
+    for (int j = 0; j < top_k; ++j) rank += plan.experts[first + j] < plan.experts[first + k];
+    order[rank] = k;
+    weights[rank] = plan.weights[first + k];
+  }
+  __syncthreads();
+  const S* rows = y + first * dim;
+  T* to = out + blockIdx.x * dim;
+  if (wide) {
+    for (int64_t c = threadIdx.x * 8; c < dim; c += blockDim.x * 8) {
+      float sum[8] = {};
+#pragma unroll 2
+      for (int j = 0; j < top_k; ++j) {
+        float x[8];
+        load8(rows + order[j] * dim + c, x);
+        const float w = weights[j];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum[i] += x[i] * w;
+      }
+      store8(to + c, sum);
+    }
+  } else {
+    for (int64_t c = threadIdx.x; c < dim; c += blockDim.x) {
+      float sum = 0.0f;
+      for (int j = 0; j < top_k; ++j) sum += as_float(rows[order[j] * dim + c]) * weights[j];
+      to[c] = from_float<T>(sum);
+    }
+  }
+}
+
+}  // namespace
+
+void run_routing(const MoeParams& p, const float* logits, int64_t rows, int tile, const MoePlan& plan,
+                 const Context& ctx) {
+  RouteParams r{logits, rows, p.num_experts, p.top_k, tile, p.routing, p.renormalize, plan};
+  if (rows <= kFusedRows) {
+    const auto warps = static_cast<unsigned>(std::clamp<int64_t>(rows, 4, 32));
+    launch(ctx, route_and_sort_kernel, dim3(1), dim3(warps * 32), 0, r);
+    return;
+  }
+  launch(ctx, route_kernel, dim3(static_cast<unsigned>((rows + 7) / 8)), dim3(256), 0, r);
+  launch(ctx, sort_kernel, dim3(1), dim3(1024), 0, r);
+}
+
+void run_combine(const MoePlan& plan, const void* y, DType y_type, int64_t rows, int64_t dim, int top_k,
+                 void* out, DType out_type, const Context& ctx) {
+  const bool wide =
+      dim % 8 == 0 && reinterpret_cast<uintptr_t>(y) % 16 == 0 && reinterpret_cast<uintptr_t>(out) % 16 == 0;
+  const auto threads = static_cast<unsigned>(std::clamp<int64_t>((dim / 8 + 31) / 32 * 32, 32, 256));
+  dispatch_float_type(out_type, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    const dim3 grid(static_cast<unsigned>(rows)), block(threads);
+    if (y_type == DType::kF32) {
+      launch(ctx, combine_kernel<float, T>, grid, block, 0, plan, static_cast<const float*>(y), dim, top_k,
+             static_cast<T*>(out), wide);
+    } else {
+      TACO_CHECK(y_type == out_type, "experts' results of ", dtype_name(y_type));
+      launch(ctx, combine_kernel<T, T>, grid, block, 0, plan, static_cast<const T*>(y), dim, top_k,
+             static_cast<T*>(out), wide);
+    }
+  });
+}
+
+}  // namespace taco::cuda
