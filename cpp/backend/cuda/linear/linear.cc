@@ -140,6 +140,10 @@ struct DenseLinear {
 
 }  // namespace
 
+void run_dense(const LinearParams& p, const QuantizedRows* x, Context& ctx) {
+  DenseLinear{p, as_cuda(*p.weight), x, ctx}.run();
+}
+
 void run_linear(const LinearParams& p, Context& ctx) {
   const CudaLinear& w = as_cuda(*p.weight);
   if (p.rows <= 0 || w.n == 0) return;
@@ -152,7 +156,7 @@ void run_linear(const LinearParams& p, Context& ctx) {
                dtype_name(w.dtype));
   }
   if (takes_skinny(p, ctx)) return run_skinny(p, x, ctx);
-  DenseLinear{p, w, x, ctx}.run();
+  run_dense(p, x, ctx);
 }
 
 }  // namespace taco::cuda

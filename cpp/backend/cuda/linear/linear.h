@@ -23,8 +23,7 @@ struct CudaLinear final : Linear {
   // [gate; up] with 16-bit or 8-bit data: rows stand interleaved by eight (gate 0-7, up 0-7, gate 8-15, ...),
   // so that a product's tile holds both halves of its outputs. float32 data: as given.
   bool interleaved = false;
-  float* scale =
-      nullptr;  // [n] on the device, FP8 only: value = data * scale[row]; today all rows have the same
+  float* scale = nullptr;  // [n] on the device, FP8 only, all the same: value = data * scale
 };
 
 inline const CudaLinear& as_cuda(const Linear& linear) { return static_cast<const CudaLinear&>(linear); }
@@ -36,6 +35,9 @@ inline bool reads_fp8(const Linear* linear) {
 std::unique_ptr<Linear> prepare_linear(std::span<const HostMatrix> parts, const float* bias,
                                        const LinearOptions& options, Context& ctx);
 void run_linear(const LinearParams& p, Context& ctx);
+// The path of many rows (cuBLASLt, or plain cores where it has no kernel), at any row count: tests,
+// benchmarks. x: FP8 rows for an FP8 weight, else null.
+void run_dense(const LinearParams& p, const QuantizedRows* x, Context& ctx);
 
 // 16-bit rows to FP8 with a scale each (max |x| / 448), into ctx.make_quantized(in).
 const QuantizedRows* quantize_rows(const void* in, int64_t rows, int64_t cols, int64_t stride, DType dtype,
