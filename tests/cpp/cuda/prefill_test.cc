@@ -212,6 +212,11 @@ std::vector<Case> cases() {
       {"Dim64Block32", 64, 32, 8, 1, kB, kContinued},
       {"Dim64Long", 64, 16, 9, 3, kB, kLong},
       {"Dim64Window", 64, 16, 4, 1, kB, kLong, 70},
+      {"Dim256Block16", 256, 16, 4, 2, kB, kRagged},
+      {"Dim256Block8", 256, 8, 2, 2, kH, kContinued},
+      {"Dim256Block32", 256, 32, 2, 1, kB, kContinued},
+      {"Dim256Long", 256, 16, 2, 1, kB, kLong},
+      {"Dim256WindowSoftcap", 256, 16, 2, 1, kB, kLong, 100, 50, 8},
       {"Dim64Softcap", 64, 16, 4, 1, kH, kContinued, 0, 50, 8},
   };
 }

@@ -48,11 +48,11 @@ bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 
 bool takes_prefill_sm90(const Context& ctx, const AttentionParams& p) {
   const KvCacheView& cache = p.cache;
-  bool dim = cache.head_dim == 64 || cache.head_dim == 128;
+  bool dim = cache.head_dim == 64 || cache.head_dim == 128 || cache.head_dim == 256;
   bool dtype = (p.dtype == DType::kBF16 || p.dtype == DType::kF16) && cache.dtype == p.dtype;
   bool block = cache.block_size == 8 || cache.block_size == 16 || cache.block_size == 32;
-  bool place = aligned16(p.q) && aligned16(cache.data) && reinterpret_cast<uintptr_t>(p.out) % 4 == 0 &&
-               p.q_stride % 8 == 0 && p.out_stride % 2 == 0 && cache.num_blocks < (1 << 30);
+  bool place = aligned16(p.q) && aligned16(cache.data) && aligned16(p.out) && p.q_stride % 8 == 0 &&
+               p.out_stride % 8 == 0 && cache.num_blocks < (1 << 30);
   return ctx.hopper() && dim && dtype && block && place && p.scale > 0.0f && p.alibi_slopes == nullptr &&
          p.sinks == nullptr && p.tree_mask == nullptr;
 }
@@ -82,9 +82,9 @@ void run_prefill_sm90(Context& ctx, const AttentionParams& p, const PrefillSm90W
   };
   bool full = capped || p.window > 0, half = p.dtype == DType::kF16;
   int grid = static_cast<int>(std::min<int64_t>(ctx.num_sms, work.max_items * p.num_heads));
-  auto go = p.cache.head_dim == 64
-                ? (half ? sm90::launch_prefill<64, true> : sm90::launch_prefill<64, false>)
-                : (half ? sm90::launch_prefill<128, true> : sm90::launch_prefill<128, false>);
+  auto go = half ? sm90::launch_prefill<128, true> : sm90::launch_prefill<128, false>;
+  if (p.cache.head_dim == 64) go = half ? sm90::launch_prefill<64, true> : sm90::launch_prefill<64, false>;
+  if (p.cache.head_dim == 256) go = half ? sm90::launch_prefill<256, true> : sm90::launch_prefill<256, false>;
   go(ctx, cache_map(p.cache), params, full, grid);
 }
 

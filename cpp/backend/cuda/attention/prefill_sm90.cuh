@@ -30,7 +30,7 @@ struct PrefillShape {
 };
 
 // What a block does for one item.
-struct PrefillTile {
+struct alignas(16) PrefillTile {
   int row;       // of q and out
   int rows;      // valid ones
   int position;  // of the first row
@@ -80,6 +80,8 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, 1)
   auto v_empty = [&](int s) { return barriers + 8 * (3 * kStages + s); };
   const uint32_t q_full = barriers + 8 * (4 * kStages), q_empty = q_full + 8;
 
+  // What the consumers do next: of the threads that copy q.
+  auto* shared_tile = reinterpret_cast<PrefillTile*>(smem_raw + (barriers + 128 - smem_address(smem_raw)));
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
     tma_prefetch_map(&map);
@@ -146,9 +148,10 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, 1)
     } else {
       const int thread = threadIdx.x - 32;
       for (int round = 0, unit; (unit = prefill_unit(round)) < units; ++round) {
-        PrefillTile t = prefill_tile<kKeys, kFull>(p, unit);
+        const PrefillTile t = prefill_tile<kKeys, kFull>(p, unit);
         const char* q = static_cast<const char*>(p.q) + 2 * (t.row * p.q_stride + int64_t{t.head} * kHeadDim);
         mbarrier_wait(q_empty, (round & 1) ^ 1);
+        if (thread == 0) *shared_tile = t;
         constexpr int kPieces = kHeadDim / 8;  // of 16 bytes in a row
 #pragma unroll 4
         for (int i = thread; i < Shape::kRows * kPieces; i += kLoaders) {
@@ -182,7 +185,8 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, 1)
     int count = 0;
 
     for (int round = 0, unit; (unit = prefill_unit(round)) < units; ++round) {
-      const PrefillTile t = prefill_tile<kKeys, kFull>(p, unit);
+      mbarrier_wait(q_full, round & 1);
+      const PrefillTile t = *shared_tile;
       const int group_position = t.position + group * 64;
       const int position = t.position + row;
 
@@ -285,6 +289,8 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, 1)
         cap();
         if constexpr (decltype(masked)::value) mask(n);
         softmax();
+        // The compiler knows no reason to do the softmax before the wait, but it belongs below P V.
+        stay_before(row_sum[0] + row_sum[1], barriers + 8 * (4 * kStages + 2));
         wgmma_wait<0>();
         hold(o);
         release(v_empty(count % kStages));
@@ -299,7 +305,6 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, 1)
       row_max[0] = row_max[1] = -1e30f;  // finite: a row's tile without any visible key then weighs nothing
       row_sum[0] = row_sum[1] = 0;
 
-      mbarrier_wait(q_full, round & 1);
       mbarrier_wait(k_full(count % kStages), count / kStages & 1);
       hold(s);
       wgmma_fence();
@@ -353,13 +358,19 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, 1)
         sum += __shfl_xor_sync(0xffffffff, sum, 1);
         sum += __shfl_xor_sync(0xffffffff, sum, 2);
         float inverse = sum > 0 ? 1.0f / sum : 0.0f;
-        if (row + 8 * h < t.rows) {
-          char* to = out + 2 * ((row + 8 * h) * p.out_stride + column);
+        // A quad's lanes hold two columns each of every 8: exchanged, so that a lane has 16 bytes of every
+        // fourth.
+        char* to = out + 2 * (row + 8 * h) * p.out_stride + lane % 4 * 16;
 #pragma unroll
-          for (int i = 0; i < kHeadDim / 8; ++i) {
-            *reinterpret_cast<uint32_t*>(to + i * 16) =
-                pack<kHalf>(o[4 * i + 2 * h] * inverse, o[4 * i + 2 * h + 1] * inverse);
+        for (int i = 0; i < kHeadDim / 8; i += 4) {
+          uint32_t piece[4];
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            piece[k] = pack<kHalf>(o[4 * (i + k) + 2 * h] * inverse, o[4 * (i + k) + 2 * h + 1] * inverse);
           }
+          transpose_quad(piece, lane);
+          if (row + 8 * h < t.rows)
+            *reinterpret_cast<uint4*>(to + i * 16) = {piece[0], piece[1], piece[2], piece[3]};
         }
       }
     }

@@ -94,6 +94,13 @@ __device__ __forceinline__ void hold(float (&x)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(x[i])::"memory");
 }
 
+// Keeps the computation of `x` (never negative) before what follows: a store that does not happen.
+__device__ __forceinline__ void stay_before(float x, uint32_t to) {
+  asm volatile("{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p st.shared.b32 [%1], %0;\n}\n" ::"f"(x),
+               "r"(to)
+               : "memory");
+}
+
 // Descriptor of a tile in shared memory in the form of 128-byte swizzled rows, 1,024-byte atoms of 8 rows.
 // K-major: atoms follow each other along m/n at `stride` bytes; `leading` is not used. MN-major: atoms (8
 // along k, 64 elements along n) at `stride` along k, at `leading` along n.
@@ -118,6 +125,21 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
   }
   return out;
+}
+
+// Among each four lanes: x[k] of lane c goes to x[c] of lane k.
+__device__ __forceinline__ void transpose_quad(uint32_t (&x)[4], int lane) {
+#pragma unroll
+  for (int bit = 1; bit <= 2; bit *= 2) {
+    bool high = lane & bit;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (k & bit) continue;
+      uint32_t got = __shfl_xor_sync(0xffffffff, high ? x[k] : x[k + bit], bit);
+      x[k] = high ? got : x[k];
+      x[k + bit] = high ? x[k + bit] : got;
+    }
+  }
 }
 
 }  // namespace taco::cuda::sm90
