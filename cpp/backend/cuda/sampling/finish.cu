@@ -496,6 +496,28 @@ struct Row {
     return static_cast<int>(sum(above));
   }
 
+  // Bitonic, in place in global memory; every comparison puts the likelier one first, so that what would
+  // stand past the end of a power of two need not be there. For requests of thousands of logprobs.
+  __device__ void sort_likeliest(TopToken* x, int n) {
+    auto order = [&](int i, int j) {
+      if (j >= n) return;
+      const TopToken p = x[i], q = x[j];
+      if (q.logprob > p.logprob || (q.logprob == p.logprob && q.token < p.token)) {
+        x[i] = q;
+        x[j] = p;
+      }
+    };
+    for (int size = 2; size < 2 * n; size *= 2) {
+      for (int half = size / 2; half > 0; half /= 2) {
+        for (int pair = t; pair < (n + size) / 2; pair += kThreads) {
+          const int block = pair / half * 2 * half, at = pair % half;
+          order(block + at, half == size / 2 ? block + 2 * half - 1 - at : block + half + at);
+        }
+        __syncthreads();
+      }
+    }
+  }
+
   // The k most likely of the raw row. best: [kMaxLogprobs].
   __device__ void most_likely(int k, TopToken* best, float log_total) {
     const int vocab = a.p.vocab;
@@ -519,12 +541,19 @@ struct Row {
     int own = 0;
     for (int i = first; i < last; ++i) own += kept(i);
     int to = before_int(own);
+    TopToken* out = a.p.top + int64_t{r} * a.p.max_logprobs;
+    const bool many = wanted > kMaxLogprobs;
+    if (many) best = out;
     for (int i = first; i < last; ++i) {
-      if (kept(i) && to < kMaxLogprobs) best[to++] = {s.ids == nullptr ? i : s.ids[i], s.values[i]};
+      if (kept(i) && to < wanted) best[to++] = {s.ids == nullptr ? i : s.ids[i], s.values[i]};
     }
     __syncthreads();
-    TopToken* out = a.p.top + int64_t{r} * a.p.max_logprobs;
+    if (many) sort_likeliest(out, wanted);
     for (int i = t; i < wanted; i += kThreads) {
+      if (many) {
+        out[i].logprob = (out[i].logprob - sh.raw_max) - log_total;
+        continue;
+      }
       const TopToken mine = best[i];
       int rank = 0;
       for (int j = 0; j < wanted; ++j)

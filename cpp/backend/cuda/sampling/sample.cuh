@@ -16,7 +16,7 @@ namespace taco::cuda::sampling {
 constexpr int kChunk = 4096;                           // elements that one block of `scan` reads
 constexpr int kScanThreads = 256, kScanEach = 16;      // a thread's four times four elements
 constexpr int kGroup = 64, kGroups = kChunk / kGroup;  // elements that share a maximum (not neighbours)
-constexpr int kMaxLogprobs = 1024;
+constexpr int kMaxLogprobs = 1024;                     // more of them are put in order in global memory
 constexpr float kGreedyBelow = 1e-5f, kNoWeight = -88.0f;
 
 // raw: the logits as they came; the others: with the rules applied, sums with the temperature.
