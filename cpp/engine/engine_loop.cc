@@ -46,6 +46,10 @@ void EngineLoop::run(Inbox& inbox, OutputQueue& queue) {
       }
       take(mail);
       if (mail.stop) break;
+      if (!touched_.empty()) {  // aborts need not wait for a step
+        update_stats(0);
+        publish(inbox, queue);
+      }
       if (scheduler_.has_work() || scheduler_.num_in_flight() > 0) {
         step();
       } else {
