@@ -81,11 +81,10 @@ void run_prefill_sm90(Context& ctx, const AttentionParams& p, const PrefillSm90W
       .window = p.window,
   };
   bool full = capped || p.window > 0, half = p.dtype == DType::kF16;
-  int grid = static_cast<int>(std::min<int64_t>(ctx.num_sms, work.max_items * p.num_heads));
   auto go = half ? sm90::launch_prefill<128, true> : sm90::launch_prefill<128, false>;
   if (p.cache.head_dim == 64) go = half ? sm90::launch_prefill<64, true> : sm90::launch_prefill<64, false>;
   if (p.cache.head_dim == 256) go = half ? sm90::launch_prefill<256, true> : sm90::launch_prefill<256, false>;
-  go(ctx, cache_map(p.cache), params, full, grid);
+  go(ctx, cache_map(p.cache), params, full, work.max_items);
 }
 
 }  // namespace taco::cuda

@@ -8,6 +8,8 @@
 // sequence alone.
 #pragma once
 
+#include <algorithm>
+
 #include "backend/cuda/attention/prefill_sm90_params.h"
 #include "backend/cuda/attention/prefill_sm90_ptx.cuh"
 #include "backend/cuda/attention/prefill_wgmma.cuh"
@@ -39,11 +41,13 @@ struct alignas(16) PrefillTile {
   int head, seq;
 };
 
-template <int kKeys, bool kFull>
+// A unit is an item for one head, or for kPair heads, one for each block of a cluster.
+template <int kKeys, bool kFull, int kPair>
 __device__ __forceinline__ PrefillTile prefill_tile(const PrefillParams& p, int unit) {
   PrefillTile t;
-  PrefillSm90Item item = p.items[unit / p.num_heads];
-  t.head = unit % p.num_heads;
+  const int heads = p.num_heads / kPair;
+  PrefillSm90Item item = p.items[unit / heads];
+  t.head = unit % heads * kPair + blockIdx.x % kPair;
   t.seq = item.seq;
   int start = p.q_start[item.seq], q_len = p.q_start[item.seq + 1] - start;
   int skipped = item.tile * kPrefillSm90Rows;
@@ -58,13 +62,14 @@ __device__ __forceinline__ PrefillTile prefill_tile(const PrefillParams& p, int 
 
 // The units of a block, longest first: there and back over the blocks, so that none always gets the longer
 // one.
+template <int kPair>
 __device__ __forceinline__ int prefill_unit(int round) {
-  int column = round & 1 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
-  return round * gridDim.x + column;
+  int columns = gridDim.x / kPair, column = blockIdx.x / kPair;
+  return round * columns + (round & 1 ? columns - 1 - column : column);
 }
 
-template <int kHeadDim, bool kHalf, bool kFull>
-__global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, 1)
+template <int kHeadDim, bool kHalf, bool kFull, int kPair>
+__global__ void __cluster_dims__(kPair, 1, 1) __launch_bounds__(PrefillShape<kHeadDim>::kThreads, 1)
     prefill_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ PrefillParams p) {
   using Shape = PrefillShape<kHeadDim>;
   constexpr int kKeys = Shape::kKeys, kChunks = Shape::kChunks, kStages = Shape::kStages;
@@ -88,16 +93,20 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, 1)
     for (int s = 0; s < kStages; ++s) {
       mbarrier_init(k_full(s), 1);
       mbarrier_init(v_full(s), 1);
-      mbarrier_init(k_empty(s), 4 * Shape::kGroups);
-      mbarrier_init(v_empty(s), 4 * Shape::kGroups);
+      mbarrier_init(k_empty(s), 4 * Shape::kGroups * kPair);
+      mbarrier_init(v_empty(s), 4 * Shape::kGroups * kPair);
     }
     mbarrier_init(q_full, kLoaders);
     mbarrier_init(q_empty, 4 * Shape::kGroups);
     fence_barrier_init();
   }
-  __syncthreads();
+  if constexpr (kPair > 1) {
+    cluster_sync();
+  } else {
+    __syncthreads();
+  }
   pdl_wait();
-  const int units = *p.num_items * p.num_heads;
+  const int units = *p.num_items * (p.num_heads / kPair);
 
   if (warp < 4) {
     registers_down<40>();
@@ -106,8 +115,8 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, 1)
       const int page = lane / kChunks, chunk = lane % kChunks;  // a lane's box of each tile
       const uint32_t place = chunk * kKeys * 128 + page * block_size * 128;
       int count = 0;  // tiles so far
-      for (int round = 0, unit; (unit = prefill_unit(round)) < units; ++round) {
-        PrefillTile t = prefill_tile<kKeys, kFull>(p, unit);
+      for (int round = 0, unit; (unit = prefill_unit<kPair>(round)) < units; ++round) {
+        PrefillTile t = prefill_tile<kKeys, kFull, kPair>(p, unit);
         const int32_t* table = p.block_tables + t.seq * p.max_blocks;
         const int needed = t.position + t.rows;  // keys
         const int kv_head = t.head / p.group;
@@ -119,8 +128,13 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, 1)
         auto load = [&](uint32_t full, uint32_t to, int block, int which) {
           if (lane == 0) mbarrier_expect(full, Shape::kTileBytes);
           __syncwarp();
-          if (page < pages)
-            tma_load(to + place, &map, full, chunk * 64, 0, kv_head, block < 0 ? -1 : 2 * block + which);
+          const int row = block < 0 ? -1 : 2 * block + which;
+          if constexpr (kPair == 1) {
+            if (page < pages) tma_load(to + place, &map, full, chunk * 64, 0, kv_head, row);
+          } else {  // each block copies its part of the pages, for both
+            if (page < pages && page % kPair == blockIdx.x % kPair)
+              tma_load_both(to + place, &map, full, chunk * 64, 0, kv_head, row);
+          }
         };
         auto load_k = [&](int i, int block) {
           int s = i % kStages;
@@ -147,8 +161,8 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, 1)
       pdl_launch();
     } else {
       const int thread = threadIdx.x - 32;
-      for (int round = 0, unit; (unit = prefill_unit(round)) < units; ++round) {
-        const PrefillTile t = prefill_tile<kKeys, kFull>(p, unit);
+      for (int round = 0, unit; (unit = prefill_unit<kPair>(round)) < units; ++round) {
+        const PrefillTile t = prefill_tile<kKeys, kFull, kPair>(p, unit);
         const char* q = static_cast<const char*>(p.q) + 2 * (t.row * p.q_stride + int64_t{t.head} * kHeadDim);
         mbarrier_wait(q_empty, (round & 1) ^ 1);
         if (thread == 0) *shared_tile = t;
@@ -184,7 +198,7 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, 1)
     float row_max[2], row_sum[2];
     int count = 0;
 
-    for (int round = 0, unit; (unit = prefill_unit(round)) < units; ++round) {
+    for (int round = 0, unit; (unit = prefill_unit<kPair>(round)) < units; ++round) {
       mbarrier_wait(q_full, round & 1);
       const PrefillTile t = *shared_tile;
       const int group_position = t.position + group * 64;
@@ -208,6 +222,14 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, 1)
       auto release = [&](uint32_t barrier) {
         __syncwarp();
         if (lane == 0) mbarrier_arrive(barrier);
+      };
+      auto release_tile = [&](uint32_t barrier) {
+        __syncwarp();
+        if constexpr (kPair == 1) {
+          if (lane == 0) mbarrier_arrive(barrier);
+        } else {
+          if (lane < kPair) mbarrier_arrive_at(barrier, lane);
+        }
       };
       auto mask = [&](int n) {
         // Key c of the tile is seen by row r where c <= limit[r] and, with a window, c > limit[r] - window.
@@ -284,7 +306,7 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, 1)
         barrier_arrive(other_turn, 256);
         wgmma_wait<1>();
         hold(s);
-        release(k_empty((count + 1) % kStages));
+        release_tile(k_empty((count + 1) % kStages));
         if (n == t.first) release(q_empty);
         cap();
         if constexpr (decltype(masked)::value) mask(n);
@@ -293,7 +315,7 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, 1)
         stay_before(row_sum[0] + row_sum[1], barriers + 8 * (4 * kStages + 2));
         wgmma_wait<0>();
         hold(o);
-        release(v_empty(count % kStages));
+        release_tile(v_empty(count % kStages));
 #pragma unroll
         for (int i = 0; i < kHeadDim / 2; ++i) o[i] *= alpha[i / 2 % 2];
         to_prob();
@@ -328,7 +350,7 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, 1)
       }
       wgmma_wait<0>();
       hold(s);
-      release(k_empty(count % kStages));
+      release_tile(k_empty(count % kStages));
       if (t.end - 1 == t.first) release(q_empty);
       cap();
       mask(t.end - 1);
@@ -348,7 +370,7 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, 1)
       issue_pv(count);
       wgmma_wait<0>();
       hold(o);
-      release(v_empty(count % kStages));
+      release_tile(v_empty(count % kStages));
       ++count;
 
       char* out = static_cast<char*>(p.out) + 2 * (t.row * p.out_stride + int64_t{t.head} * kHeadDim);
@@ -375,14 +397,20 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, 1)
       }
     }
   }
+  if constexpr (kPair > 1) cluster_sync();  // the other block may still arrive at this one's barriers
 }
 
 template <int kHeadDim, bool kHalf>
 void launch_prefill(const Context& ctx, const CUtensorMap& map, const PrefillParams& params, bool full,
-                    int grid) {
+                    int64_t max_items) {
   using Shape = PrefillShape<kHeadDim>;
-  launch(ctx, full ? prefill_kernel<kHeadDim, kHalf, true> : prefill_kernel<kHeadDim, kHalf, false>,
-         dim3(grid), dim3(Shape::kThreads), Shape::kSmem, map, params);
+  // Two heads of a group see the same keys: a pair of blocks shares their copies.
+  const bool pair = params.group % 2 == 0;
+  auto kernel =
+      pair ? (full ? prefill_kernel<kHeadDim, kHalf, true, 2> : prefill_kernel<kHeadDim, kHalf, false, 2>)
+           : (full ? prefill_kernel<kHeadDim, kHalf, true, 1> : prefill_kernel<kHeadDim, kHalf, false, 1>);
+  int64_t blocks = std::min<int64_t>(pair ? ctx.num_sms & ~1 : ctx.num_sms, max_items * params.num_heads);
+  launch(ctx, kernel, dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads), Shape::kSmem, map, params);
 }
 
 }  // namespace taco::cuda::sm90

@@ -24,6 +24,6 @@ struct PrefillParams {
 // kHalf: fp16, else bf16. full: a window or a softcap.
 template <int kHeadDim, bool kHalf>
 void launch_prefill(const Context& ctx, const CUtensorMap& map, const PrefillParams& params, bool full,
-                    int grid);
+                    int64_t max_items);
 
 }  // namespace taco::cuda::sm90
