@@ -1,13 +1,17 @@
-// What the engine adds to each step: planning, committing, detokenising, publishing. CPU time of the process,
-// over an executor that does nothing but answer.
+// What the engine adds to each step: planning, committing, detokenising, publishing, over an executor that
+// does nothing but answer. The host's part is the time from a step's result to the submission of the next
+// step: with one step in flight the device is idle meanwhile, with two it has the other one to run.
 //   step_bench [sequences ...]
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
+#include <deque>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "engine/engine.h"
@@ -17,16 +21,28 @@ namespace {
 
 constexpr int kVocab = 32000, kPromptLen = 32, kOutputLen = 2000;
 
+struct Gate {
+  std::atomic<bool> open{false};
+  std::vector<double> host_part;  // seconds, by step
+};
+
+double now_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 // Waits with its first step until all requests have been submitted, lest the first ones finish before that.
 class EmptyExecutor : public Executor {
  public:
-  explicit EmptyExecutor(std::shared_ptr<std::atomic<bool>> go) : go_(std::move(go)) {}
+  EmptyExecutor(std::shared_ptr<Gate> gate, int max_in_flight)
+      : gate_(std::move(gate)), max_in_flight_(max_in_flight) {}
   int vocab_size() const override { return kVocab; }
   int max_model_len() const override { return 4096; }
   KvCacheConfig kv_cache() const override { return {16, 65536}; }
-  StepOutput run(const StepPlan& plan) override {
-    go_->wait(false);
-    StepOutput out;
+  int max_in_flight() const override { return max_in_flight_; }
+  void submit(const StepPlan& plan) override {
+    if (collected_ > 0) gate_->host_part.push_back(now_seconds() - collected_);
+    collected_ = 0;
+    StepOutput& out = outputs_.emplace_back();
     out.sampled.reserve(plan.seqs.size());
     for (const SeqStep& step : plan.seqs) {
       for (const Sequence* sampler : step.samplers) {
@@ -36,11 +52,20 @@ class EmptyExecutor : public Executor {
         sampled.logprob = -1.0f;
       }
     }
+  }
+  StepOutput collect() override {
+    gate_->open.wait(false);
+    StepOutput out = std::move(outputs_.front());
+    outputs_.pop_front();
+    collected_ = now_seconds();
     return out;
   }
 
  private:
-  std::shared_ptr<std::atomic<bool>> go_;
+  std::shared_ptr<Gate> gate_;
+  int max_in_flight_;
+  std::deque<StepOutput> outputs_;
+  double collected_ = 0;
 };
 
 double cpu_seconds() {
@@ -49,7 +74,14 @@ double cpu_seconds() {
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
-void measure(int num_seqs, bool with_text) {
+double quantile(std::vector<double>& values, double part) {
+  if (values.empty()) return 0;
+  auto at = values.begin() + static_cast<ptrdiff_t>(part * static_cast<double>(values.size() - 1));
+  std::nth_element(values.begin(), at, values.end());
+  return *at;
+}
+
+void measure(int num_seqs, bool with_text, int max_in_flight) {
   std::shared_ptr<const Vocabulary> vocabulary;
   SamplingParams params;
   params.max_tokens = kOutputLen;
@@ -62,18 +94,33 @@ void measure(int num_seqs, bool with_text) {
   EngineConfig config;
   config.max_num_seqs = std::max(config.max_num_seqs, num_seqs);
   config.max_num_batched_tokens = std::max(config.max_num_batched_tokens, num_seqs);
-  auto go = std::make_shared<std::atomic<bool>>(false);
-  Engine engine(std::make_unique<EmptyExecutor>(go), vocabulary, config);
+  auto gate = std::make_shared<Gate>();
+  Engine engine(std::make_unique<EmptyExecutor>(gate, max_in_flight), vocabulary, config);
   for (int i = 0; i < num_seqs; ++i) engine.submit(std::vector<int32_t>(kPromptLen, i % kVocab), params);
+  // Somebody fetches what there is now and then, as a server does.
+  std::atomic<bool> done{false};
+  std::thread reader([&] {
+    while (!done) {
+      engine.poll(std::chrono::milliseconds(100));
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+  });
   double start = cpu_seconds();
-  *go = true;
-  go->notify_one();
+  gate->open = true;
+  gate->open.notify_one();
   engine.drain(std::chrono::seconds(600));
   double seconds = cpu_seconds() - start;
   double steps = static_cast<double>(engine.stats().steps);
-  std::printf("%5d sequences, %s: %8.2f us per step, %6.3f us per token\n", num_seqs,
-              with_text ? "text and a stop string" : "token ids             ", seconds / steps * 1e6,
-              seconds / (num_seqs * kOutputLen) * 1e6);
+  done = true;
+  reader.join();
+  engine.shutdown();
+  std::printf(
+      "%5d sequences, %d in flight, %s: %8.2f us of CPU per step, %6.3f per token; host part median %7.2f "
+      "us, "
+      "p99 %7.2f\n",
+      num_seqs, max_in_flight, with_text ? "text and a stop string" : "token ids             ",
+      seconds / steps * 1e6, seconds / (num_seqs * kOutputLen) * 1e6, quantile(gate->host_part, 0.5) * 1e6,
+      quantile(gate->host_part, 0.99) * 1e6);
 }
 
 }  // namespace
@@ -84,8 +131,9 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) counts.push_back(std::atoi(argv[i]));
   if (counts.empty()) counts = {1, 32, 256};
   for (int count : counts) {
-    taco::measure(count, false);
-    taco::measure(count, true);
+    for (bool with_text : {false, true}) {
+      for (int max_in_flight : {1, 2}) taco::measure(count, with_text, max_in_flight);
+    }
   }
   return 0;
 }
