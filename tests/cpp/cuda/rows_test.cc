@@ -231,8 +231,13 @@ TEST(CudaEmbedding, LooksUpRows) {
 TEST(CudaEmbedding, StandInsAreUniformAndDependOnTheSeed) {
   TACO_SKIP_WITHOUT_DEVICE();
   auto values = [&](uint64_t seed) {
-    auto table = backend().prepare_embedding(
-        {.format = WeightFormat::kBF16, .rows = 64, .cols = 512, .seed = seed}, DType::kF32);
+    auto table = backend().prepare_embedding({.format = WeightFormat::kBF16,
+                                              .rows = 64,
+                                              .cols = 512,
+                                              .data = nullptr,
+                                              .owner = nullptr,
+                                              .seed = seed},
+                                             DType::kF32);
     std::vector<int32_t> ids(64);
     for (int i = 0; i < 64; ++i) ids[i] = i;
     DeviceBuffer d_ids(ids), out(64 * 512 * 4);
