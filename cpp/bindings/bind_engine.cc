@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "base/error.h"
 #include "bindings/bindings.h"
 #include "bindings/executor_handle.h"
 #include "engine/engine.h"
@@ -49,6 +50,13 @@ Vocabulary* make_vocabulary(const std::vector<nb::bytes>& pieces, const std::vec
   return new Vocabulary(std::move(bytes), special, strip);
 }
 
+PreemptionMode preemption_mode_of(const std::string& name) {
+  if (name == "auto") return PreemptionMode::kAuto;
+  if (name == "recompute") return PreemptionMode::kRecompute;
+  TACO_REQUIRE(name == "swap", "preemption_mode must be auto, recompute or swap, not ", name);
+  return PreemptionMode::kSwap;
+}
+
 }  // namespace
 
 void bind_engine(nb::module_& m) {
@@ -68,7 +76,7 @@ void bind_engine(nb::module_& m) {
           "__init__",
           [](EngineHandle* self, ExecutorHandle& executor, std::shared_ptr<Vocabulary> vocabulary,
              int max_num_batched_tokens, int max_num_seqs, bool chunked, bool priority, int64_t max_waiting,
-             uint64_t seed) {
+             uint64_t seed, int64_t swap_blocks, const std::string& preemption_mode) {
             EngineConfig config;
             config.max_num_batched_tokens = max_num_batched_tokens;
             config.max_num_seqs = max_num_seqs;
@@ -76,11 +84,13 @@ void bind_engine(nb::module_& m) {
             config.priority_scheduling = priority;
             config.max_waiting = max_waiting;
             config.seed = seed;
+            config.swap_blocks = swap_blocks;
+            config.preemption_mode = preemption_mode_of(preemption_mode);
             new (self) EngineHandle(executor, std::move(vocabulary), config);
           },
           "executor"_a, "vocabulary"_a = nb::none(), nb::kw_only(), "max_num_batched_tokens"_a = 2048,
           "max_num_seqs"_a = 256, "enable_chunked_prefill"_a = true, "priority_scheduling"_a = false,
-          "max_waiting"_a = -1, "seed"_a = 0)
+          "max_waiting"_a = -1, "seed"_a = 0, "swap_blocks"_a = 0, "preemption_mode"_a = "auto")
       .def(
           "submit",
           [](EngineHandle& self, std::vector<int32_t> prompt, const SamplingParams& params, int priority) {

@@ -150,6 +150,8 @@ void bind_output(nb::module_& m) {
       .def_ro("waiting", &S::waiting)
       .def_ro("num_blocks", &S::num_blocks)
       .def_ro("free_blocks", &S::free_blocks)
+      .def_ro("swap_blocks", &S::swap_blocks)
+      .def_ro("free_swap_blocks", &S::free_swap_blocks)
       .def_ro("steps", &S::steps)
       .def_ro("preemptions", &S::preemptions)
       .def_ro("prompt_tokens", &S::prompt_tokens)

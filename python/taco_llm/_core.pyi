@@ -93,8 +93,8 @@ class Backend:
     every op.
 
     For CUDA, plugin: the path of libtaco_cuda.so; cublaslt: the path of libcublasLt.so.13, or "" for the
-    loader's search; batch_invariant: no row's result depends on the other rows of its step. RuntimeError: no
-    such device, or the plugin cannot be loaded."""
+    loader's search; batch_invariant: no row's result depends on the other rows of its step; offload_bytes: of
+    weights that stay in host memory. RuntimeError: no such device, or the plugin cannot be loaded."""
 
     def __init__(
         self,
@@ -105,6 +105,7 @@ class Backend:
         plugin: str = "",
         cublaslt: str = "",
         batch_invariant: bool = False,
+        offload_bytes: int = 0,
     ) -> None: ...
     def profile(self) -> dict[str, tuple[int, float]]:
         """Op -> (calls, seconds) since the last call; ValueError without profile=True."""
@@ -173,9 +174,10 @@ class ModelExecutor(Executor):
         max_num_seqs: int = 256,
         enforce_eager: bool = False,
         max_seq_len_to_capture: int = 8192,
+        swap_blocks: int = 0,
     ) -> None:
         """kv_dtype: "auto" (the model's), "float32", "float16", "bfloat16"; on CUDA also "fp8_e4m3" and
-        "fp8_e5m2"."""
+        "fp8_e5m2". swap_blocks: of host memory, for preemption by swapping."""
     @staticmethod
     def profile(
         model: Model,
@@ -250,6 +252,9 @@ class EngineStats:
     waiting: int
     num_blocks: int
     free_blocks: int
+    swap_blocks: int
+    """Of host memory."""
+    free_swap_blocks: int
     steps: int
     preemptions: int
     prompt_tokens: int
@@ -277,6 +282,8 @@ class Engine:
         priority_scheduling: bool = False,
         max_waiting: int = -1,
         seed: int = 0,
+        swap_blocks: int = 0,
+        preemption_mode: str = "auto",
     ) -> None: ...
     def submit(self, prompt: Sequence[int], params: SamplingParams, priority: int = 0) -> int: ...
     def abort(self, request: int) -> None: ...
