@@ -1,0 +1,57 @@
+// The kernels behind skinny.h, on plain pointers: what the dispatch, the tests and the benchmark share.
+#pragma once
+
+#include "backend/cuda/context.h"
+#include "backend/ops.h"
+
+namespace taco::cuda {
+
+// One product y[M, N] = x[M, K] W[N, K]^T.
+struct SkinnyProduct {
+  const void* w = nullptr;  // [n, k] row-major, dense, of `dtype`
+  int64_t n = 0, k = 0;
+  DType dtype = DType::kBF16;      // of w and x: kBF16, kF16 or (x by rows quantised, see x_scales) kF8E4M3
+  const float* w_scale = nullptr;  // FP8 only: one number on the device
+  const float* bias = nullptr;     // [n] or null
+  const void* x = nullptr;         // [m, k], stride x_stride elements
+  int64_t m = 0, x_stride = 0;
+  const float* x_scales = nullptr;  // FP8 x only: [m]
+  void* out = nullptr;
+  int64_t out_stride = 0;
+  DType out_dtype = DType::kBF16;  // kBF16, kF16 or kF32
+  Epilogue epilogue = Epilogue::kStore;
+  Activation activation = Activation::kNone;
+  float out_scale = 1.0f;
+};
+
+// How the Hopper kernel cuts its work. The result of a row depends on row_tiles and k_boxes (they place the
+// cuts along K), never on the rest nor on m.
+struct SkinnyConfig {
+  int row_tiles = 2;  // weight rows of a tile / 64: 1 or 2
+  int k_boxes = 2;    // 128-byte pieces of each row in a pipeline stage: 1, 2 or 4
+  int smem_kb =
+      104;  // of a block: two kernels' blocks stand side by side, so that one loads ahead of the other
+  int blocks_per_sm = 1;
+  int l2_prefetch_kb = 0;  // of weight that a block asks into L2 beyond its stages before it waits for x
+};
+SkinnyConfig skinny_config(const SkinnyProduct& p, const Context& ctx);
+
+// Whether the Hopper kernel can read this product (alignment for its bulk copies).
+bool skinny_sm90_can(const SkinnyProduct& p);
+// Rows beyond 128 run as several launches.
+void run_skinny_sm90(const SkinnyProduct& p, const SkinnyConfig& config, Context& ctx);
+
+// mma.sync, capability 8.0 and newer. An FP8 weight is widened in registers there: x is then 16-bit, of
+// out_dtype.
+bool skinny_mma_can(const SkinnyProduct& p);
+void run_skinny_mma(const SkinnyProduct& p, Context& ctx);
+
+// Scratch for the partial sums: allocated once, so that graphs never meet its growth.
+struct SkinnyScratch {
+  float* partials;
+  int* semaphores;
+};
+SkinnyScratch skinny_scratch(Context& ctx);
+inline constexpr int64_t kSkinnyMaxTiles = 64 * 1024;  // semaphores: 64-row tiles, N up to 4 M
+
+}  // namespace taco::cuda
