@@ -128,7 +128,9 @@ def check_weights(weights: int, total: int, available: int, utilization: float, 
     """MemoryError when weights of this size cannot fit, before anything is loaded."""
     if weights <= min(int(total * utilization), available):
         return
-    ways = ["use a smaller model"] if fp8 else ["use --quantization fp8 or a smaller model"]
+    ways = ["use --cpu-offload-gb or a smaller model"]
+    if not fp8:
+        ways.insert(0, "use --quantization fp8")
     if weights <= available:
         ways.insert(0, f"raise --gpu-memory-utilization (now {utilization:g})")
     elif weights <= total * utilization:

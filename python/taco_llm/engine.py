@@ -76,6 +76,11 @@ def build(args: EngineArgs) -> EngineHandle:
         return _build_null(args)
     device, reason = cuda.choose(args.device)
     args.check(device)
+    if device != "cpu" and args.cpu_offload_gb * GIB > available_bytes():
+        raise MemoryError(
+            f"cpu_offload_gb={args.cpu_offload_gb:g} is more than the {available_bytes() / GIB:.1f} GiB of "
+            "host memory that are free; lower it"
+        )
     for note in args.notes(device):
         logger.info("%s", note)
     if reason:
@@ -207,6 +212,7 @@ def make_backend(args: EngineArgs, device: str) -> _core.Backend:
         plugin=str(cuda.plugin_path()),
         cublaslt=cuda.cublaslt_path(),
         batch_invariant=args.batch_invariant,
+        offload_bytes=int(args.cpu_offload_gb * GIB),
     )
 
 
@@ -218,6 +224,7 @@ def _weights_check(args: EngineArgs, backend: _core.Backend) -> Any:
 
     def check(spec: Any, slots: Any, dtype: str) -> None:
         weights = spec_weight_bytes(spec, slots, dtype, args.quantization == "fp8")
+        weights = max(weights - int(args.cpu_offload_gb * GIB), 0)
         check_weights(weights, total, available, args.gpu_memory_utilization, args.quantization == "fp8")
 
     return check
@@ -276,7 +283,7 @@ def _swap_blocks(args: EngineArgs, device: str, block_bytes: int) -> dict[str, A
 
     if device == "cpu" or args.preemption_mode == "recompute":
         return {}
-    if "swap_blocks" not in (_core.ModelExecutor.__init__.__doc__ or ""):  # not in the executor yet
+    if "swap_blocks" not in (_core.Engine.__init__.__doc__ or ""):  # the engine does not take them yet
         return {}
     number, message = swap_blocks(args.swap_space, block_bytes, available_bytes())
     if message:

@@ -261,11 +261,10 @@ class EngineArgs:
     )
     cpu_offload_gb: float = flag(
         0,
-        "GiB of weights kept in memory instead of on the GPU.",
+        "GiB of weights kept in host memory, from where each visits the GPU for its use.",
         PARALLEL,
         kind="float",
-        needs="needs weights that are fetched layer by layer, which is not built yet (on the CPU all weights "
-        "are in memory anyway); use --quantization fp8, or a smaller model",
+        cpu_note="on the CPU all weights are in memory anyway",
     )
     gpu_memory_utilization: float = flag(
         0.9,

@@ -11,7 +11,8 @@ from taco_llm.engine_args import NotBuiltError
 from taco_llm.flag_table import flags_of, option_name
 
 # Flag: (default in vLLM 0.6.1.post2, command line words, parsed value, verdict).
-# Verdicts: "ok" does something, "note" is accepted with a log line, "no" is refused at start.
+# Verdicts: "ok" does something, "note" is accepted with a log line, "no" is refused at start; "cpu note" and
+# "cpu no" do so where the model runs on the CPU, and do something on a GPU.
 FLAGS = {
     # model
     "tokenizer": (None, "some/where", "some/where", "ok"),
@@ -25,7 +26,7 @@ FLAGS = {
     "load_format": ("auto", "safetensors", "safetensors", "ok"),
     "config_format": ("auto", "hf", "hf", "ok"),
     "dtype": ("auto", "bfloat16", "bfloat16", "ok"),
-    "kv_cache_dtype": ("auto", "fp8", "fp8", "no"),
+    "kv_cache_dtype": ("auto", "fp8", "fp8_e4m3", "cpu no"),
     "quantization_param_path": (None, "scales.json", "scales.json", "no"),
     "max_model_len": (None, "512", 512, "ok"),
     "guided_decoding_backend": ("outlines", "lm-format-enforcer", "lm-format-enforcer", "no"),
@@ -54,29 +55,29 @@ FLAGS = {
     "disable_sliding_window": (False, None, True, "ok"),
     "use_v2_block_manager": (False, None, True, "note"),
     "num_lookahead_slots": (0, "4", 4, "note"),
-    "swap_space": (4, "8", 8.0, "no"),
-    "cpu_offload_gb": (0, "1.5", 1.5, "no"),
-    "gpu_memory_utilization": (0.9, "0.5", 0.5, "note"),
+    "swap_space": (4, "8", 8.0, "cpu note"),
+    "cpu_offload_gb": (0, "1.5", 1.5, "cpu note"),
+    "gpu_memory_utilization": (0.9, "0.5", 0.5, "cpu note"),
     "num_gpu_blocks_override": (None, "100", 100, "ok"),
     "disable_custom_all_reduce": (False, None, True, "note"),
-    "device": ("auto", "cuda", "cuda", "no"),
+    "device": ("auto", "cuda:1", "cuda:1", "ok"),
     "override_neuron_config": (None, "{}", {}, "no"),
     # scheduling
     "max_num_batched_tokens": (None, "1024", 1024, "ok"),
     "max_num_seqs": (256, "8", 8, "ok"),
     "max_logprobs": (20, "5", 5, "ok"),
     "disable_log_stats": (False, None, True, "ok"),
-    "enforce_eager": (None, None, True, "note"),
-    "max_context_len_to_capture": (None, "4096", 4096, "note"),
-    "max_seq_len_to_capture": (8192, "4096", 4096, "note"),
+    "enforce_eager": (None, None, True, "cpu note"),
+    "max_context_len_to_capture": (None, "4096", 4096, "cpu note"),
+    "max_seq_len_to_capture": (8192, "4096", 4096, "cpu note"),
     "tokenizer_pool_size": (0, "2", 2, "note"),
     "tokenizer_pool_type": ("ray", "other", "other", "note"),
     "tokenizer_pool_extra_config": (None, "{}", {}, "note"),
     "limit_mm_per_prompt": (None, "image=16,video=2", {"image": 16, "video": 2}, "no"),
-    "num_scheduler_steps": (1, "8", 8, "no"),
+    "num_scheduler_steps": (1, "8", 8, "note"),
     "scheduler_delay_factor": (0.0, "0.5", 0.5, "no"),
     "enable_chunked_prefill": (None, "false", False, "ok"),
-    "preemption_mode": (None, "swap", "swap", "no"),
+    "preemption_mode": (None, "swap", "swap", "cpu no"),
     "disable_async_output_proc": (False, None, True, "note"),
     "otlp_traces_endpoint": (None, "http://x", "http://x", "no"),
     "collect_detailed_traces": (None, "model", "model", "no"),
@@ -121,8 +122,9 @@ FLAGS = {
     "apc_offload_enable_hit_cnt": (False, None, True, "no"),
     "apc_offload_gpu_evictor_limit": (-1, "2", 2, "no"),
     "sequence_parallel_size": (1, "2", 2, "no"),
-    "conservative_dry_run": (False, None, True, "note"),
+    "conservative_dry_run": (False, None, True, "cpu note"),
     "cpu_draft_worker": (False, None, True, "no"),
+    "batch_invariant": (False, None, True, "cpu no"),
 }
 OWN = {"model", "scheduling_policy", "threads"}  # not in the list above, or with a default of their own
 
@@ -169,16 +171,35 @@ def test_verdict(name: str) -> None:
         assert option_name(name) in str(error.value)
         return
     args.check()
-    notes = "\n".join(args.notes())
-    assert (option_name(name) in notes or name == "max_context_len_to_capture" and notes) == (
-        verdict == "note"
-    )
+    args.check("cuda:0")
+    if verdict == "cpu no":
+        with pytest.raises(NotBuiltError) as error:
+            args.check("cpu")
+        assert option_name(name) in str(error.value)
+        assert args.notes("cuda:0") == []
+        return
+    args.check("cpu")
+    for device in ("cpu", "cuda:0"):
+        notes = "\n".join(args.notes(device))
+        assert (option_name(name) in notes or name == "max_context_len_to_capture" and notes != "") == (
+            verdict == "note" or (verdict == "cpu note" and device == "cpu")
+        )
 
 
 def test_defaults_are_neither_refused_nor_noted() -> None:
     args = EngineArgs()
-    args.check()
-    assert args.notes() == []
+    for device in (None, "cpu", "cuda:0"):
+        args.check(device)
+        assert args.notes(device) == []
+
+
+def test_a_device_named_cpu_settles_it() -> None:
+    """Nothing has to be found out before what the CPU cannot do is refused."""
+    with pytest.raises(NotBuiltError, match="GPU"):
+        EngineArgs(device="cpu", quantization="fp8").check()
+    EngineArgs(device="cuda", quantization="fp8").check()
+    with pytest.raises(NotBuiltError, match="awq"):
+        EngineArgs(device="cuda", quantization="awq").check()
 
 
 @pytest.mark.parametrize("short, name, value", [
@@ -200,13 +221,13 @@ def test_load_format_typos_of_the_product_document() -> None:
 
 @pytest.mark.parametrize("settings, words", [
     ({"device": "tpu"}, "cpu"), ({"device": "neuron"}, "cpu"), ({"device": "openvino"}, "cpu"),
-    ({"device": "xpu"}, "cpu"), ({"device": "cuda"}, "CUDA backend"),
+    ({"device": "xpu"}, "cpu"),
     ({"quantization": "neuron_quant"}, "GGUF"), ({"quantization": "tpu_int8"}, "GGUF"),
-    ({"quantization": "deepspeedfp"}, "GGUF"), ({"quantization": "fp8"}, "GGUF"),
+    ({"quantization": "deepspeedfp"}, "GGUF"), ({"quantization": "fp8", "device": "cpu"}, "GGUF"),
     ({"load_format": "tensorizer"}, "safetensors"), ({"load_format": "sharded_state"}, "safetensors"),
     ({"load_format": "bitsandbytes"}, "safetensors"), ({"load_format": "mistral"}, "safetensors"),
     ({"config_format": "mistral"}, "config.json"), ({"override_neuron_config": {"a": 1}}, "cpu"),
-    ({"ray_workers_use_nsight": True}, "Ray"), ({"kv_cache_dtype": "fp8_e5m2"}, "auto"),
+    ({"ray_workers_use_nsight": True}, "Ray"), ({"kv_cache_dtype": "fp8_e5m2", "device": "cpu"}, "auto"),
 ])  # fmt: skip
 def test_refusals_name_an_alternative(settings: dict, words: str) -> None:
     with pytest.raises(NotBuiltError, match=words):
@@ -239,6 +260,7 @@ def test_dtype_spellings() -> None:
     ({"rope_theta": 0.0}, "above 0"), ({"rope_scaling": "x"}, "dict"),
     ({"max_model_len": True}, "whole number"),
     ({"max_num_batched_tokens": 100}, "at least max_num_seqs=256"),
+    ({"device": "cuda:"}, "did you mean"), ({"device": "cuda:x"}, "cuda"),
     ({"enable_chunked_prefill": "no"}, "True, False"), ({"threads": -2}, "0"),
 ])  # fmt: skip
 def test_bad_values(settings: dict, words: str) -> None:
