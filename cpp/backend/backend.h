@@ -72,7 +72,7 @@ class Backend {
     for (int64_t i = 0; i < rows; ++i)
       std::memcpy(static_cast<char*>(device) + i * pitch, static_cast<const char*>(source) + i * width, width);
   }
-  // A mark in the order of the ops, and waiting for it. Marks grow; few (16) are kept.
+  // A mark in the order of the ops, and waiting for it. Marks grow from 1; nothing is before mark 0.
   virtual uint64_t mark() { return 0; }
   virtual void wait(uint64_t mark) {}
 

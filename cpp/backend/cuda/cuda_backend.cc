@@ -127,7 +127,10 @@ uint64_t CudaBackend::mark() {
   return marks_;
 }
 void CudaBackend::wait(uint64_t mark) {
-  TACO_CHECK(mark <= marks_ && marks_ - mark < kMarks, "mark ", mark, " is not kept; the last is ", marks_);
+  TACO_CHECK(mark <= marks_, "mark ", mark, " was never made; the last is ", marks_);
+  if (mark == 0) return;
+  // Of an older mark the event is in use again; the oldest that is kept comes after it.
+  if (marks_ - mark >= kMarks) mark = marks_ + 1 - kMarks;
   TACO_CUDA_CHECK(cudaEventSynchronize(events_[mark % kMarks]));
 }
 
