@@ -2,7 +2,7 @@
 // layers, and the chain of a whole step, with and without small kernels between. All in CUDA graphs; weights
 // of 15 GB, so that nothing stays in L2.
 //
-//   cuda_linear_bench [tune|rows|fp8]...
+//   cuda_linear_bench [tune|mma|rows|big]...
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -150,7 +150,11 @@ struct Bench {
   using Config = std::function<SkinnyConfig(const SkinnyProduct&)>;
   void run(int shape, int layer, int m, bool fp8, const Config& config) {
     const SkinnyProduct p = product(shape, layer, m, fp8);
-    run_skinny_sm90(p, config(p), ctx);
+    const SkinnyConfig c = config(p);
+    if (c.row_tiles == 0)
+      run_skinny_mma(p, ctx);
+    else
+      run_skinny_sm90(p, c, ctx);
   }
   void pause(int ns) { launch(ctx, pause_kernel, dim3(1), dim3(256), 0, scratch, ns); }
 
@@ -204,6 +208,13 @@ int run(int argc, char** argv) {
       std::snprintf(label, sizeof(label), "bf16 %dx64 %d box %dk %d/sm l2 %dk", c.row_tiles, c.k_boxes,
                     c.smem_kb, c.blocks_per_sm, c.l2_prefetch_kb);
       bench.row(label, 1, false, [&](const SkinnyProduct&) { return c; });
+    }
+  }
+  if (want("mma")) {
+    for (bool fp8 : {false, true}) {
+      for (int m : {1, 8, 16, 32})
+        bench.row(fp8 ? "fp8 mma.sync" : "bf16 mma.sync", m, fp8,
+                  [&](const SkinnyProduct&) { return SkinnyConfig{.row_tiles = 0}; });
     }
   }
   for (bool fp8 : {false, true}) {

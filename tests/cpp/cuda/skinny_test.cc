@@ -147,6 +147,10 @@ std::vector<Kernel> kernels(Context& ctx) {
                      }});
     }
   }
+  all.push_back({"mma", [&ctx](const SkinnyProduct& p) {
+                   ASSERT_TRUE(skinny_mma_can(p));
+                   run_skinny_mma(p, ctx);
+                 }});
   return all;
 }
 

@@ -37,13 +37,16 @@ bool takes_skinny(const LinearParams& p, const Context& ctx) {
   if (p.epilogue == Epilogue::kGated && (!w.interleaved || w.n % 16 != 0)) return false;
   SkinnyProduct s = make_product(p, nullptr);
   if (fp8) s.x = nullptr, s.x_stride = w.k;  // the quantised rows: dense, aligned
-  if (!ctx.hopper() || !skinny_sm90_can(s)) return false;
-  return ctx.batch_invariant || p.rows <= 64;
+  if (ctx.hopper()) return skinny_sm90_can(s) && (ctx.batch_invariant || p.rows <= 64);
+  return skinny_mma_can(s) && (ctx.batch_invariant || p.rows <= 32);
 }
 
 void run_skinny(const LinearParams& p, const QuantizedRows* x, Context& ctx) {
   const SkinnyProduct s = make_product(p, x);
-  run_skinny_sm90(s, skinny_config(s, ctx), ctx);
+  if (ctx.hopper())
+    run_skinny_sm90(s, skinny_config(s, ctx), ctx);
+  else
+    run_skinny_mma(s, ctx);
 }
 
 }  // namespace taco::cuda

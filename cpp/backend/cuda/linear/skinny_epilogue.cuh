@@ -52,15 +52,19 @@ __device__ __forceinline__ void skinny_store4(const SkinnyEpilogue& e, T* out, c
   }
 }
 
-// sums: [tokens][pitch] float32 in shared memory, 64 weight rows from `row0` on for each token. `tokens` of
-// them from `token0` on exist. Done by 128 threads, `thread` of them; the caller has the barriers.
+// sums: [tokens][pitch] float32 in shared memory, kRows weight rows from `row0` on for each token, whose sums
+// are multiplied by `factor` first. `tokens` of them from `token0` on exist. Done by kThreads threads,
+// `thread` of them; the caller has the barriers.
+template <int kRows, int kThreads>
 __device__ __forceinline__ void skinny_finish(const SkinnyEpilogue& e, const float* sums, int pitch,
-                                              int64_t row0, int64_t n, int token0, int tokens, int thread) {
-  const float w_scale = e.w_scale != nullptr ? *e.w_scale : 1.0f;
+                                              int64_t row0, int64_t n, int token0, int tokens, int thread,
+                                              float factor = 1.0f) {
+  const float w_scale = e.w_scale != nullptr ? *e.w_scale * factor : factor;
   const bool gated = e.kind == Epilogue::kGated;
-  // A thread makes four outputs of a token: of 16 such groups, or 8 where gate and up make one.
-  const int group_bits = gated ? 3 : 4;
-  const int group = thread & ((1 << group_bits) - 1);
+  // A thread makes four outputs of a token: of kRows / 4 such groups, or half as many where gate and up make
+  // one.
+  const int groups = gated ? kRows / 8 : kRows / 4;
+  const int group = thread & (groups - 1);
   const int64_t width = gated ? n / 2 : n;
   const int64_t column = (gated ? row0 / 2 : row0) + group * 4;
   const int valid = static_cast<int>(min(int64_t{4}, width - column));
@@ -77,7 +81,7 @@ __device__ __forceinline__ void skinny_finish(const SkinnyEpilogue& e, const flo
       }
     }
   }
-  for (int t = thread >> group_bits; t < tokens; t += 128 >> group_bits) {
+  for (int t = thread / groups; t < tokens; t += kThreads / groups) {
     const float scale = e.x_scales != nullptr ? w_scale * e.x_scales[token0 + t] : w_scale;
     const float4 s = *reinterpret_cast<const float4*>(sums + t * pitch + row);
     float y[4] = {s.x * scale + bias[0], s.y * scale + bias[1], s.z * scale + bias[2], s.w * scale + bias[3]};

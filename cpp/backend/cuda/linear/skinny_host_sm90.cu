@@ -63,11 +63,7 @@ bool skinny_sm90_can(const SkinnyProduct& p) {
 void run_skinny_sm90(const SkinnyProduct& p, const SkinnyConfig& config, Context& ctx) {
   const CUtensorMap w_map = make_map(p.w, p.dtype, p.n, p.k, p.k, config.row_tiles * 64);
   for (int64_t row = 0; row < p.m; row += 128) {
-    SkinnyProduct part = p;
-    part.m = std::min<int64_t>(128, p.m - row);
-    part.x = static_cast<const char*>(p.x) + row * p.x_stride * static_cast<int64_t>(dtype_size(p.dtype));
-    part.out = static_cast<char*>(p.out) + row * p.out_stride * static_cast<int64_t>(dtype_size(p.out_dtype));
-    if (p.x_scales != nullptr) part.x_scales = p.x_scales + row;
+    const SkinnyProduct part = skinny_rows(p, row, std::min<int64_t>(128, p.m - row));
     const int tokens = std::clamp(static_cast<int>(std::bit_ceil(static_cast<uint64_t>(part.m))), 8, 128);
     const CUtensorMap x_map = make_map(part.x, p.dtype, part.m, p.k, p.x_stride, tokens);
     switch (p.dtype) {

@@ -24,6 +24,16 @@ struct SkinnyProduct {
   float out_scale = 1.0f;
 };
 
+// The product of rows [first, first + count) alone.
+inline SkinnyProduct skinny_rows(const SkinnyProduct& p, int64_t first, int64_t count) {
+  SkinnyProduct part = p;
+  part.m = count;
+  part.x = static_cast<const char*>(p.x) + first * p.x_stride * static_cast<int64_t>(dtype_size(p.dtype));
+  part.out = static_cast<char*>(p.out) + first * p.out_stride * static_cast<int64_t>(dtype_size(p.out_dtype));
+  if (p.x_scales != nullptr) part.x_scales = p.x_scales + first;
+  return part;
+}
+
 // How the Hopper kernel cuts its work. The result of a row depends on row_tiles and k_boxes (they place the
 // cuts along K), never on the rest nor on m.
 struct SkinnyConfig {
@@ -41,8 +51,8 @@ bool skinny_sm90_can(const SkinnyProduct& p);
 // Rows beyond 128 run as several launches.
 void run_skinny_sm90(const SkinnyProduct& p, const SkinnyConfig& config, Context& ctx);
 
-// mma.sync, capability 8.0 and newer. An FP8 weight is widened in registers there: x is then 16-bit, of
-// out_dtype.
+// mma.sync, capability 8.0 and newer: FP8 operands are widened in registers. Rows beyond 32 run as several
+// launches.
 bool skinny_mma_can(const SkinnyProduct& p);
 void run_skinny_mma(const SkinnyProduct& p, Context& ctx);
 

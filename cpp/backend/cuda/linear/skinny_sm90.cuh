@@ -289,8 +289,8 @@ __global__ void __launch_bounds__(Layout<kTokens, kTiles, kBoxes>::kThreads, kTo
           to[kSumPitch + 8] = d[3];
         }
         group_sync();
-        skinny_finish(args.epilogue, mine, kSumPitch, sub_tile * 64, args.n, t0,
-                      min(L::kSumTokens, args.m - t0), thread);
+        skinny_finish<64, 128>(args.epilogue, mine, kSumPitch, sub_tile * 64, args.n, t0,
+                               min(L::kSumTokens, args.m - t0), thread);
       }
     }
   }
