@@ -59,7 +59,7 @@ PYTHON_FLOORS: tuple[tuple[str, ...], ...] = (
     ("tokenizer", "engine_args"),
     ("null_model", "prompts", "collect"),
     ("engine",),
-    ("llm", "async_engine", "server", "doctor"),
+    ("llm", "async_engine", "server", "doctor", "plan"),
 )
 FLOOR = {part: number for number, parts in enumerate(PYTHON_FLOORS) for part in parts}
 DOORS = ("__init__", "__main__", "cli")  # may import everything; nothing below may import them

@@ -117,7 +117,7 @@ class Backend:
     def memory(self) -> tuple[int, int]:
         """(total, available) bytes."""
 
-class Model: 
+class Model:
     @property
     def spec(self) -> ModelSpec: ...
     @property

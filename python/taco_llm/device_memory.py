@@ -128,16 +128,16 @@ def check_weights(weights: int, total: int, available: int, utilization: float, 
     """MemoryError when weights of this size cannot fit, before anything is loaded."""
     if weights <= min(int(total * utilization), available):
         return
-    ways = ["use --cpu-offload-gb or a smaller model"]
-    if not fp8:
-        ways.insert(0, "use --quantization fp8")
+    ways = ([] if fp8 else ["--quantization fp8"]) + ["--cpu-offload-gb", "a smaller model"]
+    first = ""
     if weights <= available:
-        ways.insert(0, f"raise --gpu-memory-utilization (now {utilization:g})")
+        first = f"raise --gpu-memory-utilization (now {utilization:g}), or "
     elif weights <= total * utilization:
-        ways.insert(0, "end other programs that use the GPU")
+        first = "end other programs that use the GPU, or "
     raise MemoryError(
         f"the weights need {_gib(weights)} GiB, and of the GPU's {_gib(total)} GiB "
-        f"{_gib(min(int(total * utilization), available))} can be used: {', or '.join(ways)}"
+        f"{_gib(min(int(total * utilization), available))} can be used: {first}use "
+        f"{' or '.join(', '.join(ways).rsplit(', ', 1))}"
     )
 
 

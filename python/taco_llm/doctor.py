@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -11,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from taco_llm import default_model
+from taco_llm import cuda, default_model
 from taco_llm.memory import GIB, available_bytes
 
 # package -> (what it is for, required)
@@ -43,7 +42,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """All findings, in the order to read them."""
-    return [_python(), *_core(), _memory(), _huge_pages(), *_packages(), _cuda(), _default_model()]
+    return [_python(), *_core(), _memory(), _huge_pages(), *_packages(), *_cuda(), _default_model()]
 
 
 def _python() -> Finding:
@@ -138,20 +137,78 @@ def _packages() -> list[Finding]:
     return [Finding("ok", "packages", ", ".join(found)), *findings]
 
 
-def _cuda() -> Finding:
-    """The GPU's driver, and the plugin that would use it."""
+_NO_GPU = "models run on the CPU"
+
+
+def _cuda() -> list[Finding]:
+    """The plugin, the driver and its devices, cuBLASLt: what is there, and what is missing for a GPU."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return Finding("ok", "CUDA", "no NVIDIA driver here; the CPU backend is used")
-    version = ctypes.c_int(0)
-    if driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
-        return Finding("note", "CUDA", "the NVIDIA driver does not answer", "Run nvidia-smi to see why.")
-    has = f"a driver for CUDA {version.value // 1000}.{version.value % 1000 // 10}"
-    plugin = Path(__file__).with_name("libtaco_cuda.so")
-    if not plugin.exists():
-        return Finding("note", "CUDA", f"there is {has}, but this build of taco_llm has no CUDA backend yet")
-    return Finding("ok", "CUDA", f"{has}, and the plugin {plugin.name}")
+        plugin = cuda.plugin_path()
+    except ImportError:
+        return []  # the native core is missing, which is said above
+    driver = cuda.driver()
+    usable = [device for device in driver.devices if device.usable]
+    if plugin is None:
+        if not usable:
+            why = driver.problem or "there is no GPU of compute capability 8.0 or newer"
+            return [Finding("ok", "CUDA", f"{why}, and this build has no CUDA backend: {_NO_GPU}")]
+        return [
+            Finding(
+                "note",
+                "CUDA",
+                f"there is {'; '.join(map(str, usable))}, but this build has no CUDA backend: {_NO_GPU}",
+                "Install the CUDA toolkit (nvcc of 12.8 or newer; CUDA_HOME names its folder) and reinstall "
+                "taco_llm from its source folder: `pip install --force-reinstall .`",
+            )
+        ]
+    findings = [Finding("ok", "CUDA backend", str(plugin)), *_driver(driver)]
+    findings += [_device(device) for device in driver.devices]
+    return [*findings, _cublaslt(needed=bool(usable))]
+
+
+def _driver(driver: cuda.Driver) -> list[Finding]:
+    if driver.version is None:
+        return [
+            Finding(
+                "note",
+                "CUDA driver",
+                f"{driver.problem}: {_NO_GPU}",
+                "On a machine with an NVIDIA GPU, install its driver, 580 or newer; in a container, start it "
+                "with `--gpus all`.",
+            )
+        ]
+    if driver.problem:
+        return [
+            Finding(
+                "note", "CUDA driver", f"{driver.problem}: {_NO_GPU}", "Run nvidia-smi to see the devices."
+            )
+        ]
+    detail = f"for CUDA {driver.version_text}"
+    if driver.version < 13000:
+        return [
+            Finding(
+                "note", "CUDA driver", f"{detail}; 13.0 is needed: {_NO_GPU}", "Install driver 580 or newer."
+            )
+        ]
+    return [Finding("ok", "CUDA driver", detail)]
+
+
+def _device(device: cuda.Device) -> Finding:
+    if device.usable:
+        return Finding("ok", "GPU", str(device))
+    return Finding("note", "GPU", f"{device}: too old, 8.0 is needed", "Use another GPU, or --device cpu.")
+
+
+def _cublaslt(needed: bool) -> Finding:
+    path = cuda.cublaslt_path()
+    try:
+        version = cuda.cublaslt_version(path)
+    except (OSError, AttributeError) as error:
+        what = "not found; large matrix products are slower without it"
+        if path:
+            what = f"{path} cannot be loaded ({error})"
+        return Finding("note" if needed else "ok", "cuBLASLt", what, cuda.CUBLASLT_INSTALL if needed else "")
+    return Finding("ok", "cuBLASLt", f"{version} at {path or cuda.CUBLASLT}")
 
 
 def _default_model() -> Finding:

@@ -90,8 +90,8 @@ def build(args: EngineArgs) -> EngineHandle:
     from taco_llm.loading import load_model, resolve
 
     started = time.perf_counter()
-    model_path, names = _model_and_names(args)
-    checkpoint = _resolve(
+    model_path, names = model_and_names(args)
+    checkpoint = resolve_model(
         resolve,
         model_path,
         revision=args.revision,
@@ -105,9 +105,7 @@ def build(args: EngineArgs) -> EngineHandle:
     backend = make_backend(args, device)
     before = backend.memory
     tokenizer = None if args.skip_tokenizer_init else _tokenizer(args, checkpoint)
-    wanted_len = args.max_model_len
-    if args.disable_sliding_window and (window := checkpoint.hf_config.get("sliding_window")):
-        wanted_len = min(wanted_len or window, window)
+    wanted_len = wanted_length(args, checkpoint)
     model = load_model(
         checkpoint,
         backend=backend,
@@ -121,11 +119,7 @@ def build(args: EngineArgs) -> EngineHandle:
         check_spec=_weights_check(args, backend),
     )
     limit = model.spec.max_positions
-    if wanted_len is not None and wanted_len > limit:
-        raise ValueError(
-            f"max_model_len={wanted_len} is more than the {limit} tokens that the model was made for; "
-            "lower it, or stretch the context with --rope-scaling"
-        )
+    check_length(wanted_len, limit)
     loaded = time.perf_counter()
     block_bytes = _core.ModelExecutor.block_bytes(model, args.block_size, args.kv_cache_dtype)
     memory_plan = None
@@ -146,7 +140,7 @@ def build(args: EngineArgs) -> EngineHandle:
         logger.info("%s", memory_plan)
     if plan.message:
         logger.warning("%s", plan.message)
-    batched = _batched_tokens(args, plan.max_model_len, device)
+    batched = batched_tokens(args, plan.max_model_len, device)
     swapped = _swap_blocks(args, device, block_bytes)
     executor = _core.ModelExecutor(
         model,
@@ -198,6 +192,23 @@ def build(args: EngineArgs) -> EngineHandle:
         memory_plan=memory_plan,
         hf_config=checkpoint.hf_config,
     )
+
+
+def wanted_length(args: EngineArgs, checkpoint: Checkpoint) -> int | None:
+    """The longest sequence that was asked for; None: the model's own."""
+    wanted = args.max_model_len
+    if args.disable_sliding_window and (window := checkpoint.hf_config.get("sliding_window")):
+        wanted = min(wanted or window, window)
+    return wanted
+
+
+def check_length(wanted: int | None, limit: int) -> None:
+    """ValueError for a length that the model cannot have."""
+    if wanted is not None and wanted > limit:
+        raise ValueError(
+            f"max_model_len={wanted} is more than the {limit} tokens that the model was made for; "
+            "lower it, or stretch the context with --rope-scaling"
+        )
 
 
 def make_backend(args: EngineArgs, device: str) -> _core.Backend:
@@ -252,7 +263,7 @@ def _plan_device(
     total, available = backend.memory
     try:
         step = _core.ModelExecutor.profile(
-            model, max_model_len=length, max_num_batched_tokens=_batched_tokens(args, length, device), **shape
+            model, max_model_len=length, max_num_batched_tokens=batched_tokens(args, length, device), **shape
         )
     except MemoryError as error:
         raise MemoryError(
@@ -291,7 +302,7 @@ def _swap_blocks(args: EngineArgs, device: str, block_bytes: int) -> dict[str, A
     return {"swap_blocks": number} if number else {}
 
 
-def _resolve(resolve: Any, model: str, **options: Any) -> Checkpoint:
+def resolve_model(resolve: Any, model: str, **options: Any) -> Checkpoint:
     """loading.resolve; an error of the hub's client or of the network names the model and says what to do."""
     try:
         return resolve(model, **options)  # type: ignore[no-any-return]
@@ -327,7 +338,7 @@ def _engine(
     )
 
 
-def _batched_tokens(args: EngineArgs, max_model_len: int, device: str = "cpu") -> int:
+def batched_tokens(args: EngineArgs, max_model_len: int, device: str = "cpu") -> int:
     chunked = args.enable_chunked_prefill is not False
     if args.max_num_batched_tokens is None:
         usual = DEFAULT_BATCHED_TOKENS if device == "cpu" else DEFAULT_BATCHED_TOKENS_CUDA
@@ -343,7 +354,7 @@ def _batched_tokens(args: EngineArgs, max_model_len: int, device: str = "cpu") -
     return args.max_num_batched_tokens
 
 
-def _model_and_names(args: EngineArgs) -> tuple[str, list[str]]:
+def model_and_names(args: EngineArgs) -> tuple[str, list[str]]:
     """The model to load, and the names to serve it under."""
     model, name = args.model, args.model
     if model is None:
@@ -462,7 +473,7 @@ def _build_null(args: EngineArgs) -> EngineHandle:
     step = float(os.environ.get("TACO_NULL_STEP_SECONDS", "0"))
     executor = _core.NullExecutor(VOCAB_SIZE, length, args.block_size, blocks, step)
     tokenizer = None if args.skip_tokenizer_init else NullTokenizer()
-    batched = _batched_tokens(args, length)
+    batched = batched_tokens(args, length)
     vocabulary = tokenizer.core_vocabulary() if tokenizer is not None else None
     names = [args.served_model_name] if isinstance(args.served_model_name, str) else args.served_model_name
     logger.info("Null model: no weights, answers are made up of the prompt's hash (a test model)")

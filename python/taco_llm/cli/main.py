@@ -20,6 +20,7 @@ COMMANDS = {
     "chat": ("taco_llm.cli.chat", "talk to a model in the terminal"),
     "complete": ("taco_llm.cli.complete", "complete text in the terminal"),
     "bench": ("taco_llm.cli.bench", "measure latency, throughput, or a running server"),
+    "plan": ("taco_llm.cli.plan", "say where the memory of a model would go, without loading it"),
     "doctor": ("taco_llm.cli.doctor", "look at this machine and say what is missing"),
     "version": ("taco_llm.cli.version", "print the version"),
 }

@@ -8,15 +8,15 @@ from .checkpoint import Checkpoint, resolve
 from .tensors import LoadError
 
 if TYPE_CHECKING:
-    from .loader import load_model
+    from .loader import describe, load_model
 
-__all__ = ["Checkpoint", "LoadError", "load_model", "resolve"]
+__all__ = ["Checkpoint", "LoadError", "describe", "load_model", "resolve"]
 
 
 def __getattr__(name: str) -> Any:
     # The loader imports the core; finding a checkpoint does not need it.
-    if name == "load_model":
-        from .loader import load_model
+    if name in ("describe", "load_model"):
+        from . import loader
 
-        return load_model
+        return getattr(loader, name)
     raise AttributeError(name)

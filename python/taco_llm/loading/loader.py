@@ -108,6 +108,26 @@ def load_model(
     return model
 
 
+def describe(
+    checkpoint: Checkpoint,
+    *,
+    dtype: str = "auto",
+    rope_scaling: MappingType[str, Any] | None = None,
+    rope_theta: float | None = None,
+    max_model_len: int | None = None,
+) -> tuple[_core.ModelSpec, dict[str, tuple[int, ...]], str]:
+    """(spec, slots with their shapes, dtype of unquantised matrices), without reading the weights.
+
+    The arguments are load_model's. Raises LoadError.
+    """
+    try:
+        spec, _ = build_spec(_overridden(checkpoint.hf_config, rope_scaling, rope_theta), max_model_len)
+    except ValueError as e:
+        raise LoadError(f"{checkpoint.path}: {e}") from None
+    kept = _dtype(dtype, checkpoint, {})
+    return spec, _core.ModelBuilder(spec, _core.Backend("cpu", 1), kept).slots(), kept
+
+
 def _overridden(
     config: dict[str, Any], rope_scaling: MappingType[str, Any] | None, rope_theta: float | None
 ) -> dict[str, Any]:

@@ -1,0 +1,222 @@
+"""Where a model's memory would go: the plan that the engine makes, without loading weights.
+
+What a step takes is measured when the engine starts; here it is estimated, so the KV cache comes out a few
+percent different.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from taco_llm import cuda, engine
+from taco_llm.device_memory import (
+    CONTEXT_BYTES,
+    DTYPE_BYTES,
+    MemoryPlan,
+    check_weights,
+    graph_bytes,
+    kv_block_bytes,
+    plan_device_memory,
+    spec_weight_bytes,
+    step_estimate,
+)
+from taco_llm.engine_args import EngineArgs
+from taco_llm.memory import GIB, KvPlan, available_bytes, plan_kv_cache, space_from_environment
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of one model on one device; sizes are bytes. memory is None on the CPU."""
+
+    model: str
+    device: str
+    parameters: int
+    dtype: str
+    kv_dtype: str
+    weights: int
+    block_bytes: int
+    block_size: int
+    batched_tokens: int
+    max_num_seqs: int
+    kv: KvPlan
+    memory: MemoryPlan | None
+
+    @property
+    def kv_tokens(self) -> int:
+        return self.kv.num_blocks * self.block_size
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: everything in bytes and tokens."""
+        out: dict[str, Any] = {
+            "model": self.model,
+            "device": self.device,
+            "parameters": self.parameters,
+            "dtype": self.dtype,
+            "kv_cache_dtype": self.kv_dtype,
+            "weight_bytes": self.weights,
+            "kv_bytes_per_token": self.block_bytes // self.block_size,
+            "kv_block_bytes": self.block_bytes,
+            "num_blocks": self.kv.num_blocks,
+            "kv_tokens": self.kv_tokens,
+            "max_model_len": self.kv.max_model_len,
+            "full_sequences": round(self.kv_tokens / self.kv.max_model_len, 2),
+        }
+        if self.memory is not None:
+            out |= {
+                "total_bytes": self.memory.total,
+                "budget_bytes": self.memory.budget,
+                "context_bytes": self.memory.context,
+                "step_bytes": self.memory.step * self.memory.step_reserve,
+                "graph_bytes": self.memory.graphs,
+                "kv_cache_bytes": self.memory.kv_bytes,
+            }
+        return out
+
+    def lines(self) -> list[str]:
+        """For people."""
+
+        def row(name: str, size: float, what: str) -> str:
+            return f"  {name:<14}{size / GIB:9.2f} GiB  {what}"
+
+        token = self.block_bytes / self.block_size
+        blocks = f"{self.kv.num_blocks:,} blocks of {self.block_size}"
+        cache = f"{self.kv_tokens:,} tokens: {blocks}, {token / 1024:.1f} KiB a token ({self.kv_dtype})"
+        head = f"{self.model}: {self.parameters / 1e9:.2f} billion parameters, {self.dtype}, on {self.device}"
+        weights = row("weights", self.weights, f"{self.weights / self.parameters:.2f} bytes a parameter")
+        cached = self.kv.num_blocks * self.block_bytes
+        out = [head]
+        memory = self.memory
+        if memory is None:
+            out += [weights, row("KV cache", cached, f"{cache}, used as it fills")]
+        else:
+            step = f"of {self.batched_tokens:,} tokens and {self.max_num_seqs} sequences, estimated"
+            if memory.step_reserve > 1:
+                step += f", {memory.step_reserve} times (--conservative-dry-run)"
+            out += [
+                row("device", memory.total, f"{memory.utilization:g} of it is {memory.budget / GIB:.2f} GiB"),
+                row("context", memory.context, "of the driver"),
+                weights,
+                row("a step", memory.step * memory.step_reserve, step),
+                row("CUDA graphs", memory.graphs, "estimated"),
+                row("KV cache", cached, cache),
+            ]
+            if memory.others:
+                out.insert(2, row("others", memory.others, "held by other programs"))
+        length = self.kv.max_model_len
+        at_once = self.kv_tokens / length
+        out.append(f"  {at_once:.1f} sequences of {length:,} tokens at once; at most {self.max_num_seqs} run")
+        if self.kv.message:
+            out.append(f"  {self.kv.message}")
+        return out
+
+
+def make(args: EngineArgs, device_memory_gib: float | None = None) -> Plan:
+    """The plan of the settings on the device that they name, or on a GPU of so much memory.
+
+    Raises what building the engine would raise: ValueError, MemoryError, FileNotFoundError, NotBuiltError.
+    """
+    args.check()
+    if device_memory_gib is not None:
+        device = args.device if args.device.startswith("cuda") else "cuda"
+        if args.device == "cpu" or device_memory_gib <= 0:
+            raise ValueError("--device-memory-gb is the memory of a GPU: above 0, and without --device cpu")
+    else:
+        device, _ = cuda.choose(args.device)
+    args.check(device)
+    from taco_llm.loading import describe, resolve
+
+    path, names = engine.model_and_names(args)
+    checkpoint = engine.resolve_model(
+        resolve,
+        path,
+        revision=args.revision,
+        download_dir=args.download_dir,
+        load_format="auto" if path.endswith(".gguf") else "dummy",
+        ignore_patterns=args.ignore_patterns,
+    )
+    wanted = engine.wanted_length(args, checkpoint)
+    spec, slots, dtype = describe(
+        checkpoint,
+        dtype=args.dtype,
+        rope_scaling=args.rope_scaling,
+        rope_theta=args.rope_theta,
+        max_model_len=wanted,
+    )
+    fp8 = args.quantization == "fp8"
+    kv_dtype = dtype if args.kv_cache_dtype == "auto" else args.kv_cache_dtype
+    limit = spec.max_positions
+    engine.check_length(wanted, limit)
+    block_bytes = kv_block_bytes(spec, args.block_size, kv_dtype)
+    batched = engine.batched_tokens(args, wanted or limit, device)
+    parameters = sum(_count(shape) for shape in slots.values())
+    weights = spec_weight_bytes(spec, slots, dtype, fp8)
+    if device == "cpu":
+        if checkpoint.gguf is not None:  # quantised matrices stay as they are
+            weights = sum(tensor.num_bytes for tensor in checkpoint.gguf.tensors.values())
+        elif spec.tied_head and DTYPE_BYTES[dtype] == 2:
+            weights -= _count(slots["embed.tokens"]) * 2  # one table serves both
+        kv = plan_kv_cache(
+            block_bytes=block_bytes,
+            block_size=args.block_size,
+            model_limit=limit,
+            max_model_len=wanted,
+            max_num_seqs=args.max_num_seqs,
+            num_blocks=args.num_gpu_blocks_override,
+            available=available_bytes() - weights,
+            asked_bytes=space_from_environment(),
+        )
+        memory = None
+        where = "the CPU"
+    else:
+        where, total, free = _device_memory(args, device, device_memory_gib)
+        weights = max(weights - int(args.cpu_offload_gb * GIB), 0)
+        check_weights(weights, total, free, args.gpu_memory_utilization, fp8)
+        memory = plan_device_memory(
+            device=where,
+            total=total,
+            available=free - weights,
+            available_before=free,
+            utilization=args.gpu_memory_utilization,
+            step_bytes=step_estimate(spec, dtype, batched, args.max_num_seqs, fp8),
+            graph_bytes=0 if args.enforce_eager else graph_bytes(len(spec.layers), args.max_num_seqs),
+            conservative=args.conservative_dry_run,
+            block_bytes=block_bytes,
+            block_size=args.block_size,
+            model_limit=limit,
+            max_model_len=wanted,
+            max_num_seqs=args.max_num_seqs,
+            num_blocks=args.num_gpu_blocks_override,
+        )
+        kv = memory.kv
+    return Plan(
+        model=names[0],
+        device=where,
+        parameters=parameters,
+        dtype=f"{dtype}, products in fp8" if fp8 else dtype,
+        kv_dtype=kv_dtype,
+        weights=weights,
+        block_bytes=block_bytes,
+        block_size=args.block_size,
+        batched_tokens=batched,
+        max_num_seqs=args.max_num_seqs,
+        kv=kv,
+        memory=memory,
+    )
+
+
+def _count(shape: Any) -> int:
+    number = 1
+    for size in shape:
+        number *= size
+    return number
+
+
+def _device_memory(args: EngineArgs, device: str, given_gib: float | None) -> tuple[str, int, int]:
+    """(name, bytes in all, bytes free with the driver's context there)."""
+    if given_gib is not None:
+        total = int(given_gib * GIB)
+        return f"a GPU of {given_gib:g} GiB", total, total - CONTEXT_BYTES
+    backend = engine.make_backend(args, device)
+    total, free = backend.memory
+    return backend.description.partition(",")[0], total, free
