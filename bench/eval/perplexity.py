@@ -1,10 +1,11 @@
 """Perplexity of one checkpoint in several dtypes, and their ratio to float32.
 
-    python bench/eval/perplexity.py MODEL --text FILE [--dtypes float32,bfloat16] [--tokens 16384] \\
-        [--window 1024]
+    python bench/eval/perplexity.py MODEL --text FILE [--dtypes float32,bfloat16,fp8] [--tokens 16384] \\
+        [--window 1024] [--device cpu|cuda]
 
 MODEL: a folder or a GGUF file. A quantised GGUF is measured as it is stored under "bfloat16" (unquantised
-matrices in bfloat16) and dequantised exactly under "float32". The text is cut into windows that do not
+matrices in bfloat16) and dequantised exactly under "float32". "fp8" (CUDA) is bfloat16 with the products'
+weights quantised to FP8. The text is cut into windows that do not
 overlap; the first token of each window is not counted.
 """
 
@@ -18,7 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from taco_llm import _core
+from taco_llm import _core, cuda
 from taco_llm.loading import load_model, resolve
 from taco_llm.tokenizer import load_tokenizer
 from tqdm import tqdm
@@ -60,8 +61,13 @@ def main() -> None:
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--window", type=int, default=1024)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     args = parser.parse_args()
-    backend = _core.Backend("cpu")
+    device, _ = cuda.choose(args.device)
+    if device == "cpu":
+        backend = _core.Backend("cpu")
+    else:
+        backend = _core.Backend(device, plugin=str(cuda.plugin_path()), cublaslt=cuda.cublaslt_path())
     checkpoint = resolve(args.model)
     text = args.text.read_text(encoding="utf-8")
     tokens = load_tokenizer(checkpoint).encode(text[: args.tokens * 8], add_special_tokens=False)[
@@ -69,14 +75,21 @@ def main() -> None:
     ]
     reference = None
     for dtype in args.dtypes.split(","):
-        model = load_model(checkpoint, backend=backend, dtype=dtype, show_progress=False)
+        fp8 = dtype == "fp8"
+        model = load_model(
+            checkpoint,
+            backend=backend,
+            dtype="bfloat16" if fp8 else dtype,
+            quantize_fp8=fp8,
+            show_progress=False,
+        )
         begin = time.perf_counter()
         value = perplexity(model, tokens, args.window, dtype)
         reference = reference if reference is not None else value
         row = {
             "model": args.model,
             "dtype": dtype,
-            "isa": _core.cpu_info()["isa"],
+            "device": backend.description if device != "cpu" else _core.cpu_info()["isa"],
             "tokens": len(tokens) // args.window * (args.window - 1),
             "window": args.window,
             "perplexity": round(value, 4),

@@ -4,9 +4,9 @@
         [--out FILE] [--parts decode,prefill,throughput] [--engine-args '{"max_num_seqs": 256}']
 
 workload.py says what is measured and what the fields of a row mean; `python workload.py A B` prints the rows
-of several files as one table. A model is a folder with a config.json, or the name of a shape (random_config.py);
-its weights are random. Each quantisation runs in a process of its own, so that start_s is what a user waits:
-from the start of the process until the engine takes requests.
+of several files as one table. A model is a folder with a config.json, or the name of a shape
+(random_config.py); its weights are random. Each quantisation runs in a process of its own, so that start_s is
+what a user waits: from the start of the process until the engine takes requests.
 """
 
 from __future__ import annotations

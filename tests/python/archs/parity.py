@@ -1,24 +1,40 @@
 """Loading a checkpoint and running it on the core, for the parity tests. No torch here: also run in
 subprocesses.
+
+TACO_TEST_DEVICE=cuda (or cuda:N) runs everything on that device, float32 weights and activations included.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from taco_llm import _core
+from taco_llm import _core, cuda
 from taco_llm.loading import load_model, resolve
 
 TOLERANCE = 1e-4  # of the largest logit, in float32
 
 
+DEVICE = os.environ.get("TACO_TEST_DEVICE", "cpu")
+
+
+@lru_cache(maxsize=1)
+def backend() -> _core.Backend:
+    """One for all models of a process: a device's context takes longer to make than a tiny model to run."""
+    device, _ = cuda.choose(DEVICE)
+    if device == "cpu":
+        return _core.Backend("cpu", threads=1)
+    return _core.Backend(device, plugin=str(cuda.plugin_path()), cublaslt=cuda.cublaslt_path())
+
+
 def load(path: Path | str, **options: Any) -> Any:
     options = {"dtype": "float32", "show_progress": False, **options}
-    return load_model(resolve(str(path)), backend=_core.Backend("cpu", threads=1), **options)
+    return load_model(resolve(str(path)), backend=backend(), **options)
 
 
 def run(
