@@ -2,7 +2,11 @@
 // layers, and the chain of a whole step, with and without small kernels between. All in CUDA graphs; weights
 // of 15 GB, so that nothing stays in L2.
 //
-//   cuda_linear_bench [tune|mma|rows|big]...
+//   cuda_linear_bench [bf16|fp8] mROWS,... KERNEL ...
+//
+// KERNEL: auto, mma (mma.sync), or the fields of SkinnyConfig:
+// row_tiles,k_boxes,smem_kb,blocks_per_sm,l2_kb,launch_kb. bf16 or fp8 holds for the next kernel, the rows
+// for all that follow.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -159,7 +163,7 @@ struct Bench {
   void pause(int ns) { launch(ctx, pause_kernel, dim3(1), dim3(256), 0, scratch, ns); }
 
   void row(const char* label, int m, bool fp8, const Config& config) {
-    std::printf("%-28s %4d ", label, m);
+    std::printf("%-32s %4d ", label, m);
     for (int shape = 0; shape < 5; ++shape) {
       const int count = shape == 4 ? 3 : kLayers;
       const double ms = time([&] {
@@ -192,50 +196,33 @@ struct Bench {
 
 int run(int argc, char** argv) {
   Bench bench;
-  auto want = [&](const std::string& name) {
-    return argc == 1 || std::any_of(argv + 1, argv + argc, [&](const char* a) { return name == a; });
-  };
   std::printf(
-      "%-28s %4s  qkv    o      gateup down   head   | chain            | with pauses of 11 us a layer\n",
+      "%-32s %4s  qkv    o      gateup down   head   | chain             | with pauses of 11 us a layer\n",
       "TB/s of weights", "M");
-  if (want("tune")) {
-    const SkinnyConfig configs[] = {
-        {2, 2, 104, 1, 0},  {2, 1, 104, 1, 0},  {1, 2, 104, 1, 0},   {1, 4, 104, 1, 0},  {2, 1, 210, 1, 0},
-        {2, 2, 210, 1, 0},  {1, 4, 210, 1, 0},  {1, 4, 104, 2, 0},   {1, 2, 52, 2, 0},   {2, 1, 70, 1, 0},
-        {2, 1, 104, 1, 32}, {2, 1, 104, 1, 64}, {2, 1, 104, 1, 128}, {2, 2, 104, 1, 128}};
-    for (const SkinnyConfig& c : configs) {
-      char label[64];
-      std::snprintf(label, sizeof(label), "bf16 %dx64 %d box %dk %d/sm l2 %dk", c.row_tiles, c.k_boxes,
-                    c.smem_kb, c.blocks_per_sm, c.l2_prefetch_kb);
-      bench.row(label, 1, false, [&](const SkinnyProduct&) { return c; });
-    }
-  }
-  if (want("mma")) {
-    for (bool fp8 : {false, true}) {
-      for (int m : {1, 8, 16, 32})
-        bench.row(fp8 ? "fp8 mma.sync" : "bf16 mma.sync", m, fp8,
-                  [&](const SkinnyProduct&) { return SkinnyConfig{.row_tiles = 0}; });
-    }
-  }
-  for (bool fp8 : {false, true}) {
-    if (!want("rows")) continue;
-    for (int m : {1, 2, 4, 8, 16, 32, 64, 128, 256}) {
-      bench.row(fp8 ? "fp8" : "bf16", m, fp8,
-                [&](const SkinnyProduct& p) { return skinny_config(p, bench.ctx); });
-    }
-  }
-  if (want("big")) {
-    for (bool fp8 : {false, true}) {
-      for (int m : {1, 16, 64, 128}) {
-        for (const SkinnyConfig& c :
-             {SkinnyConfig{2, 1, 104, 1, 0}, SkinnyConfig{2, 1, 210, 1, 0}, SkinnyConfig{2, 2, 104, 1, 0},
-              SkinnyConfig{2, 2, 210, 1, 0}, SkinnyConfig{2, 1, 104, 1, 64}}) {
-          char label[64];
-          std::snprintf(label, sizeof(label), "%s %dx64 %d box %dk l2 %dk", fp8 ? "fp8" : "bf16", c.row_tiles,
-                        c.k_boxes, c.smem_kb, c.l2_prefetch_kb);
-          bench.row(label, m, fp8, [&](const SkinnyProduct&) { return c; });
+  std::vector<int> rows;
+  bool types[2] = {true, true};
+  for (int i = 1; i < argc; ++i) {
+    const std::string arg = argv[i];
+    SkinnyConfig c;
+    if (arg == "bf16" || arg == "fp8") {
+      types[arg == "bf16"] = false;
+    } else if (arg[0] == 'm' && arg != "mma") {
+      rows.clear();
+      for (size_t at = 0; at != std::string::npos; at = arg.find(',', at + 1))
+        rows.push_back(std::atoi(arg.c_str() + at + 1));
+    } else {
+      const bool given = std::sscanf(arg.c_str(), "%d,%d,%d,%d,%d,%d", &c.row_tiles, &c.k_boxes, &c.smem_kb,
+                                     &c.blocks_per_sm, &c.l2_prefetch_kb, &c.launch_kb) == 6;
+      if (arg == "mma") c.row_tiles = 0;
+      for (bool fp8 : {false, true}) {
+        for (int m : rows) {
+          if (!types[fp8]) continue;
+          bench.row(((fp8 ? "fp8 " : "bf16 ") + arg).c_str(), m, fp8, [&](const SkinnyProduct& p) {
+            return given || arg == "mma" ? c : skinny_config(p, bench.ctx);
+          });
         }
       }
+      types[0] = types[1] = true;
     }
   }
   return 0;

@@ -42,7 +42,8 @@ struct SkinnyConfig {
   int smem_kb =
       104;  // of a block: two kernels' blocks stand side by side, so that one loads ahead of the other
   int blocks_per_sm = 1;
-  int l2_prefetch_kb = 0;  // of weight that a block asks into L2 beyond its stages before it waits for x
+  int l2_prefetch_kb = 0;  // of weight that a block asks into L2 ahead of its stages
+  int launch_kb = -1;      // left for a block to ask for when the next kernel may start; -1: at once
 };
 SkinnyConfig skinny_config(const SkinnyProduct& p, const Context& ctx);
 

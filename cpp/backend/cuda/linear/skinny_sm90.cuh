@@ -11,6 +11,9 @@
 
 #include <cuda.h>
 
+#include <algorithm>
+#include <climits>
+
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/linear/skinny_epilogue.cuh"
 #include "backend/cuda/linear/skinny_wgmma.cuh"
@@ -24,7 +27,8 @@ struct Args {
   int units_per_tile;
   int64_t units;
   int stages;
-  int l2_units;  // asked into L2 ahead of the wait
+  int l2_units;      // asked into L2 ahead of the stages
+  int launch_units;  // left to ask for when the next kernel may start
   float4* partials;
   int* semaphores;
 };
@@ -146,16 +150,20 @@ __global__ void __launch_bounds__(Layout<kTokens, kTiles, kBoxes>::kThreads, kTo
         load_w(i, tile, piece);
         next(tile, piece);
       }
-      pdl_launch();
-      {
-        int t = tile, p = piece;
-        for (int i = ahead; i < min(count, ahead + args.l2_units); ++i) {
+      // The next kernel's blocks start to load when these here have little left to ask for: its weights fill
+      // the time from the last bytes of this product to the first x of that one.
+      const int launch_at = max(ahead, count - args.launch_units);
+      if (launch_at == ahead) pdl_launch();
+      int far_tile = tile, far_piece = piece, far = ahead;  // next to be asked into L2
+      auto load_l2 = [&](int until) {
+        for (; far < min(count, until); ++far) {
 #pragma unroll
           for (int b = 0; b < kBoxes; ++b)
-            tma_prefetch_l2(&w_map, (p * kBoxes + b) * kBoxElements, t * L::kRows);
-          next(t, p);
+            tma_prefetch_l2(&w_map, (far_piece * kBoxes + b) * kBoxElements, far_tile * L::kRows);
+          next(far_tile, far_piece);
         }
-      }
+      };
+      load_l2(ahead + args.l2_units);
       pdl_wait();
       asm volatile("fence.proxy.async;" ::: "memory");  // x was written by ordinary stores
       {
@@ -171,6 +179,8 @@ __global__ void __launch_bounds__(Layout<kTokens, kTiles, kBoxes>::kThreads, kTo
         barrier_wait(&empty[stage], parity);
         load_w(stage, tile, piece);
         load_x(stage, piece);
+        if (args.l2_units > 0) load_l2(i + 1 + args.l2_units);
+        if (i + 1 == launch_at) pdl_launch();
         next(tile, piece);
         if (++stage == stages) stage = 0, parity ^= 1;
       }
@@ -314,6 +324,7 @@ void launch_tile(const SkinnyProduct& p, const SkinnyConfig& config, const CUten
   if (a.stages < 2) a.stages = std::min<int>((static_cast<int>(ctx.max_smem) - L::kExtra) / L::kStage, 3);
   TACO_CHECK(a.stages >= 2, "a skinny product's stages of ", L::kStage, " bytes do not fit");
   a.l2_units = static_cast<int>(config.l2_prefetch_kb * 1024 / unit_bytes);
+  a.launch_units = config.launch_kb < 0 ? INT_MAX : static_cast<int>(config.launch_kb * 1024 / unit_bytes);
   // A block with less than two units costs more in sums than it reads.
   const int64_t blocks =
       std::max<int64_t>(1, std::min<int64_t>(int64_t{ctx.num_sms} * config.blocks_per_sm, a.units / 2));
