@@ -12,6 +12,7 @@
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/linear/cublaslt.h"
 #include "backend/cuda/linear/epilogue.h"
+#include "backend/cuda/linear/gated_sm90.h"
 #include "backend/cuda/linear/linear.h"
 #include "backend/cuda/linear/upload.h"
 
@@ -117,7 +118,12 @@ void matmuls(Bench& b) {
         l.out = y;
         l.dtype = kBF16;
         const float us = b.median_us(9, [&] { run_dense(l, q, b.ctx); });
-        std::printf(" | %.1f us %.0f\n", us, flop / us * 1e-6);
+        std::printf(" | %.1f us %.0f", us, flop / us * 1e-6);
+        if (s.gated) {
+          const float fused = b.median_us(9, [&] { run_gated_sm90(l, q, b.ctx); });
+          std::printf(" | fused %.1f us %.0f", fused, flop / fused * 1e-6);
+        }
+        std::printf("\n");
         b.ctx.forget_quantized(in);
       }
     }
@@ -244,6 +250,7 @@ int main(int argc, char** argv) {
     const char* lt = std::getenv("TACO_CUBLASLT");
     CudaOptions options;
     options.cublaslt = lt != nullptr ? lt : "";
+    setenv("TACO_GATED_SM90", "0", 0);  // the fused kernel has its own column
     cuda::Bench bench{cuda::CudaBackend(options)};
     std::printf("cuBLASLt %zu %s\n", bench.ctx.lt->version(), bench.ctx.lt->problem().c_str());
     if (wants("matmul")) cuda::matmuls(bench);

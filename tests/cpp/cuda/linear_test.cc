@@ -3,6 +3,7 @@
 
 #include "backend/cpu/ref/ref.h"
 #include "backend/cuda/linear/cublaslt.h"
+#include "backend/cuda/linear/gated_sm90.h"
 #include "weights.h"
 
 namespace taco::cuda::test {
@@ -17,6 +18,7 @@ struct Case {
   float out_scale = 1.0f;
   bool bias = false, float_out = false;
   int64_t in_pad = 0, out_pad = 0;  // extra elements in a row's stride
+  bool gated_sm90 = false;          // the fused kernel, whatever it is worth there
 };
 
 std::string text(const Case& c) {
@@ -62,7 +64,11 @@ void check(const Case& c) {
   p.dtype = c.dtype;
   Context& ctx = backend().context();
   const QuantizedRows* rows = fp8 ? quantize_rows(p.in, c.rows, c.k, in_stride, c.dtype, ctx) : nullptr;
-  run_dense(p, rows, ctx);
+  if (c.gated_sm90) {
+    run_gated_sm90(p, rows, ctx);
+  } else {
+    run_dense(p, rows, ctx);
+  }
   const std::vector<float> got = from_device(out, out_type);
 
   std::vector<float> result, expected;
@@ -160,6 +166,35 @@ TEST(CudaLinearDense, Fp8) {
   }
 }
 
+TEST(CudaLinearDense, GatedOnHopper) {
+  TACO_SKIP_WITHOUT_DEVICE();
+  if (!backend().context().hopper()) GTEST_SKIP() << "needs Hopper";
+  for (DType dtype : {DType::kBF16, DType::kF16}) {
+    for (bool fp8 : {false, true}) {
+      for (auto [rows, n, k, pad] : {std::array<int64_t, 4>{128, 256, 64, 0},
+                                     {256, 512, 256, 0},
+                                     {1, 32, 16, 0},
+                                     {130, 272, 208, 8},
+                                     {300, 240, 1040, 0},
+                                     {2500, 2080, 48, 16},
+                                     {520, 1056, 400, 0}}) {
+        for (Activation a : {Activation::kSilu, Activation::kGeluTanh}) {
+          check({.rows = rows,
+                 .n = n,
+                 .k = k,
+                 .dtype = dtype,
+                 .fp8 = fp8,
+                 .epilogue = Epilogue::kGated,
+                 .activation = a,
+                 .in_pad = pad,
+                 .out_pad = pad,
+                 .gated_sm90 = true});
+        }
+      }
+    }
+  }
+}
+
 // [gate; up] whose reader wants FP8: the rows stand beside `out`, quantised from the float values.
 TEST(CudaLinearDense, GatedRowsForAnFp8Consumer) {
   TACO_SKIP_WITHOUT_DEVICE();
@@ -243,10 +278,15 @@ TEST(CudaLinearDense, QuantizesRows) {
   }
 }
 
-// Through the backend's own choice of kernels, and in parts where the product is large.
+// A gated product whose scratch memory would be too large is made in parts.
 TEST(CudaLinearDense, ManyRowsInParts) {
   TACO_SKIP_WITHOUT_DEVICE();
-  check({.rows = 9000, .n = 16384, .k = 8, .epilogue = Epilogue::kGated, .activation = Activation::kSilu});
+  check({.rows = 9000,
+         .n = 16384,
+         .k = 8,
+         .epilogue = Epilogue::kGated,
+         .activation = Activation::kSilu,
+         .bias = true});
 }
 
 }  // namespace

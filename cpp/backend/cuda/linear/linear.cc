@@ -4,6 +4,7 @@
 
 #include "backend/cuda/linear/cublaslt.h"
 #include "backend/cuda/linear/epilogue.h"
+#include "backend/cuda/linear/gated_sm90.h"
 #include "backend/cuda/linear/skinny.h"
 
 namespace taco::cuda {
@@ -121,6 +122,11 @@ struct DenseLinear {
   }
 
   void run() const {
+    if (takes_gated_sm90(p, x, ctx)) {
+      run_gated_sm90(p, x, ctx);
+      if (reads_fp8(p.consumer)) quantize_rows(p.out, p.rows, w.n / 2, p.out_stride, p.dtype, ctx);
+      return;
+    }
     if (gated() || (x != nullptr && !rows_scaled())) return run_in_two();
     Matmul m = matmul(0, p.rows);
     const bool accumulate = p.epilogue == Epilogue::kAccumulate;

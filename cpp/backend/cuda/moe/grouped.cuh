@@ -103,7 +103,7 @@ struct Config {
 };
 
 struct Tile {
-  int expert;
+  int expert, split;
   int64_t row0;    // of the weight
   int begin, end;  // positions of its tokens
 };
@@ -111,6 +111,8 @@ struct Tile {
 template <int kTokens>
 __device__ __forceinline__ Tile find_tile(const GroupedParams& p, const int32_t* starts, int64_t index,
                                           int64_t rows) {
+  const int split = static_cast<int>(index % p.splits);
+  index /= p.splits;
   // Token tiles of one weight tile are side by side: blocks that run together share the weight through L2.
   int lo = 0, hi = p.num_experts;
   const int64_t weight_tiles = (p.n + rows - 1) / rows;
@@ -127,7 +129,7 @@ __device__ __forceinline__ Tile find_tile(const GroupedParams& p, const int32_t*
   const int64_t local = index - starts[lo] * weight_tiles;
   const int first = p.plan.offsets[lo], end = p.plan.offsets[lo + 1];
   const int begin = first + static_cast<int>(local % tiles) * kTokens;
-  return {lo, local / tiles * rows, begin, min(begin + kTokens, end)};
+  return {lo, split, local / tiles * rows, begin, min(begin + kTokens, end)};
 }
 
 template <typename T, typename C>
@@ -140,14 +142,15 @@ __global__ void __launch_bounds__(C::threads, C::blocks) grouped_kernel(GroupedP
   for (int e = tid; e <= p.num_experts; e += C::threads) starts[e] = p.plan.tile_starts[e];
   __syncthreads();
   const int64_t weight_tiles = (p.n + C::rows - 1) / C::rows;
-  const int64_t total = starts[p.num_experts] * weight_tiles;
-  const int steps = static_cast<int>((p.k + C::step - 1) / C::step);
+  const int64_t total = starts[p.num_experts] * weight_tiles * p.splits;
+  const int all_steps = static_cast<int>((p.k + C::step - 1) / C::step);
+  const int split_steps = (all_steps + p.splits - 1) / p.splits;  // the host leaves no split without any
 
   // The loads' own place in the walk.
   constexpr int kWeightChunks = C::row_bytes / 16;  // of a row
   constexpr int kElement = C::fp8 ? 1 : 2;
   int64_t load_tile = blockIdx.x;
-  int load_step = 0;
+  int load_step = 0, load_end = 0;
   const char* weight = nullptr;
   int64_t weight_rows = 0;
   const char* token_rows[C::token_loads];
@@ -156,6 +159,8 @@ __global__ void __launch_bounds__(C::threads, C::blocks) grouped_kernel(GroupedP
     const Tile tile = find_tile<C::tokens>(p, starts, load_tile, C::rows);
     weight = static_cast<const char*>(p.experts[tile.expert].weight) + tile.row0 * p.k * kElement;
     weight_rows = p.n - tile.row0;
+    load_step = tile.split * split_steps;
+    load_end = min(load_step + split_steps, all_steps);
 #pragma unroll
     for (int i = 0; i < C::token_loads; ++i) {
       const int position = tile.begin + (tid + i * C::threads) / 8;
@@ -190,8 +195,7 @@ __global__ void __launch_bounds__(C::threads, C::blocks) grouped_kernel(GroupedP
                  inside ? token_rows[i] + k * 2 : static_cast<const char*>(p.x), inside ? 16 : 0);
         }
       }
-      if (++load_step == steps) {
-        load_step = 0;
+      if (++load_step == load_end) {
         load_tile += gridDim.x;
         start_loads();
       }
@@ -291,11 +295,19 @@ __global__ void __launch_bounds__(C::threads, C::blocks) grouped_kernel(GroupedP
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int64_t own = row + half * 8 + g;
-          const float bias = expert.bias != nullptr && own < p.n ? expert.bias[own] : 0.0f;
+          const float bias = expert.bias != nullptr && own < p.n && tile.split == 0 ? expert.bias[own] : 0.0f;
           d[2 * half] = d[2 * half] * scale + bias;
           d[2 * half + 1] = d[2 * half + 1] * scale + bias;
         }
-        if (p.gated) {
+        if (p.splits > 1) {
+          float* partial = static_cast<float*>(p.out) + tile.split * p.pairs * p.n;
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int64_t own = row + i / 2 * 8 + g;
+            const int at = tile.begin + warp_token + n * 8 + 2 * t + i % 2;
+            if (at < tile.end && own < p.n) partial[p.plan.pairs[at] * p.n + own] = d[i];
+          }
+        } else if (p.gated) {
           float gate[2] = {d[0], d[1]};
           activate_all(p.activation, gate);
           const uint32_t v = transpose8x8(pack<T>(gate[0] * d[2], gate[1] * d[3]));
@@ -321,7 +333,8 @@ __global__ void __launch_bounds__(C::threads, C::blocks) grouped_kernel(GroupedP
       for (int n = 0; n < kN; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) acc[m][n][i] = 0.0f;
-    for (int step = 0; step < steps; ++step) {
+    const int begin = static_cast<int>(index % p.splits) * split_steps;
+    for (int step = begin; step < min(begin + split_steps, all_steps); ++step) {
       wait_groups<C::stages - 2>();
       __syncthreads();
       load(stage == 0 ? C::stages - 1 : stage - 1);
@@ -334,15 +347,16 @@ __global__ void __launch_bounds__(C::threads, C::blocks) grouped_kernel(GroupedP
 
 template <typename T, bool kFp8, int kTokens>
 void launch_tile(const GroupedParams& p, const Context& ctx) {
+  // FP8 weights are half as many bytes and need more instructions for each: more warps.
+  constexpr int kSmall = kTokens <= 16 ? kTokens : 16;
   using C = std::conditional_t<
       kTokens == 128, Config<kFp8, 128, 128, 64, 64, 3, 2>,
-      std::conditional_t<kTokens == 64, Config<kFp8, 64, 64, 32, 32, 6, 2>,
-                         std::conditional_t<kTokens == 32, Config<kFp8, 64, 32, 16, 32, 7, 2>,
-                                            Config<kFp8, 64, kTokens <= 32 ? kTokens : 8, 16,
-                                                   kTokens <= 32 ? kTokens : 8, 8, 2>>>>;
+      std::conditional_t<kTokens == 64, Config<kFp8, 64, 64, 32, 32, 6, kFp8 ? 3 : 2>,
+                         std::conditional_t<kTokens == 32, Config<kFp8, 64, 32, 16, 32, 7, kFp8 ? 3 : 2>,
+                                            Config<kFp8, 64, kSmall, 16, kSmall, 8, kFp8 ? 4 : 2>>>>;
   // No more blocks than there can be tiles.
-  const int64_t most =
-      (std::min<int64_t>(p.pairs, p.num_experts) + p.pairs / kTokens) * ((p.n + C::rows - 1) / C::rows);
+  const int64_t most = (std::min<int64_t>(p.pairs, p.num_experts) + p.pairs / kTokens) *
+                       ((p.n + C::rows - 1) / C::rows) * p.splits;
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(most, int64_t{ctx.num_sms} * C::blocks));
   launch(ctx, grouped_kernel<T, C>, dim3(blocks), dim3(C::threads), C::smem, p);
 }

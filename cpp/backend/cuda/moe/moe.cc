@@ -70,6 +70,7 @@ void run_grouped(const GroupedParams& p, DType dtype, bool fp8, int tile, const 
 
 namespace {
 
+constexpr int kMostSplits = 4;
 constexpr size_t kScratch = size_t{256} << 20;  // more rows are done in parts
 
 struct MoeRun {
@@ -91,6 +92,13 @@ struct MoeRun {
            (!p.gated || up.interleaved) && reinterpret_cast<uintptr_t>(p.in) % 16 == 0;
   }
 
+  // A few rows of a few experts are too few tiles for the chip where K is long. A batch-invariant sum has one
+  // order.
+  int splits(int tile) const {
+    if (ctx.batch_invariant || tile > 32) return 1;
+    return static_cast<int>(std::clamp<int64_t>(p.intermediate / 2048, 1, kMostSplits));
+  }
+
   struct Memory {
     char* at;
     template <typename T>
@@ -101,16 +109,23 @@ struct MoeRun {
     }
   };
 
+  // Of the second products' results: what the combination reads.
+  size_t result_bytes(int64_t rows, bool tensor_cores) const {
+    const int parts = tensor_cores ? splits(grouped_tile(rows, p.top_k, p.num_experts)) : 1;
+    const size_t each = tensor_cores && parts == 1 ? dtype_size(type()) : sizeof(float) * parts;
+    return static_cast<size_t>(rows * p.top_k * p.hidden) * each;
+  }
+
   void run(bool tensor_cores) const {
-    const DType inner_type = type(), y_type = tensor_cores ? type() : DType::kF32;
     const size_t row_bytes =
-        static_cast<size_t>(p.top_k) * (static_cast<size_t>(p.intermediate) * dtype_size(inner_type) +
-                                        static_cast<size_t>(p.hidden) * dtype_size(y_type) +
+        static_cast<size_t>(p.top_k) * (static_cast<size_t>(p.intermediate + p.hidden) * dtype_size(type()) +
                                         (tensor_cores ? 0 : static_cast<size_t>(up_width()) * sizeof(float)));
     const int64_t limit = std::max<int64_t>(64, static_cast<int64_t>(kScratch / row_bytes));
     const int64_t parts = (p.rows + limit - 1) / limit, part = (p.rows + parts - 1) / parts;
     const int64_t pairs = part * p.top_k;
-    const size_t bytes = static_cast<size_t>(part) * row_bytes + static_cast<size_t>(pairs) * 12 +
+    const int64_t last = p.rows - (parts - 1) * part;
+    const size_t results = std::max(result_bytes(part, tensor_cores), result_bytes(last, tensor_cores));
+    const size_t bytes = static_cast<size_t>(part) * row_bytes + results + static_cast<size_t>(pairs) * 12 +
                          static_cast<size_t>(p.num_experts + 1) * 8 + 16 * 256;
     Memory memory{static_cast<char*>(ctx.moe.reserve(bytes, ctx.stream))};
     MoePlan plan;
@@ -119,8 +134,8 @@ struct MoeRun {
     plan.pairs = memory.take<int32_t>(pairs);
     plan.offsets = memory.take<int32_t>(p.num_experts + 1);
     plan.tile_starts = memory.take<int32_t>(p.num_experts + 1);
-    void* inner = memory.take<char>(pairs * p.intermediate, dtype_size(inner_type));
-    void* y = memory.take<char>(pairs * p.hidden, dtype_size(y_type));
+    void* inner = memory.take<char>(pairs * p.intermediate, dtype_size(type()));
+    void* y = memory.take<char>(static_cast<int64_t>(results));
     float* raw = tensor_cores ? nullptr : memory.take<float>(pairs * up_width());
     for (int64_t row = 0; row < p.rows; row += part)
       run_part(row, std::min(part, p.rows - row), plan, inner, y, raw);
@@ -132,6 +147,7 @@ struct MoeRun {
     const size_t size = dtype_size(type());
     run_routing(p, p.router_logits + row * p.num_experts, rows, tile, plan, ctx);
     GroupedParams g{};
+    g.splits = 1;
     g.plan = plan;
     g.experts = ups;
     g.num_experts = p.num_experts;
@@ -172,12 +188,15 @@ struct MoeRun {
     g.activation = Activation::kNone;
     g.gated = false;
     g.out = y;
+    DType y_type = DType::kF32;
     if (tensor_cores) {
+      g.splits = splits(tile);
+      if (g.splits == 1) y_type = type();
       run_grouped(g, type(), down.dtype == DType::kF8E4M3, tile, ctx);
     } else {
       run_grouped_plain(g, type(), down.dtype, ctx);
     }
-    run_combine(plan, y, tensor_cores ? type() : DType::kF32, rows, p.hidden, p.top_k,
+    run_combine(plan, y, y_type, g.splits, rows, p.hidden, p.top_k,
                 static_cast<char*>(p.out) + static_cast<size_t>(row * p.hidden) * size, type(), ctx);
   }
 };

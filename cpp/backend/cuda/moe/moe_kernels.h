@@ -38,6 +38,7 @@ struct GroupedParams {
   int64_t n, k;
   Activation activation;
   bool gated;  // [gate; up] interleaved by eight: out is n / 2 wide
+  int splits;  // of K. More than one: !by_row, no activation, and out is float32 [splits, pairs, n]
   void* out;   // dense
 };
 
@@ -54,8 +55,9 @@ void run_grouped_f16(const GroupedParams& p, bool fp8, int tile, const Context& 
 constexpr int kPlainTile = 32;
 void run_grouped_plain(const GroupedParams& p, DType x_type, DType weight_type, const Context& ctx);
 
-// out[row] = sum of weights * y[pair] over the row's pairs in the order of their experts. y: [pairs, dim].
-void run_combine(const MoePlan& plan, const void* y, DType y_type, int64_t rows, int64_t dim, int top_k,
-                 void* out, DType out_type, const Context& ctx);
+// out[row] = sum of weights * y[pair] over the row's pairs in the order of their experts. y: [splits, pairs,
+// dim], summed over the splits first.
+void run_combine(const MoePlan& plan, const void* y, DType y_type, int splits, int64_t rows, int64_t dim,
+                 int top_k, void* out, DType out_type, const Context& ctx);
 
 }  // namespace taco::cuda

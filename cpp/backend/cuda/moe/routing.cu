@@ -147,7 +147,8 @@ __global__ void __launch_bounds__(1024) route_and_sort_kernel(RouteParams p) {
 // One block for each row, eight columns a thread where the rows allow it.
 template <typename S, typename T>
 __global__ void __launch_bounds__(256)
-    combine_kernel(MoePlan plan, const S* y, int64_t dim, int top_k, T* out, bool wide) {
+    combine_kernel(MoePlan plan, const S* y, int splits, int64_t split_stride, int64_t dim, int top_k, T* out,
+                   bool wide) {
   __shared__ int order[kMaxExperts];
   __shared__ float weights[kMaxExperts];
   pdl_wait();
@@ -169,6 +170,12 @@ __global__ void __launch_bounds__(256)
       for (int j = 0; j < top_k; ++j) {
         float x[8];
         load8(rows + order[j] * dim + c, x);
+        for (int split = 1; split < splits; ++split) {
+          float part[8];
+          load8(rows + split * split_stride + order[j] * dim + c, part);
+#pragma unroll
+          for (int i = 0; i < 8; ++i) x[i] += part[i];
+        }
         const float w = weights[j];
 #pragma unroll
         for (int i = 0; i < 8; ++i) sum[i] += x[i] * w;
@@ -178,7 +185,12 @@ __global__ void __launch_bounds__(256)
   } else {
     for (int64_t c = threadIdx.x; c < dim; c += blockDim.x) {
       float sum = 0.0f;
-      for (int j = 0; j < top_k; ++j) sum += as_float(rows[order[j] * dim + c]) * weights[j];
+      for (int j = 0; j < top_k; ++j) {
+        float x = as_float(rows[order[j] * dim + c]);
+        for (int split = 1; split < splits; ++split)
+          x += as_float(rows[split * split_stride + order[j] * dim + c]);
+        sum += x * weights[j];
+      }
       to[c] = from_float<T>(sum);
     }
   }
@@ -198,8 +210,8 @@ void run_routing(const MoeParams& p, const float* logits, int64_t rows, int tile
   launch(ctx, sort_kernel, dim3(1), dim3(1024), 0, r);
 }
 
-void run_combine(const MoePlan& plan, const void* y, DType y_type, int64_t rows, int64_t dim, int top_k,
-                 void* out, DType out_type, const Context& ctx) {
+void run_combine(const MoePlan& plan, const void* y, DType y_type, int splits, int64_t rows, int64_t dim,
+                 int top_k, void* out, DType out_type, const Context& ctx) {
   const bool wide =
       dim % 8 == 0 && reinterpret_cast<uintptr_t>(y) % 16 == 0 && reinterpret_cast<uintptr_t>(out) % 16 == 0;
   const auto threads = static_cast<unsigned>(std::clamp<int64_t>((dim / 8 + 31) / 32 * 32, 32, 256));
@@ -207,12 +219,12 @@ void run_combine(const MoePlan& plan, const void* y, DType y_type, int64_t rows,
     using T = std::remove_pointer_t<decltype(t)>;
     const dim3 grid(static_cast<unsigned>(rows)), block(threads);
     if (y_type == DType::kF32) {
-      launch(ctx, combine_kernel<float, T>, grid, block, 0, plan, static_cast<const float*>(y), dim, top_k,
-             static_cast<T*>(out), wide);
+      launch(ctx, combine_kernel<float, T>, grid, block, 0, plan, static_cast<const float*>(y), splits,
+             rows * top_k * dim, dim, top_k, static_cast<T*>(out), wide);
     } else {
       TACO_CHECK(y_type == out_type, "experts' results of ", dtype_name(y_type));
-      launch(ctx, combine_kernel<T, T>, grid, block, 0, plan, static_cast<const T*>(y), dim, top_k,
-             static_cast<T*>(out), wide);
+      launch(ctx, combine_kernel<T, T>, grid, block, 0, plan, static_cast<const T*>(y), splits,
+             rows * top_k * dim, dim, top_k, static_cast<T*>(out), wide);
     }
   });
 }

@@ -1,0 +1,97 @@
+#include <algorithm>
+#include <cstdlib>
+
+#include "backend/cuda/linear/gated_sm90.cuh"
+
+namespace taco::cuda {
+namespace {
+
+using Encode = decltype(&cuTensorMapEncodeTiled);
+
+// The driver's function by way of the runtime: libcuda is not linked.
+Encode encode_function() {
+  static const Encode encode = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result;
+    TACO_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000,
+                                                     cudaEnableDefault, &result));
+    if (result != cudaDriverEntryPointSuccess || found == nullptr)
+      fail(ErrorCode::kUnavailable,
+           "the NVIDIA driver lacks cuTensorMapEncodeTiled: it must be of CUDA 12 or newer");
+    return reinterpret_cast<Encode>(found);
+  }();
+  return encode;
+}
+
+// Row-major [rows, cols] in boxes of 128 bytes by box_rows, swizzled; zeros beyond the borders.
+CUtensorMap make_map(const void* data, DType dtype, int64_t rows, int64_t cols, int64_t stride,
+                     int box_rows) {
+  const int64_t size = static_cast<int64_t>(dtype_size(dtype));
+  const CUtensorMapDataType type = dtype == DType::kBF16  ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                   : dtype == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                          : CU_TENSOR_MAP_DATA_TYPE_UINT8;
+  CUtensorMap map;
+  const cuuint64_t dims[2] = {static_cast<cuuint64_t>(cols), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(stride * size)};
+  const cuuint32_t box[2] = {static_cast<cuuint32_t>(128 / size), static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t steps[2] = {1, 1};
+  const CUresult result = encode_function()(
+      &map, type, 2, const_cast<void*>(data), dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  TACO_CHECK(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled failed with ", static_cast<int>(result),
+             " for [", rows, ", ", cols, "], stride ", stride);
+  return map;
+}
+
+bool aligned(const void* p, int64_t stride, DType dtype) {
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0 &&
+         stride * static_cast<int64_t>(dtype_size(dtype)) % 16 == 0;
+}
+
+}  // namespace
+
+bool takes_gated_sm90(const LinearParams& p, const QuantizedRows* x, const Context& ctx) {
+  static const bool off = [] {
+    const char* value = std::getenv("TACO_GATED_SM90");
+    return value != nullptr && value[0] == '0';
+  }();
+  const CudaLinear& w = as_cuda(*p.weight);
+  return !off && ctx.hopper() && p.epilogue == Epilogue::kGated && w.interleaved && w.bias == nullptr &&
+         !p.float_out && p.rows >= 512 && p.rows < (int64_t{1} << 30) &&
+         (p.dtype == DType::kBF16 || p.dtype == DType::kF16) && aligned(w.data, w.k, w.dtype) &&
+         aligned(p.out, p.out_stride, p.dtype) &&
+         (x != nullptr ? aligned(x->data, w.k, w.dtype) : aligned(p.in, p.in_stride, p.dtype));
+}
+
+void run_gated_sm90(const LinearParams& p, const QuantizedRows* x, Context& ctx) {
+  using namespace gated;
+  const CudaLinear& w = as_cuda(*p.weight);
+  const CUtensorMap x_map = x != nullptr ? make_map(x->data, w.dtype, p.rows, w.k, w.k, kTileRows)
+                                         : make_map(p.in, p.dtype, p.rows, w.k, p.in_stride, kTileRows);
+  const CUtensorMap w_map = make_map(w.data, w.dtype, w.n, w.k, w.k, kTileColumns / 2);
+  const CUtensorMap out_map = make_map(p.out, p.dtype, p.rows, w.n / 2, p.out_stride, 64);
+  Shape s{};
+  s.m_pairs = static_cast<int>((p.rows + 2 * kTileRows - 1) / (2 * kTileRows));
+  s.n_tiles = static_cast<int>((w.n + kTileColumns - 1) / kTileColumns);
+  s.step = 128 / static_cast<int>(dtype_size(w.dtype));
+  s.steps = static_cast<int>((w.k + s.step - 1) / s.step);
+  s.activation = p.activation;
+  s.rows = static_cast<int>(p.rows);
+  if (x != nullptr) {
+    s.x_scales = x->scales;
+    s.w_scale = w.scale;
+  }
+  const int clusters = std::min(ctx.num_sms / 2, s.m_pairs * s.n_tiles);
+  auto start = [&](auto* kernel) {
+    launch(ctx, kernel, dim3(static_cast<unsigned>(2 * clusters)), dim3(kThreads), kSmem, x_map, w_map,
+           out_map, s);
+  };
+  const bool half = p.dtype == DType::kF16;
+  if (x != nullptr) {
+    half ? start(gated_kernel<__nv_fp8_e4m3, __half>) : start(gated_kernel<__nv_fp8_e4m3, __nv_bfloat16>);
+  } else {
+    half ? start(gated_kernel<__half, __half>) : start(gated_kernel<__nv_bfloat16, __nv_bfloat16>);
+  }
+}
+
+}  // namespace taco::cuda
