@@ -11,9 +11,9 @@
 namespace taco::cuda {
 namespace {
 
-constexpr size_t kWorkspace = 64u << 20;
+constexpr size_t kWorkspace = kCublasWorkspace;
 constexpr int kCandidates = 8;
-constexpr int64_t kTuneRows = 256;  // products of fewer rows take the heuristic's first choice
+constexpr int64_t kTuneRows = 48;  // products of fewer rows take the heuristic's first choice
 
 // Values of cublasLt.h and library_types.h; they are part of the library's ABI.
 constexpr int kComputeF32 = 68, kComputeF32Pedantic = 69;
@@ -186,6 +186,7 @@ std::string CublasLt::load(const std::string& path) {
 }
 
 CublasLt::~CublasLt() {
+  if (tuning_stream_ != nullptr) cudaStreamDestroy(tuning_stream_);
   if (handle_ != nullptr) api_->destroy(handle_);
   delete api_;
   // The library stays loaded: its own threads and the driver may still hold addresses of it.
@@ -237,29 +238,36 @@ struct Events {
 
 }  // namespace
 
-// Times the candidates, once each after a warm-up, twice where they are close; the best comes first. The
-// product is computed beside its place, since it may add to it. false: there was no memory for that.
-bool CublasLt::tune(const Matmul& p, Call& call, std::vector<Plan>& plans, Context& ctx) {
-  void* y = nullptr;
-  const size_t bytes = static_cast<size_t>(p.m * p.y_stride) * dtype_size(p.out);
+// Puts the fastest candidate first. On a stream and in memory of its own: the product may add to its place,
+// and the caller's stream may be recording a graph. false: there was no memory for that.
+bool CublasLt::tune(const Matmul& p, Call& call, std::vector<Plan>& plans) {
+  struct Relaxed {  // allows allocations beside a recording stream
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    Relaxed() { TACO_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode)); }
+    ~Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode); }
+  } relaxed;
+  const size_t bytes = (static_cast<size_t>(p.m * p.y_stride) * dtype_size(p.out) + 255) / 256 * 256;
   size_t available = 0, total = 0;
   TACO_CUDA_CHECK(cudaMemGetInfo(&available, &total));
-  if (available < bytes + (256u << 20) || cudaMalloc(&y, bytes) != cudaSuccess) {
+  char* memory = nullptr;
+  if (available < bytes + 4 * kWorkspace ||
+      cudaMalloc(reinterpret_cast<void**>(&memory), bytes + kWorkspace) != cudaSuccess) {
     cudaGetLastError();
     return false;
   }
-  std::unique_ptr<void, void (*)(void*)> guard(y, [](void* data) { cudaFree(data); });
-  TACO_CUDA_CHECK(cudaMemsetAsync(y, 0, bytes, ctx.stream));
-  void* workspace = ctx.gemm_workspace.reserve(kWorkspace, ctx.stream);
+  std::unique_ptr<char, void (*)(char*)> guard(memory, [](char* data) { cudaFree(data); });
+  if (tuning_stream_ == nullptr)
+    TACO_CUDA_CHECK(cudaStreamCreateWithFlags(&tuning_stream_, cudaStreamNonBlocking));
+  TACO_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, tuning_stream_));
   Events events;
   std::vector<std::pair<float, size_t>> times;
   for (size_t i = 0; i < plans.size(); ++i) {
     float best = 1e30f;
-    bool ran = call.run(p, y, plans[i], workspace, ctx.stream);
+    bool ran = call.run(p, memory, plans[i], memory + bytes, tuning_stream_);
     for (int run = 0; ran && run < 2; ++run) {
-      TACO_CUDA_CHECK(cudaEventRecord(events.begin, ctx.stream));
-      ran = call.run(p, y, plans[i], workspace, ctx.stream);
-      TACO_CUDA_CHECK(cudaEventRecord(events.end, ctx.stream));
+      TACO_CUDA_CHECK(cudaEventRecord(events.begin, tuning_stream_));
+      ran = call.run(p, memory, plans[i], memory + bytes, tuning_stream_);
+      TACO_CUDA_CHECK(cudaEventRecord(events.end, tuning_stream_));
       TACO_CUDA_CHECK(cudaEventSynchronize(events.end));
       float ms = 0;
       TACO_CUDA_CHECK(cudaEventElapsedTime(&ms, events.begin, events.end));
@@ -274,24 +282,24 @@ bool CublasLt::tune(const Matmul& p, Call& call, std::vector<Plan>& plans, Conte
   return true;
 }
 
-CublasLt::Plan* CublasLt::plan(const Matmul& p, Call& call, Context& ctx, bool capturing) {
+CublasLt::Plan* CublasLt::plan(const Matmul& p, Call& call, bool may_tune) {
   const int scales = (p.w_scales != nullptr ? 1 : 0) + (p.x_scales != nullptr ? 2 : 0);
   const Key key{bucket(p.m), p.n,    p.k,       static_cast<int>(p.in), static_cast<int>(p.out),
                 p.beta != 0, scales, call.align};
   Plan& found = plans_[key];
-  const bool wants_tuning = !capturing && p.m >= kTuneRows && !found.tuned;
+  const bool wants_tuning = may_tune && p.m >= kTuneRows && !found.tuned;
   if (found.asked && !(found.usable && wants_tuning)) return found.usable ? &found : nullptr;
   static const bool tuning = [] {
     const char* off = std::getenv("TACO_CUBLASLT_TUNE");
     return off == nullptr || off[0] != '0';
   }();
   std::vector<Plan> plans = candidates(call, wants_tuning && tuning ? kCandidates : 1);
-  if (wants_tuning && tuning && plans.size() > 1) tune(p, call, plans, ctx);
+  if (wants_tuning && tuning && plans.size() > 1) tune(p, call, plans);
   found.asked = true;
   if (plans.empty()) return nullptr;
   found = plans.front();
   found.asked = true;
-  found.tuned = !capturing;
+  found.tuned = may_tune;
   return &found;
 }
 
@@ -299,10 +307,7 @@ bool CublasLt::matmul(const Matmul& p, Context& ctx) {
   if (!available()) return false;
   Call call(*api_, handle_, p);
   if (!call.good) return false;
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  TACO_CUDA_CHECK(cudaStreamIsCapturing(ctx.stream, &status));
-  const bool capturing = status != cudaStreamCaptureStatusNone;
-  Plan* best = plan(p, call, ctx, capturing);
+  Plan* best = plan(p, call, true);
   if (best == nullptr) return false;
   void* workspace = best->workspace > 0 ? ctx.gemm_workspace.reserve(kWorkspace, ctx.stream) : nullptr;
   if (call.run(p, p.y, *best, workspace, ctx.stream)) return true;
@@ -313,10 +318,10 @@ bool CublasLt::matmul(const Matmul& p, Context& ctx) {
   return call.run(p, p.y, exact[0], workspace, ctx.stream);
 }
 
-bool CublasLt::takes(const Matmul& p, Context& ctx) {
+bool CublasLt::takes(const Matmul& p) {
   if (!available()) return false;
   Call call(*api_, handle_, p);
-  return call.good && plan(p, call, ctx, true) != nullptr;
+  return call.good && plan(p, call, false) != nullptr;
 }
 
 std::vector<float> CublasLt::time_candidates(const Matmul& p, Context& ctx, int runs) {

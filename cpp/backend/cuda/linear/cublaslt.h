@@ -2,6 +2,8 @@
 // build.
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include <cstdint>
 #include <map>
 #include <string>
@@ -13,6 +15,8 @@
 namespace taco::cuda {
 
 struct Context;
+
+constexpr size_t kCublasWorkspace = size_t{64} << 20;  // of Context::gemm_workspace
 
 // y[m, n] = alpha * (x[m, k] W[n, k]^T) + beta * y, all row-major, W dense. float32 sums.
 struct Matmul {
@@ -46,7 +50,7 @@ class CublasLt {
   // false: the library is missing or has no kernel for this product, and nothing ran.
   bool matmul(const Matmul& p, Context& ctx);
   // Whether the library has a kernel for it.
-  bool takes(const Matmul& p, Context& ctx);
+  bool takes(const Matmul& p);
   // Microseconds of each candidate of the library's heuristic for this product (benchmarks). y is
   // overwritten.
   std::vector<float> time_candidates(const Matmul& p, Context& ctx, int runs);
@@ -64,14 +68,15 @@ class CublasLt {
 
   std::string load(const std::string& path);
   std::vector<Plan> candidates(Call& call, int count);
-  Plan* plan(const Matmul& p, Call& call, Context& ctx, bool capturing);
-  bool tune(const Matmul& p, Call& call, std::vector<Plan>& plans, Context& ctx);
+  Plan* plan(const Matmul& p, Call& call, bool may_tune);
+  bool tune(const Matmul& p, Call& call, std::vector<Plan>& plans);
 
   Api* api_ = nullptr;
   void* library_ = nullptr;
   void* handle_ = nullptr;
   std::string problem_;
   size_t version_ = 0;
+  cudaStream_t tuning_stream_ = nullptr;
   std::map<Key, Plan> plans_;
 };
 

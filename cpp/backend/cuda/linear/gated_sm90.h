@@ -5,6 +5,7 @@
 
 namespace taco::cuda {
 
+constexpr int64_t kGatedRows = 512;  // of fewer rows cuBLASLt makes better products
 // Whether the kernel can do this product (Epilogue::kGated), and is expected to beat cuBLASLt with a second
 // pass.
 bool takes_gated_sm90(const LinearParams& p, const QuantizedRows* x, const Context& ctx);

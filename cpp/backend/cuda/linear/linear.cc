@@ -118,11 +118,13 @@ struct DenseLinear {
     m.out = out_type();
     m.y = p.out;
     m.y_stride = gated() ? w.n : p.out_stride;
-    return ctx.lt->takes(m, ctx);
+    return ctx.lt->takes(m);
   }
 
   void run() const {
     if (takes_gated_sm90(p, x, ctx)) {
+      // Fewer rows go the other way, and memory must not have to grow for them later.
+      ctx.gemm_out.reserve(bytes_of(p.dtype, std::min<int64_t>(p.rows, kGatedRows) * w.n), ctx.stream);
       run_gated_sm90(p, x, ctx);
       if (reads_fp8(p.consumer)) quantize_rows(p.out, p.rows, w.n / 2, p.out_stride, p.dtype, ctx);
       return;

@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "backend/cuda/linear/cublaslt.h"
 #include "backend/cuda/linear/linear.h"
 #include "backend/cuda/linear/prepare_kernels.h"
 #include "backend/cuda/linear/upload.h"
@@ -112,6 +113,7 @@ std::unique_ptr<Linear> prepare_linear(std::span<const HostMatrix> parts, const 
     TACO_CHECK(part.cols == out->k, "stacked matrices of ", part.cols, " and ", out->k, " columns");
     out->n += part.rows;
   }
+  ctx.gemm_workspace.reserve(kCublasWorkspace, ctx.stream);  // before any graph
   if (!ctx.uploader) ctx.uploader = std::make_shared<Uploader>(ctx.device);
 
   const int64_t half = out->n / 2;

@@ -124,7 +124,10 @@ struct MoeRun {
     const int64_t parts = (p.rows + limit - 1) / limit, part = (p.rows + parts - 1) / parts;
     const int64_t pairs = part * p.top_k;
     const int64_t last = p.rows - (parts - 1) * part;
-    const size_t results = std::max(result_bytes(part, tensor_cores), result_bytes(last, tensor_cores));
+    // Fewer rows may need more, where they are split: memory must not have to grow for them later.
+    const int64_t split_rows = std::min<int64_t>(part, std::max(32, 16 * p.num_experts / p.top_k));
+    const size_t results = std::max({result_bytes(part, tensor_cores), result_bytes(last, tensor_cores),
+                                     result_bytes(split_rows, tensor_cores)});
     const size_t bytes = static_cast<size_t>(part) * row_bytes + results + static_cast<size_t>(pairs) * 12 +
                          static_cast<size_t>(p.num_experts + 1) * 8 + 16 * 256;
     Memory memory{static_cast<char*>(ctx.moe.reserve(bytes, ctx.stream))};
