@@ -26,14 +26,16 @@ EncodeTiled encode_tiled() {
   return function;
 }
 
-// The layer's cache as [2 * num_blocks][num_kv_heads][block_size][head_dim]; a box is 128 bytes of each token
-// of one page and head.
+// The layer's cache as a run of groups of 8 tokens, [groups][chunk of 64 dims][8 tokens][64 dims]; a box is
+// one page of a head, so that each page takes one copy, and every 8 tokens of 64 dims are an atom of the
+// swizzle.
 CUtensorMap cache_map(const KvCacheView& cache) {
   CUtensorMap map;
-  uint64_t dim = cache.head_dim, tokens = cache.block_size, heads = cache.num_kv_heads;
-  cuuint64_t sizes[4] = {dim, tokens, heads, static_cast<cuuint64_t>(2 * cache.num_blocks)};
-  cuuint64_t strides[3] = {dim * 2, tokens * dim * 2, heads * tokens * dim * 2};
-  cuuint32_t box[4] = {64, static_cast<cuuint32_t>(tokens), 1, 1}, steps[4] = {1, 1, 1, 1};
+  const cuuint64_t row = cache.head_dim * 2, page_groups = cache.block_size / 8, chunks = cache.head_dim / 64;
+  const cuuint64_t groups = 2 * cache.num_blocks * cache.num_kv_heads * page_groups;
+  const cuuint64_t sizes[4] = {64, 8, chunks, groups}, strides[3] = {row, 128, 8 * row};
+  const cuuint32_t box[4] = {64, 8, static_cast<cuuint32_t>(chunks), static_cast<cuuint32_t>(page_groups)};
+  const cuuint32_t steps[4] = {1, 1, 1, 1};
   CUresult result = encode_tiled()(
       &map, cache.dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
       4, cache.data, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
@@ -52,7 +54,8 @@ bool takes_prefill_sm90(const Context& ctx, const AttentionParams& p) {
   bool dtype = (p.dtype == DType::kBF16 || p.dtype == DType::kF16) && cache.dtype == p.dtype;
   bool block = cache.block_size == 8 || cache.block_size == 16 || cache.block_size == 32;
   bool place = aligned16(p.q) && aligned16(cache.data) && aligned16(p.out) && p.q_stride % 8 == 0 &&
-               p.out_stride % 8 == 0 && cache.num_blocks < (1 << 30);
+               p.out_stride % 8 == 0 &&
+               cache.num_blocks * 2 * cache.num_kv_heads * cache.block_size / 8 < (int64_t{1} << 31);
   return ctx.hopper() && dim && dtype && block && place && p.scale > 0.0f && p.alibi_slopes == nullptr &&
          p.sinks == nullptr && p.tree_mask == nullptr;
 }
@@ -73,6 +76,7 @@ void run_prefill_sm90(Context& ctx, const AttentionParams& p, const PrefillSm90W
       .items = work.items,
       .num_items = work.num_items,
       .num_heads = p.num_heads,
+      .num_kv_heads = p.cache.num_kv_heads,
       .group = p.num_heads / p.cache.num_kv_heads,
       .block_shift = std::countr_zero(static_cast<unsigned>(p.cache.block_size)),
       .scale_log2 = capped ? kLog2e : p.scale * kLog2e,
@@ -81,10 +85,11 @@ void run_prefill_sm90(Context& ctx, const AttentionParams& p, const PrefillSm90W
       .window = p.window,
   };
   bool full = capped || p.window > 0, half = p.dtype == DType::kF16;
+  int grid = static_cast<int>(std::min<int64_t>(ctx.num_sms, work.max_items * p.num_heads));
   auto go = half ? sm90::launch_prefill<128, true> : sm90::launch_prefill<128, false>;
   if (p.cache.head_dim == 64) go = half ? sm90::launch_prefill<64, true> : sm90::launch_prefill<64, false>;
   if (p.cache.head_dim == 256) go = half ? sm90::launch_prefill<256, true> : sm90::launch_prefill<256, false>;
-  go(ctx, cache_map(p.cache), params, full, work.max_items);
+  go(ctx, cache_map(p.cache), params, full, grid);
 }
 
 }  // namespace taco::cuda
