@@ -74,17 +74,7 @@ def build(args: EngineArgs) -> EngineHandle:
     args.check()
     if args.model == NULL_MODEL:
         return _build_null(args)
-    device, reason = cuda.choose(args.device)
-    args.check(device)
-    if device != "cpu" and args.cpu_offload_gb * GIB > available_bytes():
-        raise MemoryError(
-            f"cpu_offload_gb={args.cpu_offload_gb:g} is more than the {available_bytes() / GIB:.1f} GiB of "
-            "host memory that are free; lower it"
-        )
-    for note in args.notes(device):
-        logger.info("%s", note)
-    if reason:
-        logger.info("Running on the CPU: %s", reason)
+    args.check(cuda.choose(args.device)[0])  # before anything is fetched
 
     from taco_llm import _core
     from taco_llm.loading import load_model, resolve
@@ -102,7 +92,7 @@ def build(args: EngineArgs) -> EngineHandle:
         ignore_patterns=args.ignore_patterns,
     )
     _check_quantized(checkpoint)
-    backend = make_backend(args, device)
+    device, backend = open_device(args)
     before = backend.memory
     tokenizer = None if args.skip_tokenizer_init else _tokenizer(args, checkpoint)
     wanted_len = wanted_length(args, checkpoint)
@@ -209,6 +199,30 @@ def check_length(wanted: int | None, limit: int) -> None:
             f"max_model_len={wanted} is more than the {limit} tokens that the model was made for; "
             "lower it, or stretch the context with --rope-scaling"
         )
+
+
+def open_device(args: EngineArgs) -> tuple[str, _core.Backend]:
+    """("cpu" or "cuda:N", its backend) for the settings; what they mean there is checked and logged."""
+    device, reason = cuda.choose(args.device)
+    args.check(device)
+    if device != "cpu" and args.cpu_offload_gb * GIB > available_bytes():
+        raise MemoryError(
+            f"cpu_offload_gb={args.cpu_offload_gb:g} is more than the {available_bytes() / GIB:.1f} GiB of "
+            "host memory that are free; lower it"
+        )
+    try:
+        backend = make_backend(args, device)
+    except RuntimeError as error:  # a driver older than the plugin, a device that does not answer
+        if args.device != "auto" or device == "cpu":
+            raise
+        device, reason = "cpu", str(error)
+        args.check(device)
+        backend = make_backend(args, device)
+    for note in args.notes(device):
+        logger.info("%s", note)
+    if reason:
+        logger.info("Running on the CPU: %s", reason)
+    return device, backend
 
 
 def make_backend(args: EngineArgs, device: str) -> _core.Backend:
