@@ -23,9 +23,15 @@ Encode encode_function() {
   return encode;
 }
 
-// Row-major [rows, cols] in boxes of 128 bytes by box_rows, swizzled; zeros beyond the borders.
-CUtensorMap make_map(const void* data, DType dtype, int64_t rows, int64_t cols, int64_t stride,
-                     int box_rows) {
+bool aligned(const void* p, int64_t stride, DType dtype) {
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0 &&
+         stride * static_cast<int64_t>(dtype_size(dtype)) % 16 == 0;
+}
+
+}  // namespace
+
+CUtensorMap swizzled_map(const void* data, DType dtype, int64_t rows, int64_t cols, int64_t stride,
+                         int box_rows) {
   const int64_t size = static_cast<int64_t>(dtype_size(dtype));
   const CUtensorMapDataType type = dtype == DType::kBF16  ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                    : dtype == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
@@ -43,13 +49,6 @@ CUtensorMap make_map(const void* data, DType dtype, int64_t rows, int64_t cols, 
   return map;
 }
 
-bool aligned(const void* p, int64_t stride, DType dtype) {
-  return reinterpret_cast<uintptr_t>(p) % 16 == 0 &&
-         stride * static_cast<int64_t>(dtype_size(dtype)) % 16 == 0;
-}
-
-}  // namespace
-
 bool takes_gated_sm90(const LinearParams& p, const QuantizedRows* x, const Context& ctx) {
   static const bool off = [] {
     const char* value = std::getenv("TACO_GATED_SM90");
@@ -66,10 +65,10 @@ bool takes_gated_sm90(const LinearParams& p, const QuantizedRows* x, const Conte
 void run_gated_sm90(const LinearParams& p, const QuantizedRows* x, Context& ctx) {
   using namespace gated;
   const CudaLinear& w = as_cuda(*p.weight);
-  const CUtensorMap x_map = x != nullptr ? make_map(x->data, w.dtype, p.rows, w.k, w.k, kTileRows)
-                                         : make_map(p.in, p.dtype, p.rows, w.k, p.in_stride, kTileRows);
-  const CUtensorMap w_map = make_map(w.data, w.dtype, w.n, w.k, w.k, kTileColumns / 2);
-  const CUtensorMap out_map = make_map(p.out, p.dtype, p.rows, w.n / 2, p.out_stride, 64);
+  const CUtensorMap x_map = x != nullptr ? swizzled_map(x->data, w.dtype, p.rows, w.k, w.k, kTileRows)
+                                         : swizzled_map(p.in, p.dtype, p.rows, w.k, p.in_stride, kTileRows);
+  const CUtensorMap w_map = swizzled_map(w.data, w.dtype, w.n, w.k, w.k, kTileColumns / 2);
+  const CUtensorMap out_map = swizzled_map(p.out, p.dtype, p.rows, w.n / 2, p.out_stride, 64);
   Shape s{};
   s.m_pairs = static_cast<int>((p.rows + 2 * kTileRows - 1) / (2 * kTileRows));
   s.n_tiles = static_cast<int>((w.n + kTileColumns - 1) / kTileColumns);
@@ -88,9 +87,43 @@ void run_gated_sm90(const LinearParams& p, const QuantizedRows* x, Context& ctx)
   };
   const bool half = p.dtype == DType::kF16;
   if (x != nullptr) {
-    half ? start(gated_kernel<__nv_fp8_e4m3, __half>) : start(gated_kernel<__nv_fp8_e4m3, __nv_bfloat16>);
+    half ? start(gated_kernel<__nv_fp8_e4m3, __half, true, false>)
+         : start(gated_kernel<__nv_fp8_e4m3, __nv_bfloat16, true, false>);
   } else {
-    half ? start(gated_kernel<__half, __half>) : start(gated_kernel<__nv_bfloat16, __nv_bfloat16>);
+    half ? start(gated_kernel<__half, __half, true, false>)
+         : start(gated_kernel<__nv_bfloat16, __nv_bfloat16, true, false>);
+  }
+}
+
+CUtensorMap expert_map(const CudaLinear& w) {
+  return swizzled_map(w.data, w.dtype, w.n, w.k, w.k, gated::kTileColumns / 2);
+}
+
+void run_experts_sm90(const ExpertsSm90& p, const Context& ctx) {
+  using namespace gated;
+  TACO_CHECK(p.groups <= kMaxGroups, p.groups, " experts");
+  const CUtensorMap x_map = swizzled_map(p.x, p.dtype, p.rows, p.k, p.k, kTileRows);
+  const int64_t width = p.gated ? p.n / 2 : p.n;
+  const CUtensorMap out_map = swizzled_map(p.out, p.dtype, p.rows, width, width, 64);
+  Shape s{};
+  s.n_tiles = static_cast<int>((p.n + kTileColumns - 1) / kTileColumns);
+  s.step = 64;
+  s.steps = static_cast<int>((p.k + s.step - 1) / s.step);
+  s.activation = p.activation;
+  s.rows = static_cast<int>(p.rows);
+  s.groups = p.groups;
+  s.tile_starts = p.tile_starts;
+  s.w_maps = p.maps;
+  auto start = [&](auto* kernel) {
+    launch(ctx, kernel, dim3(static_cast<unsigned>(ctx.num_sms / 2 * 2)), dim3(kThreads), kSmem, x_map, x_map,
+           out_map, s);
+  };
+  if (p.dtype == DType::kF16) {
+    p.gated ? start(gated_kernel<__half, __half, true, true>)
+            : start(gated_kernel<__half, __half, false, true>);
+  } else {
+    p.gated ? start(gated_kernel<__nv_bfloat16, __nv_bfloat16, true, true>)
+            : start(gated_kernel<__nv_bfloat16, __nv_bfloat16, false, true>);
   }
 }
 

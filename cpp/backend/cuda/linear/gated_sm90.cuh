@@ -19,7 +19,9 @@ constexpr int kTileRows = 128, kTileColumns = 256, kStages = 4;
 constexpr int kRowBytes = kTileRows * 128, kWeightBytes = kTileColumns * 128;  // of a stage: 128 bytes of K
 constexpr int kStageBytes = kRowBytes + kWeightBytes;
 constexpr int kOutBytes = 64 * 128;  // of a warpgroup's store: 64 rows of 64 outputs
-constexpr int kSmem = kStages * kStageBytes + 4 * kOutBytes + 2 * kStages * 8 + 1024;
+constexpr int kMaxGroups = 256;      // experts
+constexpr int kSmem = kStages * kStageBytes + 4 * kOutBytes + 2 * kStages * 8 + (kMaxGroups + 1) * 4 + 1024;
+static_assert(kSmem <= 227 * 1024);
 constexpr int kThreads = 384, kGroup = 8;  // pairs of row tiles that are done together, for L2
 
 __device__ __forceinline__ void load_box(uint32_t to, const CUtensorMap* map, uint32_t barrier, int c0,
@@ -54,6 +56,19 @@ __device__ __forceinline__ void stmatrix4(uint32_t to, uint32_t a, uint32_t b, u
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b),
                "r"(c), "r"(d)
                : "memory");
+}
+
+// Arrives at the barrier which block `rank` of the cluster has at this address.
+__device__ __forceinline__ void arrive_at(uint32_t barrier, int rank) {
+  asm volatile(
+      "{\n.reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+__device__ __forceinline__ void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" ::: "memory");
 }
 
 // d[4 j + 2 h + i] of a thread: row 16 * warp + lane / 4 + 8 h, column 8 j + 2 (lane % 4) + i. 32 bytes of K.
@@ -109,19 +124,23 @@ struct Shape {
   Activation activation;
   const float *x_scales, *w_scale;  // FP8: [rows]; one
   int rows;
+  // Experts: the rows of each are whole pairs of tiles, from tile_starts[e] (in pairs) on.
+  int groups;
+  const int32_t* tile_starts;  // [groups + 1]
+  const CUtensorMap* w_maps;   // [groups], in global memory
 };
 
 struct Place {
   int m, n;  // first row of the pair, first weight row
 };
-__device__ __forceinline__ Place place(const Shape& s, int index) {
+__device__ __forceinline__ Place place(const Shape& s, int m_pairs, int index) {
   const int each = kGroup * s.n_tiles, group = index / each, local = index - group * each;
-  const int pairs = min(kGroup, s.m_pairs - group * kGroup);
+  const int pairs = min(kGroup, m_pairs - group * kGroup);
   return {(group * kGroup + local % pairs) * 2 * kTileRows, local / pairs * kTileColumns};
 }
 
 // T: of x and W. O: of the output.
-template <typename T, typename O>
+template <typename T, typename O, bool kGated, bool kGrouped>
 __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
     gated_kernel(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
                  const __grid_constant__ CUtensorMap out_map, const Shape shape) {
@@ -139,10 +158,18 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
     }
     fence_barrier_init();
   }
-  cluster_sync();
+  cluster_barrier();
   pdl_wait();
   pdl_launch();
-  const int total = shape.m_pairs * shape.n_tiles, first = blockIdx.x / 2, stride = gridDim.x / 2;
+  int m_pairs = shape.m_pairs;
+  const uint32_t starts_at = empty + kStages * 8;
+  auto* starts = reinterpret_cast<int32_t*>(raw_smem + (starts_at - smem_address(raw_smem)));
+  if constexpr (kGrouped) {
+    for (int e = threadIdx.x; e <= shape.groups; e += kThreads) starts[e] = shape.tile_starts[e];
+    __syncthreads();
+    m_pairs = starts[shape.groups];
+  }
+  const int total = m_pairs * shape.n_tiles, first = blockIdx.x / 2, stride = gridDim.x / 2;
 
   if (group == 0) {
     registers_down<40>();
@@ -150,13 +177,22 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
       int stage = 0;
       uint32_t phase = 1;  // the first round finds the stages empty
       for (int index = first; index < total; index += stride) {
-        const Place at = place(shape, index);
+        const Place at = place(shape, m_pairs, index);
+        const CUtensorMap* weights = &w_map;
+        if constexpr (kGrouped) {
+          int low = 0, high = shape.groups;  // the last expert that starts at or before the pair
+          while (high - low > 1) {
+            const int middle = (low + high) / 2;
+            (starts[middle] * 2 * kTileRows <= at.m ? low : high) = middle;
+          }
+          weights = shape.w_maps + low;
+        }
         for (int step = 0; step < shape.steps; ++step) {
           const uint32_t base = smem + stage * kStageBytes, barrier = full + stage * 8;
           mbarrier_wait(empty + stage * 8, phase);
           mbarrier_expect(barrier, kStageBytes);
           load_box(base, &x_map, barrier, step * shape.step, at.m + rank * kTileRows);
-          load_box_both(base + kRowBytes + rank * (kWeightBytes / 2), &w_map, barrier, step * shape.step,
+          load_box_both(base + kRowBytes + rank * (kWeightBytes / 2), weights, barrier, step * shape.step,
                         at.n + rank * (kTileColumns / 2));
           if (++stage == kStages) {
             stage = 0;
@@ -173,10 +209,10 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
     int stage = 0;
     uint32_t phase = 0;
     auto release = [&](int s) {  // one thread for each block of the cluster
-      if (thread % 32 == 0 && warp < 2) mbarrier_arrive_at(empty + s * 8, warp);
+      if (thread % 32 == 0 && warp < 2) arrive_at(empty + s * 8, warp);
     };
     for (int index = first; index < total; index += stride) {
-      const Place at = place(shape, index);
+      const Place at = place(shape, m_pairs, index);
       int previous = 0;
       for (int step = 0; step < shape.steps; ++step) {
         mbarrier_wait(full + stage * 8, phase);
@@ -210,41 +246,55 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
           scales[h] = row < shape.rows ? shape.x_scales[row] * *shape.w_scale : 0.0f;
         }
       }
-      if (thread == 0) stores_read();
-      barrier_sync(1 + consumer, 128);
       const int matrix = lane / 8;
       const int store_row = warp * 16 + matrix % 2 * 8 + lane % 8;
       constexpr bool kHalfOut = std::is_same_v<O, __half>;
+      // Two boxes of 64 outputs at a time.
 #pragma unroll
-      for (int j = 0; j < 16; j += 2) {  // groups of eight outputs
-        uint32_t v[4];
+      for (int round = 0; round < (kGated ? 1 : 2); ++round) {
+        if (thread == 0) stores_read();
+        barrier_sync(1 + consumer, 128);
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float gate[4], up[4];
+        for (int j = 0; j < 16; j += 2) {  // groups of eight outputs
+          uint32_t v[4];
 #pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            gate[e] = d[(j + i) * 8 + e] * scales[e / 2];
-            up[e] = d[(j + i) * 8 + 4 + e] * scales[e / 2];
+          for (int i = 0; i < 2; ++i) {
+            float y[4];
+            if constexpr (kGated) {
+              float up[4];
+#pragma unroll
+              for (int e = 0; e < 4; ++e) {
+                y[e] = d[(j + i) * 8 + e] * scales[e / 2];
+                up[e] = d[(j + i) * 8 + 4 + e] * scales[e / 2];
+              }
+              activate_all(shape.activation, y);
+#pragma unroll
+              for (int e = 0; e < 4; ++e) y[e] *= up[e];
+            } else {
+#pragma unroll
+              for (int e = 0; e < 4; ++e) y[e] = d[(round * 16 + j + i) * 4 + e] * scales[e / 2];
+              activate_all(shape.activation, y);
+            }
+            v[2 * i] = pack<kHalfOut>(y[0], y[1]);
+            v[2 * i + 1] = pack<kHalfOut>(y[2], y[3]);
           }
-          activate_all(shape.activation, gate);
-          v[2 * i] = pack<kHalfOut>(gate[0] * up[0], gate[1] * up[1]);
-          v[2 * i + 1] = pack<kHalfOut>(gate[2] * up[2], gate[3] * up[3]);
+          const int chunk = (j + matrix / 2) % 8;
+          stmatrix4(out_tile + j / 8 * kOutBytes + store_row * 128 + ((chunk ^ (store_row & 7)) << 4), v[0],
+                    v[1], v[2], v[3]);
         }
-        const int chunk = (j + matrix / 2) % 8;
-        stmatrix4(out_tile + j / 8 * kOutBytes + store_row * 128 + ((chunk ^ (store_row & 7)) << 4), v[0],
-                  v[1], v[2], v[3]);
-      }
-      fence_async_proxy();
-      barrier_sync(1 + consumer, 128);
-      if (thread == 0) {
-        store_box(&out_map, out_tile, at.n / 2, row0);
-        store_box(&out_map, out_tile + kOutBytes, at.n / 2 + 64, row0);
-        store_commit();
+        fence_async_proxy();
+        barrier_sync(1 + consumer, 128);
+        if (thread == 0) {
+          const int column = (kGated ? at.n / 2 : at.n) + round * 128;
+          store_box(&out_map, out_tile, column, row0);
+          store_box(&out_map, out_tile + kOutBytes, column + 64, row0);
+          store_commit();
+        }
       }
     }
     if (thread == 0) stores_done();
   }
-  cluster_sync();  // the other block may still write here
+  cluster_barrier();  // the other block may still write here
 }
 
 }  // namespace taco::cuda::gated

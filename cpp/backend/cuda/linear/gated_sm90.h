@@ -1,6 +1,8 @@
 // x [gate; up]^T with the gating in the product's own kernel, on Hopper.
 #pragma once
 
+#include <cuda.h>
+
 #include "backend/cuda/linear/linear.h"
 
 namespace taco::cuda {
@@ -11,5 +13,27 @@ constexpr int64_t kGatedRows = 512;  // of fewer rows cuBLASLt makes better prod
 bool takes_gated_sm90(const LinearParams& p, const QuantizedRows* x, const Context& ctx);
 // p.consumer is not looked at: `out` is written in 16 bits.
 void run_gated_sm90(const LinearParams& p, const QuantizedRows* x, Context& ctx);
+
+// Row-major [rows, cols] in boxes of 128 bytes by box_rows, in 128-byte swizzle; zeros beyond the borders.
+CUtensorMap swizzled_map(const void* data, DType dtype, int64_t rows, int64_t cols, int64_t stride,
+                         int box_rows);
+
+// The same kernel over the experts of a mixture. Rows of x and out stand by expert, each expert's from a
+// multiple of kExpertRows on; what stands in the rows between is computed and means nothing.
+constexpr int kExpertRows = 256;
+struct ExpertsSm90 {
+  DType dtype;                 // 16 bits
+  const void* x;               // [rows, k]
+  int64_t rows;                // room: at least kExpertRows * tile_starts[groups]
+  int64_t n, k;                // multiples of 8; n of 16 where gated
+  int groups;                  // at most 256
+  const int32_t* tile_starts;  // [groups + 1] on the device, in units of kExpertRows
+  const CUtensorMap* maps;     // [groups] on the device: expert_map of each weight
+  bool gated;
+  Activation activation;
+  void* out;  // [rows, n or n / 2]
+};
+CUtensorMap expert_map(const CudaLinear& w);
+void run_experts_sm90(const ExpertsSm90& p, const Context& ctx);
 
 }  // namespace taco::cuda
