@@ -304,11 +304,7 @@ def _plan_device(
 
 def _swap_blocks(args: EngineArgs, device: str, block_bytes: int) -> dict[str, Any]:
     """The executor's and engine's arguments about swap space; empty where nothing is swapped."""
-    from taco_llm import _core
-
     if device == "cpu" or args.preemption_mode == "recompute":
-        return {}
-    if "swap_blocks" not in (_core.Engine.__init__.__doc__ or ""):  # the engine does not take them yet
         return {}
     number, message = swap_blocks(args.swap_space, block_bytes, available_bytes())
     if message:
