@@ -185,6 +185,30 @@ TEST(CudaMoe, LongSecondProducts) {
   }
 }
 
+// Experts with whole tiles of rows, on Hopper by wgmma.
+TEST(CudaMoe, ManyRows) {
+  TACO_SKIP_WITHOUT_DEVICE();
+  for (DType dtype : {DType::kBF16, DType::kF16}) {
+    for (bool gated : {true, false}) {
+      Case c{.rows = 1,
+             .hidden = 136,
+             .intermediate = 272,
+             .experts = 3,
+             .top_k = 2,
+             .dtype = dtype,
+             .gated = gated};
+      const Experts experts(c);
+      for (int64_t rows : {200, 700}) {
+        for (bool skewed : {false, true}) {
+          c.rows = rows;
+          c.skewed = skewed;
+          check(c, experts, false);
+        }
+      }
+    }
+  }
+}
+
 TEST(CudaMoe, TilesGrowWithTheRows) {
   EXPECT_EQ(grouped_tile(1, 2, 8), 8);
   EXPECT_EQ(grouped_tile(8, 2, 8), 8);

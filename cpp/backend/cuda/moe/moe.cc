@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "backend/cuda/linear/epilogue.h"
+#include "backend/cuda/linear/gated_sm90.h"
 #include "backend/cuda/linear/linear.h"
 #include "backend/cuda/moe/moe_kernels.h"
 
@@ -16,42 +17,64 @@ namespace taco::cuda {
 struct MoeTables {
   struct Table {
     std::vector<Expert> host;
-    Expert* device = nullptr;
+    int64_t n = 0, k = 0;
+    DType dtype = DType::kF32;
+    Expert* experts = nullptr;
+    CUtensorMap* maps = nullptr;  // where the Hopper kernel can take them
+
+    ~Table() { release(); }
+    void release() {
+      cudaFree(experts);
+      cudaFree(maps);
+      experts = nullptr;
+      maps = nullptr;
+      host.clear();
+    }
   };
   std::map<const void*, Table> tables;
 
-  ~MoeTables() {
-    for (auto& [key, table] : tables) cudaFree(table.device);
-  }
-
-  const Expert* get(const Linear* const* experts, int count, Context& ctx) {
+  const Table& get(const Linear* const* experts, int count, Context& ctx) {
     Table& table = tables[experts];
-    bool same = static_cast<int>(table.host.size()) == count;
+    const CudaLinear& first = as_cuda(*experts[0]);
+    bool same = static_cast<int>(table.host.size()) == count && table.n == first.n && table.k == first.k &&
+                table.dtype == first.dtype;
     for (int e = 0; same && e < count; ++e) {
       const CudaLinear& w = as_cuda(*experts[e]);
       same = table.host[e].weight == w.data && table.host[e].bias == w.bias && table.host[e].scale == w.scale;
     }
-    if (same) return table.device;
+    if (same) return table;
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     TACO_CUDA_CHECK(cudaStreamIsCapturing(ctx.stream, &status));
     TACO_CHECK(status == cudaStreamCaptureStatusNone, "experts must have run once before a graph holds them");
     TACO_CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
-    cudaFree(table.device);
-    table.device = nullptr;
-    table.host.clear();
+    table.release();
+    bool mapped =
+        ctx.hopper() && (first.dtype == DType::kBF16 || first.dtype == DType::kF16) && first.k % 8 == 0;
     std::vector<Expert> host;
+    std::vector<CUtensorMap> maps;
     for (int e = 0; e < count; ++e) {
       const CudaLinear& w = as_cuda(*experts[e]);
+      TACO_CHECK(w.n == first.n && w.k == first.k && w.dtype == first.dtype, "experts of different shapes");
       host.push_back({w.data, w.bias, w.scale});
+      mapped = mapped && w.bias == nullptr;
+      if (mapped) maps.push_back(expert_map(w));
     }
-    void* device = nullptr;
-    TACO_CUDA_CHECK(cudaMalloc(&device, host.size() * sizeof(Expert)));
-    table.device = static_cast<Expert*>(device);
-    TACO_CUDA_CHECK(cudaMemcpyAsync(table.device, host.data(), host.size() * sizeof(Expert),
-                                    cudaMemcpyHostToDevice, ctx.stream));
-    TACO_CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
+    table.experts = static_cast<Expert*>(copied(host.data(), host.size() * sizeof(Expert), ctx));
+    if (mapped)
+      table.maps = static_cast<CUtensorMap*>(copied(maps.data(), maps.size() * sizeof(CUtensorMap), ctx));
     table.host = std::move(host);
-    return table.device;
+    table.n = first.n;
+    table.k = first.k;
+    table.dtype = first.dtype;
+    return table;
+  }
+
+  static void* copied(const void* source, size_t bytes, Context& ctx) {
+    void* device = nullptr;
+    TACO_CUDA_CHECK(cudaMalloc(&device, bytes));
+    TACO_CUDA_CHECK(cudaMemcpyAsync(device, source, bytes, cudaMemcpyHostToDevice, ctx.stream));
+    TACO_CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
+    return device;
   }
 };
 
@@ -71,13 +94,15 @@ void run_grouped(const GroupedParams& p, DType dtype, bool fp8, int tile, const 
 namespace {
 
 constexpr int kMostSplits = 4;
+constexpr int kSm90Mean = 128;  // rows of an expert, from which on wgmma's tiles are worth their padding
+constexpr size_t kSm90Scratch = size_t{512} << 20;
 constexpr size_t kScratch = size_t{256} << 20;  // more rows are done in parts
 
 struct MoeRun {
   const MoeParams& p;
   Context& ctx;
   const CudaLinear &up, &down;  // of the first expert; the others are like it
-  const Expert *ups, *downs;
+  const MoeTables::Table &ups, &downs;
 
   DType type() const { return p.dtype; }
   int64_t up_width() const { return p.gated ? 2 * p.intermediate : p.intermediate; }
@@ -108,6 +133,68 @@ struct MoeRun {
       return reinterpret_cast<T*>(out);
     }
   };
+  MoePlan take_plan(Memory& memory, int64_t pairs) const {
+    MoePlan plan{};
+    plan.experts = memory.take<int32_t>(pairs);
+    plan.weights = memory.take<float>(pairs);
+    plan.pairs = memory.take<int32_t>(pairs);
+    plan.offsets = memory.take<int32_t>(p.num_experts + 1);
+    plan.tile_starts = memory.take<int32_t>(p.num_experts + 1);
+    return plan;
+  }
+
+  // Whether experts have rows enough for wgmma's tiles. Its sums have an order of their own.
+  bool takes_sm90() const {
+    return fast() && ups.maps != nullptr && downs.maps != nullptr && up.dtype == type() &&
+           !ctx.batch_invariant && p.num_experts <= 256 &&
+           p.rows * p.top_k >= int64_t{kSm90Mean} * p.num_experts;
+  }
+
+  void run_sm90() const {
+    const size_t size = dtype_size(type());
+    const size_t row_bytes = static_cast<size_t>(p.top_k * (2 * p.hidden + p.intermediate)) * size;
+    const int64_t limit = std::max<int64_t>(1024, static_cast<int64_t>(kSm90Scratch / row_bytes));
+    const int64_t parts = (p.rows + limit - 1) / limit, part = (p.rows + parts - 1) / parts;
+    const int64_t pairs = part * p.top_k;
+    const int64_t room = (pairs / kExpertRows + std::min<int64_t>(pairs, p.num_experts)) * kExpertRows;
+    const size_t bytes = static_cast<size_t>(room * (2 * p.hidden + p.intermediate)) * size +
+                         static_cast<size_t>(pairs) * 16 + static_cast<size_t>(p.num_experts + 1) * 8 +
+                         16 * 256;
+    Memory memory{static_cast<char*>(ctx.moe.reserve(bytes, ctx.stream))};
+    MoePlan plan = take_plan(memory, pairs);
+    plan.places = memory.take<int32_t>(pairs);
+    char* x = memory.take<char>(room * p.hidden, size);
+    char* inner = memory.take<char>(room * p.intermediate, size);
+    char* y = memory.take<char>(room * p.hidden, size);
+    for (int64_t row = 0; row < p.rows; row += part) {
+      const int64_t rows = std::min(part, p.rows - row);
+      const size_t at = static_cast<size_t>(row * p.hidden) * size;
+      run_routing(p, p.router_logits + row * p.num_experts, rows, kExpertRows, plan, ctx);
+      run_gather_pairs(plan, static_cast<const char*>(p.in) + at, rows * p.top_k, p.hidden, p.top_k, x, ctx);
+      ExpertsSm90 e{};
+      e.dtype = type();
+      e.x = x;
+      e.rows = room;
+      e.n = up_width();
+      e.k = p.hidden;
+      e.groups = p.num_experts;
+      e.tile_starts = plan.tile_starts;
+      e.maps = ups.maps;
+      e.gated = p.gated;
+      e.activation = p.activation;
+      e.out = inner;
+      run_experts_sm90(e, ctx);
+      e.x = inner;
+      e.n = p.hidden;
+      e.k = p.intermediate;
+      e.maps = downs.maps;
+      e.gated = false;
+      e.activation = Activation::kNone;
+      e.out = y;
+      run_experts_sm90(e, ctx);
+      run_combine(plan, y, type(), 1, rows, p.hidden, p.top_k, static_cast<char*>(p.out) + at, type(), ctx);
+    }
+  }
 
   // Of the second products' results: what the combination reads.
   size_t result_bytes(int64_t rows, bool tensor_cores) const {
@@ -131,12 +218,7 @@ struct MoeRun {
     const size_t bytes = static_cast<size_t>(part) * row_bytes + results + static_cast<size_t>(pairs) * 12 +
                          static_cast<size_t>(p.num_experts + 1) * 8 + 16 * 256;
     Memory memory{static_cast<char*>(ctx.moe.reserve(bytes, ctx.stream))};
-    MoePlan plan;
-    plan.experts = memory.take<int32_t>(pairs);
-    plan.weights = memory.take<float>(pairs);
-    plan.pairs = memory.take<int32_t>(pairs);
-    plan.offsets = memory.take<int32_t>(p.num_experts + 1);
-    plan.tile_starts = memory.take<int32_t>(p.num_experts + 1);
+    const MoePlan plan = take_plan(memory, pairs);
     void* inner = memory.take<char>(pairs * p.intermediate, dtype_size(type()));
     void* y = memory.take<char>(static_cast<int64_t>(results));
     float* raw = tensor_cores ? nullptr : memory.take<float>(pairs * up_width());
@@ -152,7 +234,7 @@ struct MoeRun {
     GroupedParams g{};
     g.splits = 1;
     g.plan = plan;
-    g.experts = ups;
+    g.experts = ups.experts;
     g.num_experts = p.num_experts;
     g.top_k = p.top_k;
     g.pairs = rows * p.top_k;
@@ -182,7 +264,7 @@ struct MoeRun {
       e.out_stride = p.intermediate;
       run_epilogue(e, ctx);
     }
-    g.experts = downs;
+    g.experts = downs.experts;
     g.x = inner;
     g.x_stride = p.intermediate;
     g.by_row = false;
@@ -223,6 +305,7 @@ void run_moe(const MoeParams& p, Context& ctx) {
   TACO_CHECK(run.up.n == run.up_width() && run.up.k == p.hidden && run.down.n == p.hidden &&
                  run.down.k == p.intermediate,
              "experts of another shape");
+  if (run.takes_sm90()) return run.run_sm90();
   run.run(run.fast());
 }
 

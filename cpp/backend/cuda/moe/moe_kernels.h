@@ -21,6 +21,7 @@ struct MoePlan {
   int32_t* pairs;        // [pairs] by position
   int32_t* offsets;      // [num_experts + 1] positions
   int32_t* tile_starts;  // [num_experts + 1] token tiles
+  int32_t* places;  // [pairs] by pair, or null: where its row stands if each expert's begin at a whole tile
 };
 
 void run_routing(const MoeParams& p, const float* logits, int64_t rows, int tile, const MoePlan& plan,
@@ -54,6 +55,10 @@ void run_grouped_f16(const GroupedParams& p, bool fp8, int tile, const Context& 
 // of 32.
 constexpr int kPlainTile = 32;
 void run_grouped_plain(const GroupedParams& p, DType x_type, DType weight_type, const Context& ctx);
+
+// Row places[i] of out = row i / top_k of x. Rows of 16 bits, dim a multiple of 8.
+void run_gather_pairs(const MoePlan& plan, const void* x, int64_t pairs, int64_t dim, int top_k, void* out,
+                      const Context& ctx);
 
 // out[row] = sum of weights * y[pair] over the row's pairs in the order of their experts. y: [splits, pairs,
 // dim], summed over the splits first.

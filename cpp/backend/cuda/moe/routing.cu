@@ -119,8 +119,13 @@ __device__ void sort_pairs(const RouteParams& p) {
     }
   }
   __syncthreads();
-  for (int64_t i = threadIdx.x; i < pairs; i += blockDim.x)
-    p.plan.pairs[atomicAdd(&counts[p.plan.experts[i]], 1)] = static_cast<int32_t>(i);
+  for (int64_t i = threadIdx.x; i < pairs; i += blockDim.x) {
+    const int e = p.plan.experts[i];
+    const int position = atomicAdd(&counts[e], 1);
+    p.plan.pairs[position] = static_cast<int32_t>(i);
+    if (p.plan.places != nullptr)
+      p.plan.places[i] = p.plan.tile_starts[e] * p.tile + position - p.plan.offsets[e];
+  }
 }
 
 __global__ void __launch_bounds__(256) route_kernel(RouteParams p) {
@@ -144,6 +149,15 @@ __global__ void __launch_bounds__(1024) route_and_sort_kernel(RouteParams p) {
   sort_pairs(p);
 }
 
+__global__ void __launch_bounds__(256)
+    gather_pairs_kernel(const int32_t* places, const uint4* x, int64_t chunks, int top_k, uint4* out) {
+  pdl_wait();
+  pdl_launch();
+  const uint4* from = x + blockIdx.x / static_cast<unsigned>(top_k) * chunks;
+  uint4* to = out + places[blockIdx.x] * chunks;
+  for (int64_t c = threadIdx.x; c < chunks; c += blockDim.x) to[c] = from[c];
+}
+
 // One block for each row, eight columns a thread where the rows allow it.
 template <typename S, typename T>
 __global__ void __launch_bounds__(256)
@@ -157,7 +171,7 @@ __global__ void __launch_bounds__(256)
   for (int k = threadIdx.x; k < top_k; k += blockDim.x) {
     int rank = 0;
     for (int j = 0; j < top_k; ++j) rank += plan.experts[first + j] < plan.experts[first + k];
-    order[rank] = k;
+    order[rank] = plan.places != nullptr ? plan.places[first + k] - static_cast<int>(first) : k;
     weights[rank] = plan.weights[first + k];
   }
   __syncthreads();
@@ -208,6 +222,12 @@ void run_routing(const MoeParams& p, const float* logits, int64_t rows, int tile
   }
   launch(ctx, route_kernel, dim3(static_cast<unsigned>((rows + 7) / 8)), dim3(256), 0, r);
   launch(ctx, sort_kernel, dim3(1), dim3(1024), 0, r);
+}
+
+void run_gather_pairs(const MoePlan& plan, const void* x, int64_t pairs, int64_t dim, int top_k, void* out,
+                      const Context& ctx) {
+  launch(ctx, gather_pairs_kernel, dim3(static_cast<unsigned>(pairs)), dim3(256), 0, plan.places,
+         static_cast<const uint4*>(x), dim / 8, top_k, static_cast<uint4*>(out));
 }
 
 void run_combine(const MoePlan& plan, const void* y, DType y_type, int splits, int64_t rows, int64_t dim,
