@@ -222,6 +222,28 @@ TEST_P(RunAhead, AbortsEndAtOnceWhileAStepRuns) {
   EXPECT_EQ((streams[{stays, 0}].tokens), oracle({3}, 4));
 }
 
+// The logprobs of the chunk in flight come when nobody wants them any more.
+TEST_P(RunAhead, AbortsInTheMiddleOfAPrompt) {
+  auto controls = std::make_shared<Faulty::Controls>();
+  controls->gated = true;
+  EngineConfig config;
+  config.max_num_batched_tokens = config.max_num_seqs = 8;
+  Engine engine(std::make_unique<Faulty>(controls, null_executor()), nullptr, config);
+  SamplingParams params = greedy(5);
+  params.prompt_logprobs = 1;
+  RequestId id = engine.submit(numbered_prompt(1, 100), params);
+  controls->permits = 3;
+  ASSERT_TRUE(becomes([&] { return controls->steps == 3 && controls->submitted == 3 + GetParam(); }));
+  engine.abort(id);
+  RequestId next = engine.submit(numbered_prompt(2, 20), params);
+  controls->gated = false;
+  Streams streams = collect(engine, 2);
+  EXPECT_EQ((streams[{id, 0}].finish_reason), FinishReason::kAbort);
+  EXPECT_EQ((streams[{next, 0}].tokens), oracle(numbered_prompt(2, 20), 5));
+  EXPECT_EQ((streams[{next, 0}].prompt_logprobs.size()), 19u);
+  EXPECT_FALSE(engine.stats().dead) << engine.stats().death_reason;
+}
+
 TEST_P(RunAhead, ShutdownWaitsForWhatRuns) {
   auto controls = std::make_shared<Faulty::Controls>();
   Engine engine(std::make_unique<Faulty>(controls, null_executor(4096, 0.001)), nullptr, {});

@@ -385,6 +385,31 @@ TEST(Swap, RollbackOfAReturnLeavesItOnTheHost) {
   engine.check_streams();
 }
 
+// What comes back from the host is no whole prompt to make room for: it lacks one token.
+TEST(Swap, AReturnStopsNobodyWithoutChunking) {
+  SchedulerConfig c = swap_config(PreemptionMode::kSwap);
+  c.num_blocks = 40;
+  c.enable_chunked_prefill = false;
+  c.priority_scheduling = true;
+  c.max_num_seqs = 2;
+  FakeEngine engine(c);
+  SeqState& low = engine.submit(prompt_of(30), 40, 1, 9).sequences[0];
+  SeqState& mid = engine.submit(prompt_of(2, 1), 40, 1, 0).sequences[0];
+  engine.step();
+  engine.step();
+  ASSERT_EQ(low.len(), 32);
+  Request& high = engine.submit(prompt_of(2, 2), 3, 1, 0);
+  engine.step();
+  ASSERT_EQ(low.status, SeqStatus::kPreempted);
+  while (high.num_unfinished > 0) engine.step();
+  int32_t before = mid.len();
+  engine.step();
+  EXPECT_EQ(low.len(), 33);
+  EXPECT_EQ(mid.len(), before + 1);
+  engine.run_to_end();
+  engine.check_streams();
+}
+
 // A prompt that is preempted between two of its chunks goes on where it was.
 TEST(Swap, InTheMiddleOfAPrompt) {
   SchedulerConfig c = swap_config(PreemptionMode::kSwap);
