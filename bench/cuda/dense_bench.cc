@@ -78,7 +78,7 @@ void matmuls(Bench& b) {
     for (bool fp8 : {false, true}) {
       auto w = b.weight(s.n, s.k, s.gated, fp8, 1);
       const CudaLinear& weight = as_cuda(*w);
-      for (int64_t m : {128, 512, 2048, 8192}) {
+      for (int64_t m : {128, 256, 512, 2048, 8192}) {
         auto x = b.rows(m, s.k);
         const void* in = as_cuda(*x).data;
         const double flop = 2.0 * static_cast<double>(m) * s.n * s.k;

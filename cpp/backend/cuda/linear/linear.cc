@@ -1,6 +1,7 @@
 #include "backend/cuda/linear/linear.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "backend/cuda/linear/cublaslt.h"
 #include "backend/cuda/linear/epilogue.h"
@@ -164,6 +165,14 @@ void run_linear(const LinearParams& p, Context& ctx) {
                dtype_name(w.dtype));
   }
   if (takes_skinny(p, ctx)) return run_skinny(p, x, ctx);
+  if (!ctx.lt->available()) {
+    // Without the library our own kernels do better than the plain ones, at any row count that they can take.
+    const bool invariant = std::exchange(ctx.batch_invariant, true);
+    const bool takes = takes_skinny(p, ctx);
+    if (takes) run_skinny(p, x, ctx);
+    ctx.batch_invariant = invariant;
+    if (takes) return;
+  }
   run_dense(p, x, ctx);
 }
 
