@@ -29,7 +29,7 @@ struct Step {
 constexpr PlanKey kLlama{
     .num_heads = 32, .num_kv_heads = 8, .head_dim = 128, .window = 0, .plain = false, .sm90 = false};
 constexpr PlanLimits kLimits{
-    .decode_rows = 8, .decode_slots = 264, .tile_rows = 128, .tile_slots = 264, .batch_invariant = false};
+    .decode_rows = 8, .decode_slots = 264, .tile_rows = 128, .num_sms = 132, .batch_invariant = false};
 
 // Every packed row of every sequence is in one tile whose splits cover its keys in order, once.
 void expect_complete(const Step& step, const PlanKey& key, const Plan& plan) {

@@ -140,7 +140,7 @@ struct Attention::Impl {
     layer->tree = tree;
     layer->limits.decode_rows = decode_rows;
     layer->limits.tile_rows = tile_rows;
-    layer->limits.tile_slots = 2 * ctx.num_sms;
+    layer->limits.num_sms = ctx.num_sms;
     layer->limits.decode_slots =
         key.plain ? 1
                   : decode_launch(ctx, p.cache.dtype, key.head_dim, decode_rows).blocks_per_sm * ctx.num_sms;
@@ -234,8 +234,8 @@ void Attention::Impl::run(const AttentionParams& p) {
     d.header = layer.tile.header(ctx);
     d.items = layer.tile.items(ctx);
     // Blocks beyond those that run at once start as others end, so the longest come first.
-    launch_tile(ctx, cache.dtype, tile_rows,
-                grid(plan.tile, cache.num_kv_heads, fixed ? layer.limits.tile_slots : 1 << 20), d);
+    launch_tile(ctx, cache.dtype, plan.tile_rows,
+                grid(plan.tile, cache.num_kv_heads, fixed ? 2 * ctx.num_sms : 1 << 20), d);
   }
   if (plan.decode.header.num_chunks > 0 || fixed) {
     DecodeLaunch sizes = decode_launch(ctx, cache.dtype, cache.head_dim, decode_rows);

@@ -47,7 +47,10 @@ __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_
   const uint8_t* cache = static_cast<const uint8_t*>(p.cache);
 
   // The lists come by a plain copy ahead of the step's first kernel, which nothing overtakes.
+  // What the first chunk may be is read beside the count, not behind it.
   const int work_count = p.header->num_chunks * p.num_kv_heads, chunked = p.header->chunked;
+  const int guess = min(static_cast<int>(blockIdx.x) / p.num_kv_heads, kMaxChunks - 2);
+  int first_item = p.header->chunk_start[guess], end_item = p.header->chunk_start[guess + 1];
   if (static_cast<int>(blockIdx.x) >= work_count) {
     pdl_launch();
     if (work_count == 0) pdl_wait();
@@ -56,8 +59,12 @@ __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_
   bool waited = false;
   for (int work = blockIdx.x; work < work_count; work += gridDim.x) {
     const int chunk = work / p.num_kv_heads, kv_head = work - chunk * p.num_kv_heads;
-    const int first_item = chunked ? p.header->chunk_start[chunk] : chunk;
-    const int count = chunked ? p.header->chunk_start[chunk + 1] - first_item : 1;
+    if (!chunked) {
+      first_item = chunk, end_item = chunk + 1;
+    } else if (waited) {
+      first_item = p.header->chunk_start[chunk], end_item = p.header->chunk_start[chunk + 1];
+    }
+    const int count = end_item - first_item;
     __syncthreads();
     for (int i = threadIdx.x; i < count * 3; i += blockDim.x)
       reinterpret_cast<int4*>(sh.items)[i] = reinterpret_cast<const int4*>(p.items + first_item)[i];

@@ -112,6 +112,7 @@ __global__ void __launch_bounds__(kDim > 128 ? 128 : 256) tile_kernel(const __gr
       cp_async_wait<0>();
       __syncthreads();
       if (tile + 1 < end_tile) copy_tile(tile + 1, stage ^ 1);
+      if (warp * 16 >= item.num_rows) continue;  // a tile of few rows
       const uint32_t keys = tiles + stage * 2 * kTileBytes, values = keys + kTileBytes;
 
       float score[kBlocks][4] = {};

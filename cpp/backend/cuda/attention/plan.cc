@@ -25,6 +25,7 @@ class Planner {
     plan_.plain.clear();
     plan_.sm90.clear();
     plan_.part_rows = plan_.semaphores = 0;
+    plan_.tile_rows = kSmallTile;
     for (int s = 0; s < shape_.num_seqs; ++s) {
       int q_len = shape_.q_start[s + 1] - shape_.q_start[s];
       if (q_len <= 0) continue;
@@ -36,10 +37,15 @@ class Planner {
       } else if (key_.sm90) {
         long_.push_back(s);
       } else {
-        tiles(s, q_len, limits_.tile_rows, tile_);
+        tiled_.push_back(s);
       }
     }
     place_long();
+    for (int s : tiled_) {
+      if ((shape_.q_start[s + 1] - shape_.q_start[s]) * group_ > kSmallTile)
+        plan_.tile_rows = limits_.tile_rows;
+    }
+    for (int s : tiled_) tiles(s, shape_.q_start[s + 1] - shape_.q_start[s], plan_.tile_rows, tile_);
     plan_.plain.items = plain_;
     plan_.plain.header.num_chunks = static_cast<int>(plain_.size());
     if (limits_.batch_invariant) {
@@ -85,8 +91,8 @@ class Planner {
     for (int s : long_)
       blocks +=
           int64_t{ceil_div(shape_.q_start[s + 1] - shape_.q_start[s], kPrefillSm90Rows)} * key_.num_heads;
-    if (!limits_.batch_invariant && blocks * 2 <= limits_.tile_slots) {
-      for (int s : long_) tiles(s, shape_.q_start[s + 1] - shape_.q_start[s], limits_.tile_rows, tile_);
+    if (!limits_.batch_invariant && blocks * 2 <= limits_.num_sms) {
+      tiled_.insert(tiled_.end(), long_.begin(), long_.end());
       return;
     }
     std::vector<std::pair<int, PrefillSm90Item>> order;
@@ -240,10 +246,11 @@ class Planner {
     int64_t total = 0;
     for (const WorkItem& item : tile_) total += span(item);
     int64_t blocks = static_cast<int64_t>(tile_.size()) * key_.num_kv_heads;
-    bool split = !limits_.batch_invariant && blocks < limits_.tile_slots;
+    const int slots = limits_.num_sms * (plan_.tile_rows == kSmallTile ? 2 : 1);
+    bool split = !limits_.batch_invariant && blocks < slots;
     int target = 0;
     if (split) {
-      int per_head = std::max(1, limits_.tile_slots / key_.num_kv_heads);
+      int per_head = std::max(1, slots / key_.num_kv_heads);
       target = std::max(256, round_up(ceil_div(total, per_head), kSplitStep));
     }
     for (const WorkItem& whole : tile_) {
@@ -270,7 +277,7 @@ class Planner {
   Plan& plan_;
   const int group_;
   std::vector<WorkItem> decode_, tile_, plain_;
-  std::vector<int> long_;
+  std::vector<int> long_, tiled_;
 };
 
 }  // namespace

@@ -55,8 +55,8 @@ struct PlanKey {
 struct PlanLimits {
   int decode_rows;   // packed rows of the decode kernel's tile: 8 or 16
   int decode_slots;  // thread blocks of it that run at once
-  int tile_rows;     // packed rows of the tile kernel
-  int tile_slots;
+  int tile_rows;     // packed rows of the tile kernel at most
+  int num_sms;
   bool batch_invariant;
 };
 
@@ -67,9 +67,13 @@ inline constexpr int kFewRows = 64;
 // Splits start at multiples of this (but for the first one of a window).
 inline constexpr int kSplitStep = 64;
 
+// Packed rows of the tile kernel where no sequence has more.
+inline constexpr int kSmallTile = 64;
+
 struct Plan {
   WorkList decode, tile, plain;
   std::vector<PrefillSm90Item> sm90;
+  int tile_rows = 0;       // of the tile kernel's blocks
   int64_t part_rows = 0;   // rows of partial results
   int64_t semaphores = 0;  // groups of splits
 };
