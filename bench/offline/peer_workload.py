@@ -180,6 +180,8 @@ def main() -> int:
         for quant in args.quant.split(","):
             words = [*sys.argv[1:], "--child", "--name", name, "--model", folder, f"--quant={quant}"]
             failed |= subprocess.run([sys.executable, str(Path(__file__).resolve()), *words]).returncode
+    if not Path(args.out).exists():
+        return 1  # nothing was measured; the child said why
     workload = load_workload(args.workload)
     with open(args.out, encoding="utf-8") as file:
         file.seek(first)

@@ -382,10 +382,12 @@ def test_engine_death(make_fake: Any) -> None:
         server.handle.core.dead = True
         rest = b"\n".join(lines)
     assert b'"error"' in rest and b"[DONE]" in rest
-    for path in ("/ready", "/health"):
-        assert requests.get(server.url + path, timeout=5).status_code == 503
+    for path in ("/ready", "/health", "/ping"):
+        r = requests.get(server.url + path, timeout=5)
+        assert r.status_code == 503 and "told to die" in r.json()["error"]["message"]
     r = requests.post(server.url + "/v1/completions", json={"prompt": "x"}, timeout=5)
     assert r.status_code == 503 and "restarted" in r.json()["error"]["message"]
+    assert "engine_dead 1.0" in requests.get(server.url + "/metrics", timeout=5).text
 
 
 def test_hanging_step(make_fake: Any) -> None:

@@ -22,8 +22,9 @@ from taco_llm.server.state import STATE, State
 
 async def health(request: web.Request) -> web.Response:
     """Live: this process answers, and its engine has not failed for good. Generates nothing."""
-    if request.app[STATE].core.stats().dead:
-        raise request.app[STATE].dead_error()
+    death = request.app[STATE].death_reason()
+    if death is not None:
+        raise ApiError(f"The engine has failed ({death}): the server must be restarted.", status=503)
     return web.Response()
 
 

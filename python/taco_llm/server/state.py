@@ -114,6 +114,11 @@ class State:
             "The engine has failed and takes no requests: the server must be restarted.", status=503
         )
 
+    def death_reason(self) -> str | None:
+        """Why the engine has failed for good; None: it has not."""
+        stats = self.core.stats()
+        return (stats.death_reason or "unknown") if stats.dead else None
+
     def queue_full_error(self) -> ApiError:
         stats = self.core.stats()
         wait = stats.waiting * self.metrics.recent_latency / max(1, stats.running)
@@ -125,9 +130,9 @@ class State:
         """Why the server should get no new requests; None: it should. Looks at the engine's heartbeat."""
         if self.draining:
             return "shutting down"
+        if (death := self.death_reason()) is not None:
+            return f"the engine has failed ({death}); the server must be restarted"
         stats = self.core.stats()
-        if stats.dead:
-            return "the engine has failed"
         if stats.current_step_start > 0:
             seconds = time.monotonic() - stats.current_step_start
             if seconds > self.options.hang_seconds:
@@ -136,11 +141,15 @@ class State:
 
     async def watch(self, interval: float = 0.25) -> None:
         """Ends the requests of a dead engine, which would wait for ever otherwise; settles the metrics."""
+        told = False
         while True:
             await asyncio.sleep(interval)
             self.metrics.settle()
-            if self.jobs and self.core.stats().dead:
-                logger.error("the engine has failed: %s", self.core.stats().death_reason)
+            death = self.death_reason()
+            if death is not None and not told:
+                told = True
+                logger.error("the engine has failed: %s", death)
+            if death is not None and self.jobs:
                 self.fail_jobs(self.dead_error())
 
     def fail_jobs(self, error: ApiError) -> None:
