@@ -138,14 +138,10 @@ struct Kernel {
 std::vector<Kernel> kernels(Context& ctx) {
   std::vector<Kernel> all;
   if (ctx.hopper()) {
-    for (int boxes : {1, 2}) {
-      all.push_back({boxes == 1 ? "sm90, 1 box" : "sm90, 2 boxes", [&ctx, boxes](const SkinnyProduct& p) {
-                       ASSERT_TRUE(skinny_sm90_can(p));
-                       SkinnyConfig config = skinny_config(p, ctx);
-                       config.k_boxes = boxes;
-                       run_skinny_sm90(p, config, ctx);
-                     }});
-    }
+    all.push_back({"sm90", [&ctx](const SkinnyProduct& p) {
+                     ASSERT_TRUE(skinny_sm90_can(p));
+                     run_skinny_sm90(p, skinny_config(p, ctx), ctx);
+                   }});
   }
   all.push_back({"mma", [&ctx](const SkinnyProduct& p) {
                    ASSERT_TRUE(skinny_mma_can(p));

@@ -37,13 +37,13 @@ inline SkinnyProduct skinny_rows(const SkinnyProduct& p, int64_t first, int64_t 
 // How the Hopper kernel cuts its work. The result of a row depends on row_tiles and k_boxes (they place the
 // cuts along K), never on the rest nor on m.
 struct SkinnyConfig {
-  int row_tiles = 2;  // weight rows of a tile / 64: 1 or 2
+  int row_tiles = 1;  // weight rows of a tile / 64: 1 or 2
   int k_boxes = 2;    // 128-byte pieces of each row in a pipeline stage: 1, 2 or 4
   int smem_kb =
-      104;  // of a block: two kernels' blocks stand side by side, so that one loads ahead of the other
+      113;  // of a block: two kernels' blocks stand side by side, so that one loads ahead of the other
   int blocks_per_sm = 1;
-  int l2_prefetch_kb = 0;  // of weight that a block asks into L2 ahead of its stages
-  int launch_kb = -1;      // left for a block to ask for when the next kernel may start; -1: at once
+  int l2_prefetch_kb = 0;  // of weight that a block asks into L2 beyond its stages before it waits for x
+  bool turns = true;       // a block starts to load ahead when the launch before has asked for all of its own
 };
 SkinnyConfig skinny_config(const SkinnyProduct& p, const Context& ctx);
 
@@ -61,6 +61,7 @@ void run_skinny_mma(const SkinnyProduct& p, Context& ctx);
 struct SkinnyScratch {
   float* partials;
   int* semaphores;
+  int* turns;
 };
 SkinnyScratch skinny_scratch(Context& ctx);
 inline constexpr int64_t kSkinnyMaxTiles = 64 * 1024;  // semaphores: 64-row tiles, N up to 4 M

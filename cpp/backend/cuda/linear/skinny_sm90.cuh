@@ -12,7 +12,6 @@
 #include <cuda.h>
 
 #include <algorithm>
-#include <climits>
 
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/linear/skinny_epilogue.cuh"
@@ -27,8 +26,8 @@ struct Args {
   int units_per_tile;
   int64_t units;
   int stages;
-  int l2_units;      // asked into L2 ahead of the stages
-  int launch_units;  // left to ask for when the next kernel may start
+  int l2_units;  // asked into L2 beyond the stages before the wait
+  int* turns;    // whose turn it is to load, a word of 32 bytes for each block; or null
   float4* partials;
   int* semaphores;
 };
@@ -70,6 +69,15 @@ __device__ __forceinline__ void tma_prefetch_l2(const CUtensorMap* map, int x, i
                : "memory");
 }
 
+// The blocks of the next launch are there early, but what they load ahead would be done long before this
+// launch ends, and memory idle while it sums up, stores, and the next one starts on its x. So block b begins
+// to load when block b of the launch before has asked for its last piece. Only a matter of time, never of
+// results: after 20 us it goes on.
+__device__ __forceinline__ void take_turn(int* turn) {
+  for (int i = 0; i < 100 && atomicCAS(turn, 0, 1) != 0; ++i) __nanosleep(100);
+}
+__device__ __forceinline__ void give_turn(int* turn) { atomicExch(turn, 0); }
+
 // Block b of `blocks` has units [range_begin(b), range_begin(b + 1)).
 __host__ __device__ inline int64_t range_begin(int64_t b, int64_t units, int64_t blocks) {
   return b * units / blocks;
@@ -105,7 +113,7 @@ __global__ void __launch_bounds__(Layout<kTokens, kTiles, kBoxes>::kThreads, kTo
   float* sums = reinterpret_cast<float*>(smem + stages * L::kStage);
   uint64_t* full = reinterpret_cast<uint64_t*>(smem + stages * L::kStage + kTiles * L::kSums);
   uint64_t* empty = full + L::kMaxStages;
-  int* is_last = reinterpret_cast<int*>(empty + L::kMaxStages);  // [kTiles]
+  volatile int* ticket = reinterpret_cast<int*>(empty + L::kMaxStages);  // [kTiles]
 
   const int64_t units = args.units;
   const int per_tile = args.units_per_tile;
@@ -145,25 +153,27 @@ __global__ void __launch_bounds__(Layout<kTokens, kTiles, kBoxes>::kThreads, kTo
         for (int b = 0; b < kBoxes; ++b)
           tma_load(to + b * L::kXBox, &x_map, &full[stage], (p * kBoxes + b) * kBoxElements, 0, kEvictLast);
       };
+      pdl_launch();
+      int* turn = args.turns == nullptr ? nullptr : args.turns + blockIdx.x * 8;
+      if (turn != nullptr) take_turn(turn);
       const int ahead = min(stages, count);
       for (int i = 0; i < ahead; ++i) {
         load_w(i, tile, piece);
         next(tile, piece);
       }
-      // The next kernel's blocks start to load when these here have little left to ask for: its weights fill
-      // the time from the last bytes of this product to the first x of that one.
-      const int launch_at = max(ahead, count - args.launch_units);
-      if (launch_at == ahead) pdl_launch();
-      int far_tile = tile, far_piece = piece, far = ahead;  // next to be asked into L2
-      auto load_l2 = [&](int until) {
-        for (; far < min(count, until); ++far) {
+      {
+        // Every second one: afterwards the reads of memory go on between those of L2.
+        int t = tile, p = piece;
+        for (int i = ahead; i < min(count, ahead + 2 * args.l2_units); ++i) {
+          if ((i - ahead) % 2 == 1) {
 #pragma unroll
-          for (int b = 0; b < kBoxes; ++b)
-            tma_prefetch_l2(&w_map, (far_piece * kBoxes + b) * kBoxElements, far_tile * L::kRows);
-          next(far_tile, far_piece);
+            for (int b = 0; b < kBoxes; ++b)
+              tma_prefetch_l2(&w_map, (p * kBoxes + b) * kBoxElements, t * L::kRows);
+          }
+          next(t, p);
         }
-      };
-      load_l2(ahead + args.l2_units);
+      }
+      if (turn != nullptr && count == ahead) give_turn(turn);
       pdl_wait();
       asm volatile("fence.proxy.async;" ::: "memory");  // x was written by ordinary stores
       {
@@ -179,8 +189,7 @@ __global__ void __launch_bounds__(Layout<kTokens, kTiles, kBoxes>::kThreads, kTo
         barrier_wait(&empty[stage], parity);
         load_w(stage, tile, piece);
         load_x(stage, piece);
-        if (args.l2_units > 0) load_l2(i + 1 + args.l2_units);
-        if (i + 1 == launch_at) pdl_launch();
+        if (turn != nullptr && i + 1 == count) give_turn(turn);
         next(tile, piece);
         if (++stage == stages) stage = 0, parity ^= 1;
       }
@@ -205,8 +214,12 @@ __global__ void __launch_bounds__(Layout<kTokens, kTiles, kBoxes>::kThreads, kTo
     const int64_t tile = unit / per_tile, tile_begin = tile * per_tile;
     const int64_t stop = min(end, tile_begin + per_tile);
     const bool whole = unit == tile_begin && stop == tile_begin + per_tile;
+    const int64_t sub_tile = tile * kTiles + group;
     bool fresh = true;
     for (; unit < stop; ++unit) {
+      // Who comes last to its final piece adds up; asked here, where the answer's way costs nothing.
+      if (!whole && unit + 1 == stop && thread == 0)
+        ticket[group] = atomicAdd(&args.semaphores[sub_tile], 1) & 0xffff;
       barrier_wait(&full[stage], parity);
       const uint32_t w = smem_u32(smem + stage * L::kStage) + group * 64 * 128;
       const uint32_t x = smem_u32(smem + stage * L::kStage + kBoxes * L::kWBox);
@@ -243,44 +256,34 @@ __global__ void __launch_bounds__(Layout<kTokens, kTiles, kBoxes>::kThreads, kTo
       if (++stage == stages) stage = 0, parity ^= 1;
     }
 
-    const int64_t sub_tile = tile * kTiles + group;
+    int first = 0, last = -1;  // the blocks whose sums make this tile; whole: none but this one
+    // A block has at most two cut tiles: at its start, slot 0, and at its end.
+    auto slot = [&](int block) {
+      const int which = range_begin(block, units, gridDim.x) >= tile_begin ? 0 : 1;
+      return args.partials + ((int64_t{block} * 2 + which) * kTiles + group) * (kTokens / 8 * 128) + thread;
+    };
     if (!whole) {
-      const int first = static_cast<int>(range_of(tile_begin, units, gridDim.x));
-      const int last = static_cast<int>(range_of(tile_begin + per_tile - 1, units, gridDim.x));
-      // A block has at most two cut tiles: at its start, slot 0, and at its end.
-      auto slot = [&](int block) {
-        const int which = range_begin(block, units, gridDim.x) >= tile_begin ? 0 : 1;
-        return args.partials + ((int64_t{block} * 2 + which) * kTiles + group) * (kTokens / 8 * 128) + thread;
-      };
-      float4* mine = slot(blockIdx.x);
-#pragma unroll
-      for (int j = 0; j < kTokens / 8; ++j)
-        __stcg(mine + j * 128, make_float4(acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]));
-      __threadfence();
+      first = static_cast<int>(range_of(tile_begin, units, gridDim.x));
+      last = static_cast<int>(range_of(tile_begin + per_tile - 1, units, gridDim.x));
+      int* semaphore = &args.semaphores[sub_tile];  // tickets taken; above 16 bits: partial sums stored
       group_sync();
-      if (thread == 0) {
-        const int arrived = atomicAdd(&args.semaphores[sub_tile], 1);
+      if (ticket[group] != last - first) {
+        float4* mine = slot(blockIdx.x);
+#pragma unroll
+        for (int j = 0; j < kTokens / 8; ++j)
+          __stcg(mine + j * 128, make_float4(acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]));
         __threadfence();
-        is_last[group] = arrived == last - first;
-        if (arrived == last - first) args.semaphores[sub_tile] = 0;  // for the next launch
+        group_sync();
+        if (thread == 0) atomicAdd(semaphore, 1 << 16);
+        continue;
+      }
+      if (thread == 0) {
+        while (atomicAdd(semaphore, 0) >> 16 != last - first) {
+        }
+        *semaphore = 0;  // for the next launch
+        __threadfence();
       }
       group_sync();
-      if (!is_last[group]) continue;
-      constexpr int kChunk = kTokens / 8 < 8 ? kTokens / 8 : 8;  // bounds the registers
-#pragma unroll
-      for (int j0 = 0; j0 < kTokens / 8; j0 += kChunk) {
-        float total[kChunk * 4] = {};
-        for (int block = first; block <= last; ++block) {
-          const float4* theirs = slot(block) + j0 * 128;
-#pragma unroll
-          for (int j = 0; j < kChunk; ++j) {
-            const float4 v = __ldcg(theirs + j * 128);
-            total[4 * j] += v.x, total[4 * j + 1] += v.y, total[4 * j + 2] += v.z, total[4 * j + 3] += v.w;
-          }
-        }
-#pragma unroll
-        for (int i = 0; i < kChunk * 4; ++i) acc[j0 * 4 + i] = total[i];
-      }
     }
 
     float* mine = sums + group * (L::kSums / 4);
@@ -288,15 +291,31 @@ __global__ void __launch_bounds__(Layout<kTokens, kTiles, kBoxes>::kThreads, kTo
 #pragma unroll
     for (int t0 = 0; t0 < kTokens; t0 += L::kSumTokens) {
       if (t0 < args.m) {
+        constexpr int kParts = L::kSumTokens / 8;
+        float4 total[kParts];
+#pragma unroll
+        for (int j = 0; j < kParts; ++j) {
+          const float* d = acc + t0 / 2 + 4 * j;
+          total[j] = whole ? make_float4(d[0], d[1], d[2], d[3]) : make_float4(0, 0, 0, 0);
+        }
+        for (int block = first; block <= last; ++block) {
+          const bool own = block == static_cast<int>(blockIdx.x);
+          const float4* theirs = slot(block) + t0 / 8 * 128;
+#pragma unroll
+          for (int j = 0; j < kParts; ++j) {
+            const float* d = acc + t0 / 2 + 4 * j;
+            const float4 v = own ? make_float4(d[0], d[1], d[2], d[3]) : __ldcg(theirs + j * 128);
+            total[j].x += v.x, total[j].y += v.y, total[j].z += v.z, total[j].w += v.w;
+          }
+        }
         group_sync();  // the last reads of `mine` are over
 #pragma unroll
-        for (int j = 0; j < L::kSumTokens / 8; ++j) {
-          const float* d = acc + t0 / 2 + 4 * j;
+        for (int j = 0; j < kParts; ++j) {
           float* to = mine + (8 * j + lane % 4 * 2) * kSumPitch + row;
-          to[0] = d[0];
-          to[kSumPitch] = d[1];
-          to[8] = d[2];
-          to[kSumPitch + 8] = d[3];
+          to[0] = total[j].x;
+          to[kSumPitch] = total[j].y;
+          to[8] = total[j].z;
+          to[kSumPitch + 8] = total[j].w;
         }
         group_sync();
         skinny_finish<64, 128>(args.epilogue, mine, kSumPitch, sub_tile * 64, args.n, t0,
@@ -324,13 +343,13 @@ void launch_tile(const SkinnyProduct& p, const SkinnyConfig& config, const CUten
   if (a.stages < 2) a.stages = std::min<int>((static_cast<int>(ctx.max_smem) - L::kExtra) / L::kStage, 3);
   TACO_CHECK(a.stages >= 2, "a skinny product's stages of ", L::kStage, " bytes do not fit");
   a.l2_units = static_cast<int>(config.l2_prefetch_kb * 1024 / unit_bytes);
-  a.launch_units = config.launch_kb < 0 ? INT_MAX : static_cast<int>(config.launch_kb * 1024 / unit_bytes);
   // A block with less than two units costs more in sums than it reads.
   const int64_t blocks =
       std::max<int64_t>(1, std::min<int64_t>(int64_t{ctx.num_sms} * config.blocks_per_sm, a.units / 2));
   const SkinnyScratch scratch = skinny_scratch(ctx);
   a.partials = reinterpret_cast<float4*>(scratch.partials);
   a.semaphores = scratch.semaphores;
+  a.turns = config.turns && config.blocks_per_sm == 1 ? scratch.turns : nullptr;
   launch(ctx, skinny_kernel<T, kTokens, kTiles, kBoxes>, dim3(static_cast<unsigned>(blocks)),
          dim3(L::kThreads), static_cast<size_t>(a.stages * L::kStage + L::kExtra), w_map, x_map, a);
 }
