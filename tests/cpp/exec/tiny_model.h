@@ -36,7 +36,8 @@ inline ModelSpec tiny_spec(int layers = 2, int vocab = 97) {
 
 // Weights from a seeded generator, in the order of the slots' names.
 inline std::shared_ptr<const Model> random_model(const ModelSpec& spec, std::shared_ptr<Backend> backend,
-                                                 DType dtype = DType::kF32, unsigned seed = 1) {
+                                                 DType dtype = DType::kF32, unsigned seed = 1,
+                                                 float scale = 0.4f) {
   ModelBuilder builder(spec, backend, dtype);
   std::mt19937 rng(seed);
   std::normal_distribution<float> normal;
@@ -46,7 +47,7 @@ inline std::shared_ptr<const Model> random_model(const ModelSpec& spec, std::sha
     m.cols = shape.back();
     auto data = std::make_shared<std::vector<float>>(m.rows * m.cols);
     bool norm = slot.ends_with("norm.weight");
-    for (float& v : *data) v = norm ? 1.0f + 0.1f * normal(rng) : 0.4f * normal(rng);
+    for (float& v : *data) v = norm ? 1.0f + 0.1f * normal(rng) : scale * normal(rng);
     m.data = data->data();
     m.owner = data;
     builder.add(slot, m, shape);
