@@ -1,7 +1,9 @@
 // What the engine adds to each step: planning, committing, detokenising, publishing, over an executor that
 // does nothing but answer. The host's part is the time from a step's result to the submission of the next
 // step: with one step in flight the device is idle meanwhile, with two it has the other one to run.
-//   step_bench [sequences ...]
+//   step_bench [--device-ms x] [sequences ...]
+// With --device-ms each step takes x milliseconds of sleep, so that the host's part starts from a cold cache,
+// as it does behind a real device.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -19,7 +21,7 @@
 namespace taco {
 namespace {
 
-constexpr int kVocab = 32000, kPromptLen = 32, kOutputLen = 2000;
+constexpr int kVocab = 32000, kPromptLen = 32;
 
 struct Gate {
   std::atomic<bool> open{false};
@@ -33,8 +35,8 @@ double now_seconds() {
 // Waits with its first step until all requests have been submitted, lest the first ones finish before that.
 class EmptyExecutor : public Executor {
  public:
-  EmptyExecutor(std::shared_ptr<Gate> gate, int max_in_flight)
-      : gate_(std::move(gate)), max_in_flight_(max_in_flight) {}
+  EmptyExecutor(std::shared_ptr<Gate> gate, int max_in_flight, double step_seconds)
+      : gate_(std::move(gate)), max_in_flight_(max_in_flight), step_seconds_(step_seconds) {}
   int vocab_size() const override { return kVocab; }
   int max_model_len() const override { return 4096; }
   KvCacheConfig kv_cache() const override { return {16, 65536}; }
@@ -42,6 +44,8 @@ class EmptyExecutor : public Executor {
   void submit(const StepPlan& plan) override {
     if (collected_ > 0) gate_->host_part.push_back(now_seconds() - collected_);
     collected_ = 0;
+    if (step_seconds_ > 0)
+      ready_.push_back(device_free_ = std::max(device_free_, now_seconds()) + step_seconds_);
     StepOutput& out = outputs_.emplace_back();
     out.sampled.reserve(plan.seqs.size());
     for (const SeqStep& step : plan.seqs) {
@@ -55,6 +59,10 @@ class EmptyExecutor : public Executor {
   }
   StepOutput collect() override {
     gate_->open.wait(false);
+    if (step_seconds_ > 0) {
+      std::this_thread::sleep_for(std::chrono::duration<double>(ready_.front() - now_seconds()));
+      ready_.pop_front();
+    }
     StepOutput out = std::move(outputs_.front());
     outputs_.pop_front();
     collected_ = now_seconds();
@@ -64,8 +72,10 @@ class EmptyExecutor : public Executor {
  private:
   std::shared_ptr<Gate> gate_;
   int max_in_flight_;
+  double step_seconds_;
   std::deque<StepOutput> outputs_;
-  double collected_ = 0;
+  std::deque<double> ready_;
+  double device_free_ = 0, collected_ = 0;
 };
 
 double cpu_seconds() {
@@ -81,10 +91,11 @@ double quantile(std::vector<double>& values, double part) {
   return *at;
 }
 
-void measure(int num_seqs, bool with_text, int max_in_flight) {
+void measure(int num_seqs, bool with_text, int max_in_flight, double step_seconds) {
+  const int output_len = step_seconds > 0 ? 300 : 2000;
   std::shared_ptr<const Vocabulary> vocabulary;
   SamplingParams params;
-  params.max_tokens = kOutputLen;
+  params.max_tokens = output_len;
   params.ignore_eos = true;
   if (with_text) {
     std::vector<std::string> pieces(kVocab, " word");
@@ -95,7 +106,7 @@ void measure(int num_seqs, bool with_text, int max_in_flight) {
   config.max_num_seqs = std::max(config.max_num_seqs, num_seqs);
   config.max_num_batched_tokens = std::max(config.max_num_batched_tokens, num_seqs);
   auto gate = std::make_shared<Gate>();
-  Engine engine(std::make_unique<EmptyExecutor>(gate, max_in_flight), vocabulary, config);
+  Engine engine(std::make_unique<EmptyExecutor>(gate, max_in_flight, step_seconds), vocabulary, config);
   for (int i = 0; i < num_seqs; ++i) engine.submit(std::vector<int32_t>(kPromptLen, i % kVocab), params);
   // Somebody fetches what there is now and then, as a server does.
   std::atomic<bool> done{false};
@@ -119,7 +130,7 @@ void measure(int num_seqs, bool with_text, int max_in_flight) {
       "us, "
       "p99 %7.2f\n",
       num_seqs, max_in_flight, with_text ? "text and a stop string" : "token ids             ",
-      seconds / steps * 1e6, seconds / (num_seqs * kOutputLen) * 1e6, quantile(gate->host_part, 0.5) * 1e6,
+      seconds / steps * 1e6, seconds / (num_seqs * output_len) * 1e6, quantile(gate->host_part, 0.5) * 1e6,
       quantile(gate->host_part, 0.99) * 1e6);
 }
 
@@ -128,11 +139,18 @@ void measure(int num_seqs, bool with_text, int max_in_flight) {
 
 int main(int argc, char** argv) {
   std::vector<int> counts;
-  for (int i = 1; i < argc; ++i) counts.push_back(std::atoi(argv[i]));
+  double step_seconds = 0;
+  for (int i = 1; i < argc; ++i) {
+    if (std::string(argv[i]) == "--device-ms" && i + 1 < argc) {
+      step_seconds = std::atof(argv[++i]) * 1e-3;
+    } else {
+      counts.push_back(std::atoi(argv[i]));
+    }
+  }
   if (counts.empty()) counts = {1, 32, 256};
   for (int count : counts) {
     for (bool with_text : {false, true}) {
-      for (int max_in_flight : {1, 2}) taco::measure(count, with_text, max_in_flight);
+      for (int max_in_flight : {1, 2}) taco::measure(count, with_text, max_in_flight, step_seconds);
     }
   }
   return 0;

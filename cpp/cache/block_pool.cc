@@ -2,8 +2,6 @@
 
 #include <limits>
 
-#include "base/error.h"
-
 namespace taco {
 
 BlockPool::BlockPool(int64_t num_blocks) {
@@ -37,11 +35,6 @@ bool BlockPool::release(BlockId block) {
   if (--held(block) > 0) return false;
   free_.push_back(block);
   return true;
-}
-
-int32_t BlockPool::ref_count(BlockId block) const {
-  TACO_CHECK(block >= 0 && block < size(), "block ", block, " of ", size());
-  return refs_[static_cast<size_t>(block)];
 }
 
 BlockId BlockPool::make_writable(BlockId block) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/error.h"
 #include "cache/block_id.h"
 
 namespace taco {
@@ -31,7 +32,10 @@ class BlockPool {
   // True if that was the last holder: the block is free now.
   bool release(BlockId block);
 
-  int32_t ref_count(BlockId block) const;  // 0: free
+  int32_t ref_count(BlockId block) const {  // 0: free
+    TACO_CHECK(block >= 0 && block < size(), "block ", block, " of ", size());
+    return refs_[static_cast<size_t>(block)];
+  }
   bool is_shared(BlockId block) const { return ref_count(block) > 1; }
 
   // Copy on write: `block` itself when the caller is its only holder; else a new block, to which the caller

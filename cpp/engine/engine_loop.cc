@@ -246,7 +246,10 @@ void EngineLoop::collect(EngineRequest& request, int sequence, int index) {
   SequenceOutput& from = request.outputs[static_cast<size_t>(sequence)];
   const SeqState& seq = request.sequences[static_cast<size_t>(sequence)];
   items_.push_back({std::move(from.delta), &from.slot});
-  from.delta = Output{};
+  // Ready for the next token; what is said once, at the end, need not be taken back.
+  from.delta.text.clear();
+  from.delta.token_ids.clear();
+  from.delta.logprobs.clear();
   Output& output = items_.back().output;
   output.request = request.id;
   output.index = index;

@@ -58,8 +58,10 @@ int64_t Scheduler::Planner::blocks_needed(const SeqState& seq, int64_t num_block
   return needed;
 }
 
-void Scheduler::Planner::take(SeqState& seq, int64_t num_blocks, int32_t count) {
-  free_ -= blocks_needed(seq, num_blocks, count);
+// needed: blocks_needed of the same count.
+void Scheduler::Planner::take(SeqState& seq, int64_t needed, int32_t count) {
+  if (needed == 0) return;
+  free_ -= needed;
   int64_t have = static_cast<int64_t>(seq.blocks.size());
   int64_t last = std::min(have, blocks_for(seq.num_computed + count, s_.config_.block_size));
   for (int64_t i = seq.num_computed / s_.config_.block_size; i < last; ++i) {
@@ -136,12 +138,14 @@ void Scheduler::Planner::plan_last_tokens(int32_t budget) {
     SeqState& seq = *s_.running_[i];
     if (seq.len() - seq.num_computed != 1 || awaits_its_last(seq, s_.max_len_)) continue;
     int64_t num_blocks = blocks_for(seq.len(), s_.config_.block_size);
-    while (i < alive_ && blocks_needed(seq, num_blocks, 1) > free_) {
+    int64_t needed = blocks_needed(seq, num_blocks, 1);
+    while (i < alive_ && needed > free_) {
       out_of_blocks_ = true;
       preempt_last();
+      needed = blocks_needed(seq, num_blocks, 1);  // what was shared may be its own now
     }
     if (i >= alive_) return;  // it was itself the last
-    take(seq, num_blocks, 1);
+    take(seq, needed, 1);
     schedule(seq, 1);
     --budget;
   }
@@ -164,8 +168,9 @@ void Scheduler::Planner::plan_known_tokens() {
     int32_t count = chunk(seq);
     if (count == 0) break;
     int64_t num_blocks = blocks_for(seq.num_computed + count, s_.config_.block_size);
-    if (blocks_needed(seq, num_blocks, count) > free_) break;
-    take(seq, num_blocks, count);
+    int64_t needed = blocks_needed(seq, num_blocks, count);
+    if (needed > free_) break;
+    take(seq, needed, count);
     schedule(seq, count);
   }
 }
@@ -175,7 +180,7 @@ void Scheduler::Planner::plan_admissions() {
     if (budget_ == 0 || !fits(*seq)) return;
     int32_t count = chunk(*seq);
     if (count == 0) return;
-    take(*seq, blocks_for(seq->len(), s_.config_.block_size), count);
+    take(*seq, blocks_needed(*seq, blocks_for(seq->len(), s_.config_.block_size), count), count);
     num_slots_ += slots_of(*seq);
     out_.admit.push_back(seq);
     schedule(*seq, count);

@@ -16,7 +16,7 @@ class Scheduler::Planner {
   // Blocks that the sequence must take from the pool to have room for `num_blocks` and to write the tokens
   // num_computed .. num_computed + count - 1.
   int64_t blocks_needed(const SeqState& seq, int64_t num_blocks, int32_t count) const;
-  void take(SeqState& seq, int64_t num_blocks, int32_t count);
+  void take(SeqState& seq, int64_t needed, int32_t count);
   int32_t holders(BlockId block) const;
   void give_up(BlockId block);
   void give_up_blocks(const SeqState& seq);
