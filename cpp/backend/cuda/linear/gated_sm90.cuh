@@ -58,12 +58,14 @@ __device__ __forceinline__ void stmatrix4(uint32_t to, uint32_t a, uint32_t b, u
                : "memory");
 }
 
-// Arrives at the barrier which block `rank` of the cluster has at this address.
+// Arrives at the barrier which block `rank` of the cluster has at this address. It orders no memory accesses
+// between blocks (a release of the cluster's scope would be a fence of the whole device, a microsecond): what
+// the barrier guards was read by wgmma, which has ended, and is written by TMA.
 __device__ __forceinline__ void arrive_at(uint32_t barrier, int rank) {
   asm volatile(
       "{\n.reg .b32 there;\n"
       "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
       "r"(rank)
       : "memory");
 }
