@@ -1,568 +1,335 @@
 // The second pass of sampling: a block for each row.
 #include <algorithm>
 
-#include "backend/cuda/sampling/sample.cuh"
+#include "backend/cuda/sampling/row.cuh"
 
 namespace taco::cuda::sampling {
-namespace {
-
-constexpr int kWarps = 32;
-
-// Shared by the steps of a row; a step that writes one of the arrays has a barrier before it.
-struct Shared {
-  double sums[2][kWarps][3];
-  double scan[2][kWarps];
-  int counts[2][kWarps][4];
-  float max, raw_max;
-  double total, raw_total;  // sums of weights
-  int arg;
-  int error;
-  int found;
-  int chunk;      // where an unfiltered draw ends up
-  double target;  // what is left of u * total there
-};
-
-// The elements that a filter looks at: a list in shared memory, in the order of ids, or where that is too
-// small the row itself, where what is below the bound does not count.
-struct Source {
-  const float* values;
-  const int32_t* ids;  // null: the row itself
-  int count;
-};
+template <int kThreads>
+__device__ int Row<kThreads>::draw_in_chunk() {
+  const float* x = view();
+  const float top = sh.max, factor = scale();
+  const double target = sh.target;
+  const int first = sh.chunk * kChunk + t * kScanEach;
+  float w[kScanEach];
+  double own = 0;
+  if (t < kScanThreads) {
+#pragma unroll
+    for (int i = 0; i < kScanEach; i += 4) {
+      const float4 v = load4(x, first + i, a.p.vocab, view_aligned());
+      w[i] = weight_of(v.x, top, factor), w[i + 1] = weight_of(v.y, top, factor);
+      w[i + 2] = weight_of(v.z, top, factor), w[i + 3] = weight_of(v.w, top, factor);
+    }
+#pragma unroll
+    for (int i = 0; i < kScanEach; ++i) own += w[i];
+  }
+  double running = before(own, sh.scan);
+  int found = INT32_MAX, last = -1;
+  if (t < kScanThreads) {
+#pragma unroll
+    for (int i = 0; i < kScanEach; ++i) {
+      running += w[i];
+      if (w[i] > 0) {
+        last = first + i;
+        if (found == INT32_MAX && running > target) found = first + i;
+      }
+    }
+  }
+  return first_or_last(found, last);
+}
 
 template <int kThreads>
-struct Row {
-  const SampleArgs& a;
-  const SampleRow& row;
-  Shared& sh;
-  float* list;        // [capacity]
-  int32_t* list_ids;  // [capacity]
-  const int r, t, lane, warp;
-  int turn = 0;
+__device__ int Row<kThreads>::draw_from_short(const Source& s, double u, bool top_k, bool top_p) {
+  const float top = sh.max, factor = scale();
+  const Compared c = compare(s, top, factor);
+  const float weight = c.own && (!top_k || c.greater < row.top_k) ? weight_of(c.value, top, factor) : 0.0f;
+  bool kept = weight > 0 && weight >= row.min_p;
+  if (top_p) {
+    const double limit = row.top_p * (top_k ? sum(weight) : sh.total);
+    kept &= c.above < limit || c.greater + c.earlier == 0;
+  }
+  const double mine = kept ? weight : 0.0;
+  const double target = u * sum(mine);
+  const double running = before(mine, sh.scan) + mine;
+  const int i = t / share_of(s);
+  const int place = first_or_last(kept && running > target ? i : INT32_MAX, kept ? i : -1);
+  return place < 0 ? place : s.ids[place];
+}
 
-  __device__ Row(const SampleArgs& args, Shared& shared, float* dynamic)
-      : a(args),
-        row(args.p.rows[blockIdx.x]),
-        sh(shared),
-        list(dynamic),
-        list_ids(reinterpret_cast<int32_t*>(dynamic + args.list_capacity)),
-        r(blockIdx.x),
-        t(threadIdx.x),
-        lane(threadIdx.x & 31),
-        warp(threadIdx.x >> 5) {}
-
-  // Three sums over the block, for all threads; one barrier.
-  __device__ void sum3(double (&v)[3]) {
-    double(*buffer)[3] = sh.sums[turn];
-    turn ^= 1;
-#pragma unroll
-    for (int i = 0; i < 3; ++i) v[i] = warp_sum(v[i]);
-    if (lane == 0) {
-#pragma unroll
-      for (int i = 0; i < 3; ++i) buffer[warp][i] = v[i];
+template <int kThreads>
+__device__ int Row<kThreads>::draw_filtered(double u) {
+  const SampleParams& p = a.p;
+  const float top = sh.max, factor = scale();
+  const float* x = view();
+  const bool top_k = row.top_k >= 1 && row.top_k < p.vocab, top_p = row.top_p<1.0f, min_p = row.min_p> 0.0f;
+  float bound = -INFINITY;
+  const float* maxima = (rules() ? a.s.groups : a.s.raw_groups) + int64_t{r} * a.s.chunks * kGroups;
+  if (top_k) {
+    bound = bound_of_top(maxima, row.top_k, top);
+  } else {
+    // What is below both bounds cannot be kept: tokens with less than (1 - top_p) / vocab of the mass weigh
+    // less than 1 - top_p all together. The margin covers rounding; the exact rules follow.
+    float share = -INFINITY;
+    if (top_p) share = __logf(static_cast<float>((1.0 - row.top_p) * sh.total / p.vocab)) - 0.01f;
+    if (min_p) share = fmaxf(share, __logf(row.min_p) - 0.01f);
+    bound = top + share * row.temperature;
+    bound = fminf(bound - fabsf(bound) * 1e-6f, top);
+  }
+  const Source s = collect(x, view_aligned(), bound, maxima);
+  if (s.ids != nullptr && s.count <= kShortList) return draw_from_short(s, u, top_k, top_p);
+  const uint32_t high = to_key(top) + 1;
+  uint32_t least = to_key(bound);
+  if (top_k) least = search<false>(s.values, s.count, least, high, row.top_k, 0.0f, 0.0f);
+  int cut = INT32_MAX;  // of the elements equal to the least, the place of the last that is kept
+  if (top_p) {
+    double total = sh.total;
+    if (top_k) {
+      const float floor = from_key(least);
+      double own = 0;
+      for (int i = t; i < s.count; i += kThreads)
+        if (s.values[i] >= floor) own += weight_of(s.values[i], top, factor);
+      total = sum(own);
     }
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < 3; ++i) v[i] = warp_sum(lane < kThreads / 32 ? buffer[lane][i] : 0.0);
-  }
-  __device__ double sum(double v) {
-    double three[3] = {v, 0, 0};
-    sum3(three);
-    return three[0];
-  }
-
-  // Sum of what the threads before this one have; the threads' order is that of the sums.
-  template <typename T>
-  __device__ T before(T v, T (*buffers)[kWarps]) {
-    T* buffer = buffers[turn];
-    turn ^= 1;
-    T up = v;
-#pragma unroll
-    for (int d = 1; d < 32; d <<= 1) {
-      const T other = __shfl_up_sync(0xffffffffu, up, d);
-      if (lane >= d) up += other;
+    const double limit = row.top_p * total;
+    least = search<true>(s.values, s.count, least, high, limit, top, factor);
+    const float floor = from_key(least), weight = weight_of(floor, top, factor);
+    double own[3] = {0, 0, 0};
+    for (int i = t; i < s.count; i += kThreads) {
+      const float v = s.values[i];
+      if (v > floor) own[0] += weight_of(v, top, factor);
+      own[1] += v == floor;
     }
-    if (lane == 31) buffer[warp] = up;
-    __syncthreads();
-    T base = 0;
-    for (int w = 0; w < warp; ++w) base += buffer[w];
-    const T previous = __shfl_up_sync(0xffffffffu, up, 1);
-    return base + (lane == 0 ? T{0} : previous);
+    sum3(own);
+    if (weight > 0) {
+      const double wanted = fmax(ceil((limit - own[0]) / weight), 1.0);
+      if (wanted < own[1]) cut = place_of_equal(s, floor, static_cast<int>(wanted));
+    }
   }
+  const float floor = from_key(least);
+  auto kept_weight = [&](int i) {
+    const float v = s.values[i];
+    if (!(v > floor || (v == floor && i <= cut))) return 0.0f;
+    const float w = weight_of(v, top, factor);
+    return w >= row.min_p ? w : 0.0f;
+  };
+  const int each = ((s.count + kThreads - 1) / kThreads) | 1;
+  const int first = min(t * each, s.count), last = min(first + each, s.count);
+  double own = 0;
+  for (int i = first; i < last; ++i) own += kept_weight(i);
+  const double target = u * sum(own);
+  double running = before(own, sh.scan);
+  int found = INT32_MAX, positive = -1;
+  if (own > 0) {
+    for (int i = first; i < last && found == INT32_MAX; ++i) {
+      const float w = kept_weight(i);
+      if (w <= 0) continue;
+      positive = i;
+      running += w;
+      if (running > target) found = i;
+    }
+  }
+  const int place = first_or_last(found, positive);
+  return place < 0 || s.ids == nullptr ? place : s.ids[place];
+}
 
-  __device__ const ChunkStats* stats() const { return a.s.stats + int64_t{r} * a.s.chunks; }
-  __device__ const float* raw() const { return a.p.logits + int64_t{row.logits_row} * a.p.vocab; }
-  __device__ bool rules() const { return has_rules(a.p, row); }
-  __device__ const float* view() const { return rules() ? a.s.ruled + r * a.s.ruled_stride : raw(); }
-  __device__ bool view_aligned() const { return rules() || a.aligned; }
-  __device__ float scale() const { return __fdiv_rn(1.0f, row.temperature); }
+template <int kThreads>
+__device__ int Row<kThreads>::count_above(float value) {
+  const ChunkStats* s = stats();
+  const float* x = raw();
+  int above = 0;
+  for (int at = 4 * t; at < a.p.vocab; at += 4 * kThreads) {
+    if (!(s[at / kChunk].raw_max > value)) continue;
+    const float4 v = load4(x, at, a.p.vocab, a.aligned);
+    above += (v.x > value) + (v.y > value) + (v.z > value) + (v.w > value);
+  }
+  return static_cast<int>(sum(above));
+}
 
-  // The first warp: a row's figures from its chunks', and the chunk of an unfiltered draw.
-  __device__ void combine(double u) {
-    const ChunkStats* s = stats();
-    const int chunks = a.s.chunks;
-    uint32_t best = 0, raw_best = 0;
-    bool nan = false, raw_nan = false;
-    int arg = INT32_MAX;
+template <int kThreads>
+__device__ void Row<kThreads>::sort_likeliest(TopToken* x, int n) {
+  auto order = [&](int i, int j) {
+    if (j >= n) return;
+    const TopToken p = x[i], q = x[j];
+    if (q.logprob > p.logprob || (q.logprob == p.logprob && q.token < p.token)) {
+      x[i] = q;
+      x[j] = p;
+    }
+  };
+  for (int size = 2; size < 2 * n; size *= 2) {
+    for (int half = size / 2; half > 0; half /= 2) {
+      for (int pair = t; pair < (n + size) / 2; pair += kThreads) {
+        const int block = pair / half * 2 * half, at = pair % half;
+        order(block + at, half == size / 2 ? block + 2 * half - 1 - at : block + half + at);
+      }
+      __syncthreads();
+    }
+  }
+}
+
+template <int kThreads>
+__device__ void Row<kThreads>::most_likely(int k, TopToken* best, float log_total) {
+  const int vocab = a.p.vocab;
+  const int wanted = min(k, vocab);
+  const float* maxima = a.s.raw_groups + int64_t{r} * a.s.chunks * kGroups;
+  const float bound = bound_of_top(maxima, wanted, sh.raw_max);
+  Source s = collect(raw(), a.aligned, bound, maxima);
+  if (s.count < wanted) s = {raw(), nullptr, vocab};  // there is not as much above -Infinity
+  TopToken* out = a.p.top + int64_t{r} * a.p.max_logprobs;
+  if (s.ids != nullptr && s.count <= kShortList) {
+    const Compared c = compare(s, sh.raw_max, 1.0f);
+    const int rank = c.greater + c.earlier;
+    if (c.own && rank < wanted) out[rank] = {s.ids[t / share_of(s)], (c.value - sh.raw_max) - log_total};
+    for (int i = wanted + t; i < k; i += kThreads) out[i] = {-1, -INFINITY};
+    return;
+  }
+  const uint32_t least =
+      search<false>(s.values, s.count, to_key(bound), to_key(sh.raw_max) + 1, wanted, 0, 0);
+  const float floor = from_key(least);
+  // Gathered in order: what is above the floor, and as many equal to it as there is room for.
+  double above = 0;
+  for (int i = t; i < s.count; i += kThreads) above += s.values[i] > floor;
+  const int room = wanted - static_cast<int>(sum(above));
+  int cut = place_of_equal(s, floor, room);
+  if (cut < 0) cut = s.count;
+  auto kept = [&](int i) { return s.values[i] > floor || (s.values[i] == floor && i <= cut); };
+  const int each = ((s.count + kThreads - 1) / kThreads) | 1;
+  const int first = min(t * each, s.count), last = min(first + each, s.count);
+  int own = 0;
+  for (int i = first; i < last; ++i) own += kept(i);
+  int to = before_int(own);
+  const bool many = wanted > kMaxLogprobs;
+  if (many) best = out;
+  for (int i = first; i < last; ++i) {
+    if (kept(i) && to < wanted) best[to++] = {s.ids == nullptr ? i : s.ids[i], s.values[i]};
+  }
+  __syncthreads();
+  if (many) sort_likeliest(out, wanted);
+  for (int i = t; i < wanted; i += kThreads) {
+    if (many) {
+      out[i].logprob = (out[i].logprob - sh.raw_max) - log_total;
+      continue;
+    }
+    const TopToken mine = best[i];
+    int rank = 0;
+    for (int j = 0; j < wanted; ++j)
+      rank += best[j].logprob > mine.logprob || (best[j].logprob == mine.logprob && j < i);
+    out[rank] = {mine.token, (mine.logprob - sh.raw_max) - log_total};
+  }
+  for (int i = wanted + t; i < k; i += kThreads) out[i] = {-1, -INFINITY};
+}
+
+template <int kThreads>
+__device__ void Row<kThreads>::combine(double u) {
+  const ChunkStats* s = stats();
+  const int chunks = a.s.chunks;
+  uint32_t best = 0, raw_best = 0;
+  bool nan = false, raw_nan = false;
+  int arg = INT32_MAX;
+  for (int c = lane; c < chunks; c += 32) {
+    const ChunkStats v = s[c];
+    if (to_key(v.max) > best) {
+      best = to_key(v.max);
+      arg = v.arg;
+    }
+    raw_best = max(raw_best, to_key(v.raw_max));
+    nan |= v.nan != 0;
+    raw_nan |= v.raw_nan != 0;
+  }
+  const uint32_t top_key = __reduce_max_sync(0xffffffffu, best);
+  arg = __reduce_min_sync(0xffffffffu, best == top_key ? arg : INT32_MAX);
+  const float top = from_key(top_key), raw_top = from_key(__reduce_max_sync(0xffffffffu, raw_best));
+  nan = __any_sync(0xffffffffu, nan);
+  raw_nan = __any_sync(0xffffffffu, raw_nan);
+  SampleError error = SampleError::kNone;
+  if (raw_nan) {
+    error = SampleError::kNaN;
+  } else if (raw_top == -INFINITY) {
+    error = SampleError::kAllForbidden;
+  } else if (raw_top == INFINITY) {
+    error = SampleError::kInfinity;
+  } else if (nan) {
+    error = SampleError::kNaN;
+  } else if (top == -INFINITY) {
+    error = SampleError::kAllForbidden;
+  }
+  const bool random = a.p.any_random && is_random(row);
+  const float factor = random ? scale() : 1.0f;
+  double total = 0, raw_total = 0;
+  if (error == SampleError::kNone) {
     for (int c = lane; c < chunks; c += 32) {
-      const ChunkStats v = s[c];
-      if (to_key(v.max) > best) {
-        best = to_key(v.max);
-        arg = v.arg;
-      }
-      raw_best = max(raw_best, to_key(v.raw_max));
-      nan |= v.nan != 0;
-      raw_nan |= v.raw_nan != 0;
-    }
-    const uint32_t top_key = __reduce_max_sync(0xffffffffu, best);
-    arg = __reduce_min_sync(0xffffffffu, best == top_key ? arg : INT32_MAX);
-    const float top = from_key(top_key), raw_top = from_key(__reduce_max_sync(0xffffffffu, raw_best));
-    nan = __any_sync(0xffffffffu, nan);
-    raw_nan = __any_sync(0xffffffffu, raw_nan);
-    SampleError error = SampleError::kNone;
-    if (raw_nan) {
-      error = SampleError::kNaN;
-    } else if (raw_top == -INFINITY) {
-      error = SampleError::kAllForbidden;
-    } else if (raw_top == INFINITY) {
-      error = SampleError::kInfinity;
-    } else if (nan) {
-      error = SampleError::kNaN;
-    } else if (top == -INFINITY) {
-      error = SampleError::kAllForbidden;
-    }
-    const bool random = a.p.any_random && is_random(row);
-    const float factor = random ? scale() : 1.0f;
-    double total = 0, raw_total = 0;
-    if (error == SampleError::kNone) {
-      for (int c = lane; c < chunks; c += 32) {
-        raw_total += s[c].raw_sum * static_cast<double>(weight_of(s[c].raw_max, raw_top, 1.0f));
-        if (random) total += s[c].sum * static_cast<double>(weight_of(s[c].max, top, factor));
-      }
-    }
-    raw_total = warp_sum(raw_total);
-    total = warp_sum(total);
-    if (random &&
-        error == SampleError::kNone) {  // the first chunk in which the running sum passes the target
-      const double target = u * total;
-      double base = 0, rest = 0;
-      int chunk = -1;
-      for (int c0 = 0; c0 < chunks && chunk < 0; c0 += 32) {
-        const int c = c0 + lane;
-        const double mass =
-            c < chunks ? s[c].sum * static_cast<double>(weight_of(s[c].max, top, factor)) : 0.0;
-        double up = mass;
-#pragma unroll
-        for (int d = 1; d < 32; d <<= 1) {
-          const double other = __shfl_up_sync(0xffffffffu, up, d);
-          if (lane >= d) up += other;
-        }
-        const double above = __shfl_up_sync(0xffffffffu, up, 1);
-        const uint32_t passed = __ballot_sync(0xffffffffu, mass > 0 && base + up > target);
-        if (passed != 0) {
-          const int who = __ffs(static_cast<int>(passed)) - 1;
-          chunk = c0 + who;
-          rest = target - (base + (who == 0 ? 0.0 : __shfl_sync(0xffffffffu, above, who)));
-        }
-        base += __shfl_sync(0xffffffffu, up, 31);
-      }
-      if (chunk < 0) {  // rounding, u close to 1: the last that weighs anything
-        int last = 0;
-        for (int c = lane; c < chunks; c += 32)
-          if (s[c].sum > 0 && weight_of(s[c].max, top, factor) > 0) last = c;
-        chunk = __reduce_max_sync(0xffffffffu, last);
-        rest = INFINITY;
-      }
-      if (lane == 0) {
-        sh.chunk = chunk;
-        sh.target = rest;
-      }
-    }
-    if (lane == 0) {
-      sh.max = top;
-      sh.raw_max = raw_top;
-      sh.total = total;
-      sh.raw_total = raw_total;
-      sh.arg = arg;
-      sh.error = static_cast<int>(error);
-      sh.found = INT32_MAX;
+      raw_total += s[c].raw_sum * static_cast<double>(weight_of(s[c].raw_max, raw_top, 1.0f));
+      if (random) total += s[c].sum * static_cast<double>(weight_of(s[c].max, top, factor));
     }
   }
-
-  // An unfiltered draw inside sh.chunk. The first 256 threads have sixteen neighbours each.
-  __device__ int draw_in_chunk() {
-    const float* x = view();
-    const float top = sh.max, factor = scale();
-    const double target = sh.target;
-    const int first = sh.chunk * kChunk + t * kScanEach;
-    float w[kScanEach];
-    double own = 0;
-    if (t < kScanThreads) {
-#pragma unroll
-      for (int i = 0; i < kScanEach; i += 4) {
-        const float4 v = load4(x, first + i, a.p.vocab, view_aligned());
-        w[i] = weight_of(v.x, top, factor), w[i + 1] = weight_of(v.y, top, factor);
-        w[i + 2] = weight_of(v.z, top, factor), w[i + 3] = weight_of(v.w, top, factor);
-      }
-#pragma unroll
-      for (int i = 0; i < kScanEach; ++i) own += w[i];
-    }
-    double running = before(own, sh.scan);
-    int found = INT32_MAX, last = -1;
-    if (t < kScanThreads) {
-#pragma unroll
-      for (int i = 0; i < kScanEach; ++i) {
-        running += w[i];
-        if (w[i] > 0) {
-          last = first + i;
-          if (found == INT32_MAX && running > target) found = first + i;
-        }
-      }
-    }
-    return first_or_last(found, last);
-  }
-
-  // The lowest `found` of all threads, or where there is none the highest `last`.
-  __device__ int first_or_last(int found, int last) {
-    int(*buffer)[4] = sh.counts[turn];
-    turn ^= 1;
-    found = __reduce_min_sync(0xffffffffu, found);
-    last = __reduce_max_sync(0xffffffffu, last);
-    if (lane == 0) {
-      buffer[warp][0] = found;
-      buffer[warp][1] = last;
-    }
-    __syncthreads();
-    found = __reduce_min_sync(0xffffffffu, lane < kThreads / 32 ? buffer[lane][0] : INT32_MAX);
-    last = __reduce_max_sync(0xffffffffu, lane < kThreads / 32 ? buffer[lane][1] : -1);
-    return found != INT32_MAX ? found : last;
-  }
-
-  // All elements of `x` that are at least `bound`, in the order of ids; the row itself where they are too
-  // many. chunk_max: offset in ChunkStats of the maximum that tells which chunks to leave out.
-  __device__ Source collect(const float* x, bool aligned, float bound, bool raw_max) {
-    const ChunkStats* s = stats();
-    const int n = a.p.vocab;
-    constexpr int kTile = kThreads * 16;
-    int base = 0;
-    __syncthreads();  // the list may be in use
-    for (int start = 0; start < n; start += kTile) {
-      // A warp has 512 neighbours, in four times 32 lanes times four.
-      const int mine = start + warp * 512;
-      float4 v[4];
-      bool any = mine < n;
-      if (any) {
-        const ChunkStats& chunk = s[mine / kChunk];
-        any = (raw_max ? chunk.raw_max : chunk.max) >= bound;
-      }
-      uint32_t packed = 0;  // counts of the four, a byte each: at most 128 in a warp
-      if (any) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) v[i] = load4(x, mine + i * 128 + lane * 4, n, aligned);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int count = in(v[i].x, bound) + in(v[i].y, bound) + in(v[i].z, bound) + in(v[i].w, bound);
-          packed |= static_cast<uint32_t>(count) << 8 * i;
-        }
-      }
-      uint32_t up = packed;
+  raw_total = warp_sum(raw_total);
+  total = warp_sum(total);
+  if (random && error == SampleError::kNone) {  // the first chunk in which the running sum passes the target
+    const double target = u * total;
+    double base = 0, rest = 0;
+    int chunk = -1;
+    for (int c0 = 0; c0 < chunks && chunk < 0; c0 += 32) {
+      const int c = c0 + lane;
+      const double mass = c < chunks ? s[c].sum * static_cast<double>(weight_of(s[c].max, top, factor)) : 0.0;
+      double up = mass;
 #pragma unroll
       for (int d = 1; d < 32; d <<= 1) {
-        const uint32_t other = __shfl_up_sync(0xffffffffu, up, d);
+        const double other = __shfl_up_sync(0xffffffffu, up, d);
         if (lane >= d) up += other;
       }
-      const uint32_t all = __shfl_sync(0xffffffffu, up, 31);
-      int(*buffer)[4] = sh.counts[turn];
-      turn ^= 1;
-      if (lane == 0) buffer[warp][0] = (all & 255) + (all >> 8 & 255) + (all >> 16 & 255) + (all >> 24);
-      __syncthreads();
-      const int of_lane = lane < kThreads / 32 ? buffer[lane][0] : 0;
-      const int tile = warp_sum(of_lane);
-      int at = base + warp_sum(lane < warp ? of_lane : 0);
-      base += tile;
-      if (base > a.list_capacity) {
-        __syncthreads();
-        return {x, nullptr, n};
+      const double above = __shfl_up_sync(0xffffffffu, up, 1);
+      const uint32_t passed = __ballot_sync(0xffffffffu, mass > 0 && base + up > target);
+      if (passed != 0) {
+        const int who = __ffs(static_cast<int>(passed)) - 1;
+        chunk = c0 + who;
+        rest = target - (base + (who == 0 ? 0.0 : __shfl_sync(0xffffffffu, above, who)));
       }
-      if (all != 0) {
-        const uint32_t before_me = up - packed;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          int to = at + (before_me >> 8 * i & 255);
-          const int id = mine + i * 128 + lane * 4;
-          put(v[i].x, bound, id, to);
-          put(v[i].y, bound, id + 1, to);
-          put(v[i].z, bound, id + 2, to);
-          put(v[i].w, bound, id + 3, to);
-          at += all >> 8 * i & 255;
-        }
-      }
+      base += __shfl_sync(0xffffffffu, up, 31);
     }
-    __syncthreads();
-    return {list, list_ids, base};
+    if (chunk < 0) {  // rounding, u close to 1: the last that weighs anything
+      int last = 0;
+      for (int c = lane; c < chunks; c += 32)
+        if (s[c].sum > 0 && weight_of(s[c].max, top, factor) > 0) last = c;
+      chunk = __reduce_max_sync(0xffffffffu, last);
+      rest = INFINITY;
+    }
+    if (lane == 0) {
+      sh.chunk = chunk;
+      sh.target = rest;
+    }
   }
-  // -Infinity is never of interest, not even where the bound is.
-  static __device__ int in(float x, float bound) { return x >= bound && x > -INFINITY; }
-  __device__ void put(float x, float bound, int id, int& to) {
-    if (!in(x, bound)) return;
-    list[to] = x;
-    list_ids[to] = id;
-    ++to;
+  if (lane == 0) {
+    sh.max = top;
+    sh.raw_max = raw_top;
+    sh.total = total;
+    sh.raw_total = raw_total;
+    sh.arg = arg;
+    sh.error = static_cast<int>(error);
+    sh.found = INT32_MAX;
   }
+}
 
-  // The largest key T for which the elements of at least T are `target` or more (kMass: weigh that much); at
-  // least `low`, for which that is taken for granted. No element has a key of `high` or more.
-  template <bool kMass>
-  __device__ uint32_t search(const float* values, int count, uint32_t low, uint32_t high, double target,
-                             float top, float factor) {
-    while (high - low > 1) {
-      const uint32_t width = high - low;
-      const uint32_t quarter = max(width / 4, 1u);
-      uint32_t pivot[3];
-      float bound[3];
-#pragma unroll
-      for (int i = 0; i < 3; ++i) {
-        pivot[i] = min(low + quarter * (i + 1), high - 1);
-        bound[i] = from_key(pivot[i]);
-      }
-      double sums[3];
-      if (kMass) {
-        double f[3] = {0, 0, 0};
-        for (int i = t; i < count; i += kThreads) {
-          const float x = values[i];
-          if (!(x >= bound[0])) continue;
-          const double w = weight_of(x, top, factor);
-          f[0] += w;
-          if (x >= bound[1]) f[1] += w;
-          if (x >= bound[2]) f[2] += w;
-        }
-#pragma unroll
-        for (int i = 0; i < 3; ++i) sums[i] = f[i];
-        sum3(sums);
-      } else {
-        int f[3] = {0, 0, 0};
-#pragma unroll 4
-        for (int i = t; i < count; i += kThreads) {
-          const float x = values[i];
-#pragma unroll
-          for (int j = 0; j < 3; ++j) f[j] += x >= bound[j];
-        }
-        int(*buffer)[4] = sh.counts[turn];
-        turn ^= 1;
-#pragma unroll
-        for (int i = 0; i < 3; ++i) f[i] = __reduce_add_sync(0xffffffffu, f[i]);
-        if (lane == 0) {
-#pragma unroll
-          for (int i = 0; i < 3; ++i) buffer[warp][i] = f[i];
-        }
-        __syncthreads();
-#pragma unroll
-        for (int i = 0; i < 3; ++i)
-          sums[i] = __reduce_add_sync(0xffffffffu, lane < kThreads / 32 ? buffer[lane][i] : 0);
-      }
-      if (sums[2] >= target) {
-        low = pivot[2];
-      } else if (sums[1] >= target) {
-        low = pivot[1];
-        high = pivot[2];
-      } else if (sums[0] >= target) {
-        low = pivot[0];
-        high = pivot[1];
-      } else {
-        high = pivot[0];
-      }
+template <int kThreads>
+__device__ typename Row<kThreads>::Compared Row<kThreads>::compare(const Source& s, float top, float factor) {
+  const int share = share_of(s), i = t / share;
+  Compared c{0, 0, -INFINITY, 0.0, i < s.count && t % share == 0};
+  if (i < s.count) {
+    c.value = s.values[i];
+    for (int j = t % share; j < s.count; j += share) {
+      const float v = s.values[j];
+      const bool equal = v == c.value && j < i;
+      c.greater += v > c.value;
+      c.earlier += equal;
+      if (v > c.value || equal) c.above += weight_of(v, top, factor);
     }
-    return low;
   }
+  for (int d = share / 2; d > 0; d /= 2) {
+    c.greater += __shfl_xor_sync(0xffffffffu, c.greater, d);
+    c.earlier += __shfl_xor_sync(0xffffffffu, c.earlier, d);
+    c.above += __shfl_xor_sync(0xffffffffu, c.above, d);
+  }
+  return c;
+}
 
-  // A lower bound for the k-th largest of a row, from maxima of groups: at least k elements reach the k-th
-  // largest of them.
-  __device__ float bound_of_top(const float* maxima, int k, float top) {
-    const int n = a.s.chunks * kGroups;
-    if (k > n) return -INFINITY;
-    return from_key(search<false>(maxima, n, to_key(-INFINITY), to_key(top) + 1, k, 0.0f, 0.0f));
-  }
-
-  // Of the elements equal to `least`, in order, the place of the j-th (from 1); -1 with fewer than j.
-  __device__ int place_of_equal(const Source& s, float least, int j) {
-    const int each = ((s.count + kThreads - 1) / kThreads) | 1;  // odd: no two lanes on one bank
-    const int first = min(t * each, s.count), last = min(first + each, s.count);
-    int own = 0;
-    for (int i = first; i < last; ++i) own += s.values[i] == least;
-    int running = before_int(own);
-    int found = INT32_MAX;
-    for (int i = first; i < last && found == INT32_MAX; ++i)
-      if (s.values[i] == least && ++running == j) found = i;
-    return first_or_last(found, -1);
-  }
-  __device__ int before_int(int v) {
-    int(*buffer)[4] = sh.counts[turn];
-    turn ^= 1;
-    int up = v;
-#pragma unroll
-    for (int d = 1; d < 32; d <<= 1) {
-      const int other = __shfl_up_sync(0xffffffffu, up, d);
-      if (lane >= d) up += other;
-    }
-    if (lane == 31) buffer[warp][0] = up;
-    __syncthreads();
-    return up - v + warp_sum(lane < warp ? buffer[lane][0] : 0);
-  }
-
-  __device__ int draw_filtered(double u) {
-    const SampleParams& p = a.p;
-    const float top = sh.max, factor = scale();
-    const float* x = view();
-    const bool top_k = row.top_k >= 1 && row.top_k < p.vocab, top_p = row.top_p<1.0f, min_p = row.min_p> 0.0f;
-    float bound = -INFINITY;
-    if (top_k) {
-      const float* maxima = (rules() ? a.s.groups : a.s.raw_groups) + int64_t{r} * a.s.chunks * kGroups;
-      bound = bound_of_top(maxima, row.top_k, top);
-    } else {
-      // What is below both bounds cannot be kept: tokens with less than (1 - top_p) / vocab of the mass weigh
-      // less than 1 - top_p all together. The margin covers rounding; the exact rules follow.
-      float share = -INFINITY;
-      if (top_p) share = __logf(static_cast<float>((1.0 - row.top_p) * sh.total / p.vocab)) - 0.01f;
-      if (min_p) share = fmaxf(share, __logf(row.min_p) - 0.01f);
-      bound = top + share * row.temperature;
-      bound = fminf(bound - fabsf(bound) * 1e-6f, top);
-    }
-    const Source s = collect(x, view_aligned(), bound, false);
-    const uint32_t high = to_key(top) + 1;
-    uint32_t least = to_key(bound);
-    if (top_k) least = search<false>(s.values, s.count, least, high, row.top_k, 0.0f, 0.0f);
-    int cut = INT32_MAX;  // of the elements equal to the least, the place of the last that is kept
-    if (top_p) {
-      double total = sh.total;
-      if (top_k) {
-        const float floor = from_key(least);
-        double own = 0;
-        for (int i = t; i < s.count; i += kThreads)
-          if (s.values[i] >= floor) own += weight_of(s.values[i], top, factor);
-        total = sum(own);
-      }
-      const double limit = row.top_p * total;
-      least = search<true>(s.values, s.count, least, high, limit, top, factor);
-      const float floor = from_key(least), weight = weight_of(floor, top, factor);
-      double own[3] = {0, 0, 0};
-      for (int i = t; i < s.count; i += kThreads) {
-        const float v = s.values[i];
-        if (v > floor) own[0] += weight_of(v, top, factor);
-        own[1] += v == floor;
-      }
-      sum3(own);
-      if (weight > 0) {
-        const double wanted = fmax(ceil((limit - own[0]) / weight), 1.0);
-        if (wanted < own[1]) cut = place_of_equal(s, floor, static_cast<int>(wanted));
-      }
-    }
-    const float floor = from_key(least);
-    auto kept_weight = [&](int i) {
-      const float v = s.values[i];
-      if (!(v > floor || (v == floor && i <= cut))) return 0.0f;
-      const float w = weight_of(v, top, factor);
-      return w >= row.min_p ? w : 0.0f;
-    };
-    const int each = ((s.count + kThreads - 1) / kThreads) | 1;
-    const int first = min(t * each, s.count), last = min(first + each, s.count);
-    double own = 0;
-    for (int i = first; i < last; ++i) own += kept_weight(i);
-    const double target = u * sum(own);
-    double running = before(own, sh.scan);
-    int found = INT32_MAX, positive = -1;
-    if (own > 0) {
-      for (int i = first; i < last && found == INT32_MAX; ++i) {
-        const float w = kept_weight(i);
-        if (w <= 0) continue;
-        positive = i;
-        running += w;
-        if (running > target) found = i;
-      }
-    }
-    const int place = first_or_last(found, positive);
-    return place < 0 || s.ids == nullptr ? place : s.ids[place];
-  }
-
-  // Elements of the raw row above `value`.
-  __device__ int count_above(float value) {
-    const ChunkStats* s = stats();
-    const float* x = raw();
-    int above = 0;
-    for (int at = 4 * t; at < a.p.vocab; at += 4 * kThreads) {
-      if (!(s[at / kChunk].raw_max > value)) continue;
-      const float4 v = load4(x, at, a.p.vocab, a.aligned);
-      above += (v.x > value) + (v.y > value) + (v.z > value) + (v.w > value);
-    }
-    return static_cast<int>(sum(above));
-  }
-
-  // Bitonic, in place in global memory; every comparison puts the likelier one first, so that what would
-  // stand past the end of a power of two need not be there. For requests of thousands of logprobs.
-  __device__ void sort_likeliest(TopToken* x, int n) {
-    auto order = [&](int i, int j) {
-      if (j >= n) return;
-      const TopToken p = x[i], q = x[j];
-      if (q.logprob > p.logprob || (q.logprob == p.logprob && q.token < p.token)) {
-        x[i] = q;
-        x[j] = p;
-      }
-    };
-    for (int size = 2; size < 2 * n; size *= 2) {
-      for (int half = size / 2; half > 0; half /= 2) {
-        for (int pair = t; pair < (n + size) / 2; pair += kThreads) {
-          const int block = pair / half * 2 * half, at = pair % half;
-          order(block + at, half == size / 2 ? block + 2 * half - 1 - at : block + half + at);
-        }
-        __syncthreads();
-      }
-    }
-  }
-
-  // The k most likely of the raw row. best: [kMaxLogprobs].
-  __device__ void most_likely(int k, TopToken* best, float log_total) {
-    const int vocab = a.p.vocab;
-    const int wanted = min(k, vocab);
-    const float* maxima = a.s.raw_groups + int64_t{r} * a.s.chunks * kGroups;
-    const float bound = bound_of_top(maxima, wanted, sh.raw_max);
-    Source s = collect(raw(), a.aligned, bound, true);
-    if (s.count < wanted) s = {raw(), nullptr, vocab};  // there is not as much above -Infinity
-    const uint32_t least =
-        search<false>(s.values, s.count, to_key(bound), to_key(sh.raw_max) + 1, wanted, 0, 0);
-    const float floor = from_key(least);
-    // Gathered in order: what is above the floor, and as many equal to it as there is room for.
-    double above = 0;
-    for (int i = t; i < s.count; i += kThreads) above += s.values[i] > floor;
-    const int room = wanted - static_cast<int>(sum(above));
-    int cut = place_of_equal(s, floor, room);
-    if (cut < 0) cut = s.count;
-    auto kept = [&](int i) { return s.values[i] > floor || (s.values[i] == floor && i <= cut); };
-    const int each = ((s.count + kThreads - 1) / kThreads) | 1;
-    const int first = min(t * each, s.count), last = min(first + each, s.count);
-    int own = 0;
-    for (int i = first; i < last; ++i) own += kept(i);
-    int to = before_int(own);
-    TopToken* out = a.p.top + int64_t{r} * a.p.max_logprobs;
-    const bool many = wanted > kMaxLogprobs;
-    if (many) best = out;
-    for (int i = first; i < last; ++i) {
-      if (kept(i) && to < wanted) best[to++] = {s.ids == nullptr ? i : s.ids[i], s.values[i]};
-    }
-    __syncthreads();
-    if (many) sort_likeliest(out, wanted);
-    for (int i = t; i < wanted; i += kThreads) {
-      if (many) {
-        out[i].logprob = (out[i].logprob - sh.raw_max) - log_total;
-        continue;
-      }
-      const TopToken mine = best[i];
-      int rank = 0;
-      for (int j = 0; j < wanted; ++j)
-        rank += best[j].logprob > mine.logprob || (best[j].logprob == mine.logprob && j < i);
-      out[rank] = {mine.token, (mine.logprob - sh.raw_max) - log_total};
-    }
-    for (int i = wanted + t; i < k; i += kThreads) out[i] = {-1, -INFINITY};
-  }
-};
+namespace {
 
 // Philox4x32-10 as in exec/philox.h: 53 bits, in [0, 1).
 __device__ double philox_uniform(uint64_t seed, uint64_t position) {
@@ -628,10 +395,12 @@ void launch_finish(const SampleArgs& args, const Context& ctx) {
   }
   SampleArgs full = args;
   const size_t fixed = sizeof(Shared) + kMaxLogprobs * sizeof(TopToken) + 1024;
-  const size_t elements = (ctx.max_smem - fixed) / (sizeof(float) + sizeof(int32_t)) / 4 * 4;
-  full.list_capacity = static_cast<int>(elements);
-  launch(ctx, finish_kernel<1024, true>, grid, dim3(1024), elements * (sizeof(float) + sizeof(int32_t)),
-         full);
+  const size_t room = (ctx.max_smem - fixed) / 64 * 64;
+  const size_t segments = (static_cast<size_t>(args.p.vocab) / kSegment + 64) / 64 * 64 * sizeof(uint16_t);
+  full.has_segments = args.p.vocab <= 65536 * kSegment && segments <= room / 2;
+  const size_t element = sizeof(float) + sizeof(int32_t);
+  full.list_capacity = static_cast<int>((room - (full.has_segments ? segments : 0)) / element);
+  launch(ctx, finish_kernel<1024, true>, grid, dim3(1024), room, full);
 }
 
 }  // namespace taco::cuda::sampling

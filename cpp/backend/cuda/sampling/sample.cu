@@ -65,7 +65,7 @@ __device__ __forceinline__ Partial combine(const Partial* partials, float scale)
 }
 
 // The rules in the order of exec/sampler.h on a chunk in shared memory, rounded as the host rounds.
-__device__ void apply_rules(const SampleParams& p, const SampleRow& row, int first, int count, float* x,
+__device__ __forceinline__ void apply_rules(const SampleParams& p, const SampleRow& row, int first, int count, float* x,
                             uint32_t* bits) {
   const int t = threadIdx.x;
   if (row.num_allowed > 0) {
@@ -181,7 +181,7 @@ void run_sample(const SampleParams& p, Context& ctx) {
   using namespace sampling;
   if (p.num_rows == 0) return;
   TACO_CHECK(p.vocab > 0);
-  SampleArgs args{.p = p, .s = {}, .list_capacity = 0, .aligned = false};
+  SampleArgs args{.p = p, .s = {}, .list_capacity = 0, .has_segments = false, .aligned = false};
   args.aligned = p.vocab % 4 == 0 && reinterpret_cast<uintptr_t>(p.logits) % 16 == 0;
   Layout& s = args.s;
   s.chunks = (p.vocab + kChunk - 1) / kChunk;

@@ -40,6 +40,7 @@ struct SampleArgs {
   SampleParams p;
   Layout s;
   int list_capacity;  // elements of the list in finish's shared memory
+  bool has_segments;  // there is room for the list of segments as well
   bool aligned;       // rows of logits start at multiples of 16 bytes
 };
 
