@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -45,17 +46,21 @@ def load_workload(path: Path) -> Any:
 
 
 def commit() -> str:
+    if os.environ.get("TACO_COMMIT"):
+        return os.environ["TACO_COMMIT"]
     found = subprocess.run(
         ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     )
-    return found.stdout.strip() or os.environ.get("TACO_COMMIT", "")
+    return found.stdout.strip()
 
 
 def driver_version() -> str:
     try:
-        return Path("/proc/driver/nvidia/version").read_text().split("Module")[1].split()[0]
-    except (OSError, IndexError):
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
         return ""
+    found = re.search(r"\s(\d+\.\d+(\.\d+)?)\s", text)
+    return found.group(1) if found else ""
 
 
 def numbers(text: str) -> list[int]:

@@ -19,7 +19,7 @@ DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "fp8_e4m3": 1, "fp8_e5
 CONTEXT_BYTES = 600 << 20
 """What the driver keeps for a process that uses the GPU: about 0.5 GiB."""
 _MARGIN = 64 << 20  # allocations are rounded up
-_WORKSPACE = 96 << 20  # of matrix products and split attention
+_WORKSPACE = 160 << 20  # of matrix products, split attention and sampling
 
 
 # --- what a model needs
@@ -63,11 +63,10 @@ def step_estimate(spec: _core.ModelSpec, dtype: str, tokens: int, seqs: int, fp8
         else:
             inner = max(inner, ffn.intermediate)
     row = 5 * spec.hidden + qkv + heads + inner + experts
-    widest = max(2 * inner, qkv, spec.hidden)  # of products that need a pass over their result
     quantized = (spec.hidden + heads + inner) if fp8 else 0
     rows = max(tokens, seqs)
-    activations = rows * ((row + widest) * DTYPE_BYTES[dtype] + quantized)
-    return activations + 2 * seqs * spec.vocab_size * 4 + _WORKSPACE
+    activations = rows * (row * DTYPE_BYTES[dtype] + quantized)
+    return activations + seqs * spec.vocab_size * 4 + _WORKSPACE
 
 
 def graph_bytes(num_layers: int, max_num_seqs: int) -> int:
