@@ -97,14 +97,12 @@ __device__ __forceinline__ uint32_t transpose8x8(uint32_t a) {
 template <bool kHalf>
 __device__ __forceinline__ void mma16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (kHalf) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -122,11 +120,9 @@ __device__ __forceinline__ uint32_t pack2(float x, float y) {
   }
 }
 
-// Two 16-bit queries at `p` in the form that the products want.
+// Two 16-bit queries in the form that the products want.
 template <bool kHalf>
-__device__ __forceinline__ uint32_t load_query2(const uint16_t* p, bool q_half) {
-  uint32_t bits = *reinterpret_cast<const uint32_t*>(p);
-  if (q_half == kHalf) return bits;
+__device__ __forceinline__ uint32_t convert_query2(uint32_t bits, bool q_half) {
   float x, y;
   if (q_half) {
     float2 f = __half22float2(*reinterpret_cast<__half2*>(&bits));
@@ -136,6 +132,11 @@ __device__ __forceinline__ uint32_t load_query2(const uint16_t* p, bool q_half) 
   }
   if (kHalf) x = fminf(fmaxf(x, -65504.0f), 65504.0f), y = fminf(fmaxf(y, -65504.0f), 65504.0f);
   return pack2<kHalf>(x, y);
+}
+template <bool kHalf>
+__device__ __forceinline__ uint32_t load_query2(const uint16_t* p, bool q_half) {
+  uint32_t bits = *reinterpret_cast<const uint32_t*>(p);
+  return q_half == kHalf ? bits : convert_query2<kHalf>(bits, q_half);
 }
 
 // FP8 pairs to fp16. The bits of e5m2 are the upper ones of fp16; those of e4m3, moved below the longer
@@ -154,14 +155,6 @@ __device__ __forceinline__ uint32_t tile_offset(int token, int chunk) {
   static_assert(kRowBytes == 64 || kRowBytes % 128 == 0);
   int place = kRowBytes == 64 ? chunk ^ ((token >> 1) & 3) : chunk ^ (token & 7);
   return static_cast<uint32_t>(token * kRowBytes + place * 16);
-}
-
-// log2(e) times the score, from the product of query and key.
-__device__ __forceinline__ float cap_score(float s, const PagedParams& p) {
-  s *= p.score_scale;
-  if (!p.capped) return s;
-  // tanh by the exponential: the hardware's tanh is too rough for scores.
-  return p.score_cap * (1.0f - __fdividef(2.0f, 1.0f + __expf(2.0f * s)));
 }
 
 inline constexpr float kLog2e = 1.4426950408889634f;
@@ -191,12 +184,29 @@ __device__ __forceinline__ RowRule row_rule(const PagedParams& p, const WorkItem
   return r;
 }
 
-// Whether the rule hides none of the keys [begin, end) from any row of the item.
-__device__ __forceinline__ bool all_seen(const PagedParams& p, const WorkItem& item, int begin, int end) {
-  int oldest = item.kv_len - item.q_len;  // of the new tokens
-  bool seen = end <= (p.tree_mask != nullptr ? oldest : oldest + item.first_row / p.group + 1);
-  if (p.window > 0) seen = seen && begin >= item.kv_len - p.window;
-  return seen && begin >= item.kv_begin && end <= item.kv_end;
+// The range of keys that every row of the item sees.
+struct SeenRange {
+  int begin, end;
+};
+__device__ __forceinline__ SeenRange seen_range(const PagedParams& p, const WorkItem& item) {
+  if (p.alibi_slopes != nullptr) return {0, 0};  // each score has its own rule
+  int oldest = item.kv_len - item.q_len;         // of the new tokens
+  int end = p.tree_mask != nullptr ? oldest : oldest + item.first_row / p.group + 1;
+  int begin = p.window > 0 ? item.kv_len - p.window : 0;
+  return {max(begin, item.kv_begin), min(end, item.kv_end)};
+}
+
+// log2(e) times the scores.
+template <int kCount>
+__device__ __forceinline__ void cap_scores(float (&s)[kCount], const PagedParams& p) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) s[i] *= p.score_scale;
+  if (p.capped) {
+    // tanh by the exponential: the hardware's tanh is too rough for scores.
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)
+      s[i] = p.score_cap * (1.0f - __fdividef(2.0f, 1.0f + __expf(2.0f * s[i])));
+  }
 }
 
 // The score with ALiBi, or minus infinity where the row does not see the key.
@@ -248,43 +258,64 @@ __device__ __forceinline__ float result_factor(const PagedParams& p, int kv_head
 }
 
 // After every thread of the block has written its part of a split: the block that comes last of the group
-// adds the splits up, in their order, and writes the results.
+// adds the splits up, in their order, and writes the results. A warp takes a row.
 __device__ __forceinline__ void merge_splits(const PagedParams& p, const WorkItem& item, int kv_head,
                                              int* flag) {
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
     int* semaphore = p.semaphores + int64_t{item.semaphore} * p.num_kv_heads + kv_head;
-    int arrived = atomicAdd(semaphore, 1);
+    int arrived;
+    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(arrived) : "l"(semaphore) : "memory");
     *flag = arrived == item.num_splits - 1;
     if (*flag) *semaphore = 0;  // nobody else comes: ready for the next layer
   }
   __syncthreads();
   if (*flag == 0) return;
-  __threadfence();
-  const int vectors = p.head_dim / 4;
-  const int64_t stride = int64_t{p.num_kv_heads} * item.num_rows;
-  for (int i = threadIdx.x; i < item.num_rows * vectors; i += blockDim.x) {
-    int r = i / vectors, d = (i - r * vectors) * 4;
+  const int lane = threadIdx.x % 32, warps = blockDim.x / 32, num_splits = item.num_splits;
+  const int stride = p.num_kv_heads * item.num_rows;
+  for (int r = threadIdx.x / 32; r < item.num_rows; r += warps) {
     const int64_t part = item.part_row + int64_t{kv_head} * item.num_rows + r;
     const float2* max_sum = reinterpret_cast<const float2*>(p.part_max_sum) + part;
-    const float* values = p.part_out + part * p.head_dim + d;
     float max = -kInfinity;
-#pragma unroll 8
-    for (int s = 0; s < item.num_splits; ++s) max = fmaxf(max, __ldcg(max_sum + s * stride).x);
-    float top = max == -kInfinity ? 0.0f : max, sum = 0.0f;
-    float4 total = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 8
-    for (int s = 0; s < item.num_splits; ++s) {
-      float2 ms = __ldcg(max_sum + s * stride);
-      float4 v = __ldcg(reinterpret_cast<const float4*>(values + s * stride * p.head_dim));
-      float w = exp2f(ms.x - top);
-      sum += ms.y * w;
-      total.x += v.x * w, total.y += v.y * w, total.z += v.z * w, total.w += v.w * w;
+    for (int s = lane; s < num_splits; s += 32) max = fmaxf(max, __ldcg(max_sum + int64_t{s} * stride).x);
+#pragma unroll
+    for (int i = 16; i > 0; i /= 2) max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, i));
+    const float top = max == -kInfinity ? 0.0f : max;
+    for (int d = lane * 4; d - lane * 4 < p.head_dim; d += 128) {
+      const bool there = d < p.head_dim;
+      const float* values = p.part_out + part * p.head_dim + (there ? d : 0);
+      float sum = 0.0f;
+      float4 total = {0.0f, 0.0f, 0.0f, 0.0f};
+      for (int base = 0; base < num_splits; base += 32) {
+        float weight = 0.0f;
+        if (base + lane < num_splits) {
+          float2 ms = __ldcg(max_sum + int64_t{base + lane} * stride);
+          weight = exp2f(ms.x - top);
+          sum += ms.y * weight;
+        }
+        const int count = min(32, num_splits - base);
+#pragma unroll 1
+        for (int s0 = 0; s0 < count; s0 += 8) {
+          float4 v[8];
+#pragma unroll
+          for (int s = 0; s < 8; ++s) {
+            // Splits beyond the last have no weight.
+            int64_t from = base + min(s0 + s, count - 1);
+            v[s] = __ldcg(reinterpret_cast<const float4*>(values + from * stride * p.head_dim));
+          }
+#pragma unroll
+          for (int s = 0; s < 8; ++s) {
+            float w = __shfl_sync(0xffffffffu, weight, s0 + s);
+            total.x += v[s].x * w, total.y += v[s].y * w, total.z += v[s].z * w, total.w += v[s].w * w;
+          }
+        }
+      }
+#pragma unroll
+      for (int i = 16; i > 0; i /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, i);
+      const float f = result_factor(p, kv_head, item.first_row + r, max, sum);
+      total.x *= f, total.y *= f, total.z *= f, total.w *= f;
+      if (there) store4(p, out_row(p, item, kv_head, item.first_row + r) + d, total);
     }
-    float f = result_factor(p, kv_head, item.first_row + r, max, sum);
-    total.x *= f, total.y *= f, total.z *= f, total.w *= f;
-    store4(p, out_row(p, item, kv_head, item.first_row + r) + d, total);
   }
 }
 

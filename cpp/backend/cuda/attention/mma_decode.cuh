@@ -28,6 +28,39 @@ struct DecodeShared {
   float values[kDecodeWarps][kRows][kPitch];
 };
 
+// The 16-row operands of steps [step, step + kCount): keys as they stand, or values transposed.
+template <typename T, int kRowBytes, bool kValues, int kCount>
+__device__ __forceinline__ void load_operands(uint32_t (&a)[kCount][4], uint32_t tile, int step, int lane,
+                                              bool e5m2) {
+  if constexpr (T::kFp8) {
+    uint32_t bytes[kCount / 2][4];
+#pragma unroll
+    for (int i = 0; i < kCount / 2; ++i) {
+      const uint32_t at = tile + tile_offset<kRowBytes>(lane & 15, step + 2 * i + lane / 16);
+      kValues ? ldmatrix4_trans(bytes[i], at) : ldmatrix4(bytes[i], at);
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const uint32_t low = bytes[i / 2][i % 2 * 2], high = bytes[i / 2][i % 2 * 2 + 1];
+      // Keys: dims 4c, 4c + 1 and 4c + 2, 4c + 3; values: even dims, odd dims.
+      a[i][0] = widen_fp8(low, kValues ? kBytes02 : kBytes01, e5m2);
+      a[i][kValues ? 1 : 2] = widen_fp8(low, kValues ? kBytes13 : kBytes23, e5m2);
+      a[i][kValues ? 2 : 1] = widen_fp8(high, kValues ? kBytes02 : kBytes01, e5m2);
+      a[i][3] = widen_fp8(high, kValues ? kBytes13 : kBytes23, e5m2);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if constexpr (kValues) {
+        ldmatrix4_trans(
+            a[i], tile + tile_offset<kRowBytes>((lane & 7) + lane / 16 * 8, 2 * (step + i) + (lane / 8 & 1)));
+      } else {
+        ldmatrix4(a[i], tile + tile_offset<kRowBytes>(lane & 15, 2 * (step + i) + lane / 16));
+      }
+    }
+  }
+}
+
 // kTiles: query rows, in eights.
 template <typename T, int kDim, int kTiles>
 __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_constant__ PagedParams p) {
@@ -35,27 +68,31 @@ __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_
   constexpr int kSteps = kDim / 16;              // of 16 dims
   constexpr int kChunks = kRowBytes / 16;        // of a token's row
   constexpr int kCopies = kUnit * kChunks / 32;  // of 16 bytes, for each lane, for K as for V
-  constexpr int kTokensPerCopy = kChunks < 32 ? 32 / kChunks : 1;
+  constexpr int kTokensPerCopy = 32 / kChunks;
+  constexpr int kGroup = kSteps < 8 ? kSteps : 8;  // steps whose operands are loaded ahead
+  static_assert(kTokensPerCopy >= 1 && kTokensPerCopy <= 8);
   using Shared = DecodeShared<kDim, kTiles>;
   extern __shared__ __align__(128) uint8_t smem[];
   Shared& sh = *reinterpret_cast<Shared*>(smem + p.stages * kDecodeWarps * 2 * kHalfUnit);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t ring = smem_address(smem) + warp * p.stages * 2 * kHalfUnit;
-  const int steps = p.head_dim / 16, chunks = p.head_dim * T::kBytes / 16;
-  const int panel_bytes = p.head_dim * p.block_size * T::kBytes;
-  const uint8_t* cache = static_cast<const uint8_t*>(p.cache);
-
-  // The lists come by a plain copy ahead of the step's first kernel, which nothing overtakes.
+  const int row_bytes = p.head_dim * T::kBytes, panel_bytes = row_bytes * p.block_size;
+  const int64_t block_bytes = int64_t{2} * p.num_kv_heads * panel_bytes, value_bytes = block_bytes / 2;
+  pdl_launch();
   // What the first chunk may be is read beside the count, not behind it.
   const int work_count = p.header->num_chunks * p.num_kv_heads, chunked = p.header->chunked;
   const int guess = min(static_cast<int>(blockIdx.x) / p.num_kv_heads, kMaxChunks - 2);
   int first_item = p.header->chunk_start[guess], end_item = p.header->chunk_start[guess + 1];
   if (static_cast<int>(blockIdx.x) >= work_count) {
-    pdl_launch();
     if (work_count == 0) pdl_wait();
     return;
   }
+  // This lane's chunk of the tokens that a copy of the warp takes, and its places in shared memory.
+  const int col = lane % kChunks, sub = lane / kChunks;
+  uint32_t place[kCopies / 2];
+#pragma unroll
+  for (int i = 0; i < kCopies / 2; ++i) place[i] = tile_offset<kRowBytes>(i * kTokensPerCopy + sub, col);
   bool waited = false;
   for (int work = blockIdx.x; work < work_count; work += gridDim.x) {
     const int chunk = work / p.num_kv_heads, kv_head = work - chunk * p.num_kv_heads;
@@ -70,57 +107,61 @@ __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_
       reinterpret_cast<int4*>(sh.items)[i] = reinterpret_cast<const int4*>(p.items + first_item)[i];
     __syncthreads();
     if (!waited) {
-      pdl_launch();
+      if (p.head_dim < kDim) {  // the columns that no copy writes
+        for (int i = lane * 16; i < p.stages * 2 * kHalfUnit; i += 32 * 16)
+          asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(ring + i), "r"(0) : "memory");
+        __syncwarp();
+      }
       pdl_wait();
       waited = true;
     }
 
     // The producer's place: the next unit of this warp to copy, and the blocks of the next 16 units.
-    int at_item = -1, at_unit = 0, end_unit = 0, ids_unit = 0, ids = 0;
+    int at_item = -1, at_unit = 0, end_unit = 0, ids_unit = 0, ids = 0, copy_begin = 0, copy_end = 0;
+    const int32_t* table = nullptr;
+    const uint8_t* panels =
+        static_cast<const uint8_t*>(p.cache) + int64_t{kv_head} * panel_bytes + sub * row_bytes + col * 16;
     auto load_ids = [&] {
-      const WorkItem& item = sh.items[at_item];
       ids_unit = at_unit;
       int token = (at_unit + (lane / 2) * kDecodeWarps) * kUnit + (lane % 2) * 8;
-      ids = token < item.kv_end && token + 8 > item.kv_begin
-                ? __ldg(p.block_tables + item.seq * p.max_blocks + (token >> p.block_shift))
-                : 0;
+      ids = token < copy_end && token + 8 > copy_begin ? __ldg(table + (token >> p.block_shift)) : 0;
     };
     auto next_item = [&] {
       do {
         if (++at_item >= count) return;
         const WorkItem& item = sh.items[at_item];
-        int begin = item.kv_begin / kUnit;
+        copy_begin = item.kv_begin;
+        copy_end = item.kv_end;
+        table = p.block_tables + item.seq * p.max_blocks;
+        int begin = copy_begin / kUnit;
         at_unit = begin + ((warp - begin) & (kDecodeWarps - 1));
-        end_unit = (item.kv_end + kUnit - 1) / kUnit;
+        end_unit = (copy_end + kUnit - 1) / kUnit;
       } while (at_unit >= end_unit);
       load_ids();
     };
     auto copy_unit = [&](int stage) {
       if (at_item < count) {
         if (at_unit - ids_unit >= 16 * kDecodeWarps) load_ids();
-        const WorkItem& item = sh.items[at_item];
-        int slot = (at_unit - ids_unit) / kDecodeWarps * 2;
-        int id0 = __shfl_sync(0xffffffffu, ids, slot), id1 = __shfl_sync(0xffffffffu, ids, slot + 1);
-        int token0 = at_unit * kUnit;
-        const int64_t block_bytes = int64_t{2} * p.num_kv_heads * panel_bytes;
-        const uint8_t* half0 = cache + id0 * block_bytes + int64_t{kv_head} * panel_bytes +
-                               (token0 & (p.block_size - 1)) * (p.head_dim * T::kBytes);
-        const uint8_t* half1 = cache + id1 * block_bytes + int64_t{kv_head} * panel_bytes +
-                               ((token0 + 8) & (p.block_size - 1)) * (p.head_dim * T::kBytes);
-        const int64_t value_bytes = p.value_offset * T::kBytes;
-        const uint32_t to = ring + stage * 2 * kHalfUnit;
-        const int col = lane % kChunks, sub = kChunks < 32 ? lane / kChunks : 0;
-        if (kChunks > 32 || col < chunks) {
+        const int slot = (at_unit - ids_unit) / kDecodeWarps * 2;
+        const int64_t id0 = __shfl_sync(0xffffffffu, ids, slot),
+                      id1 = __shfl_sync(0xffffffffu, ids, slot + 1);
+        const int token0 = at_unit * kUnit;
+        if (col * 16 < row_bytes) {
+          const uint8_t* half0 = panels + id0 * block_bytes + (token0 & (p.block_size - 1)) * row_bytes;
+          const uint8_t* half1 = panels + id1 * block_bytes + ((token0 + 8) & (p.block_size - 1)) * row_bytes;
+          const int first = copy_begin - token0 - sub, last = copy_end - token0 - sub;
+          const uint32_t to = ring + stage * 2 * kHalfUnit;
 #pragma unroll
-          for (int i = 0; i < kCopies; ++i) {
-            int token = i * kTokensPerCopy + sub;
-            const uint8_t* from =
-                (token < 8 ? half0 : half1) + (token & 7) * (p.head_dim * T::kBytes) + col * 16;
-            bool there = token0 + token >= item.kv_begin && token0 + token < item.kv_end;
-            int bytes = there ? 16 : 0;
-            uint32_t place = to + tile_offset<kRowBytes>(token, col);
-            cp_async16(place, from, bytes);
-            cp_async16(place + kHalfUnit, from + value_bytes, bytes);
+          for (int i = 0; i < kCopies / 2; ++i) {
+            const int token = i * kTokensPerCopy;
+            const int bytes0 = token >= first && token < last ? 16 : 0;
+            const int bytes1 = token + 8 >= first && token + 8 < last ? 16 : 0;
+            cp_async16(to + place[i], half0, bytes0);
+            cp_async16(to + place[i] + kHalfUnit, half0 + value_bytes, bytes0);
+            cp_async16(to + place[i] + 8 * kRowBytes, half1, bytes1);
+            cp_async16(to + place[i] + 8 * kRowBytes + kHalfUnit, half1 + value_bytes, bytes1);
+            half0 += kTokensPerCopy * row_bytes;
+            half1 += kTokensPerCopy * row_bytes;
           }
         }
         at_unit += kDecodeWarps;
@@ -140,22 +181,33 @@ __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_
       RowRule rules[kTiles][2];
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
-        int row = n * 8 + lane / 4, packed = item.first_row + row;
-        bool there = row < item.num_rows;
-        int j = packed / p.group, head = kv_head * p.group + packed - j * p.group;
-        const uint16_t* from =
-            static_cast<const uint16_t*>(p.q) + (item.row0 + j) * p.q_stride + int64_t{head} * p.head_dim;
+        const int row = n * 8 + lane / 4;
+        const bool there = row < item.num_rows;
+        const int packed = item.first_row + (there ? row : 0), j = packed / p.group;
+        const uint16_t* from = static_cast<const uint16_t*>(p.q) + (item.row0 + j) * p.q_stride +
+                               int64_t{kv_head * p.group + packed - j * p.group} * p.head_dim;
 #pragma unroll
         for (int k = 0; k < kSteps; ++k) {
           int d = k * 16 + (lane % 4) * (T::kFp8 ? 4 : 2);
-          bool load = there && k < steps;
-          query[k][n][0] = load ? load_query2<T::kHalf>(from + d, p.q_half) : 0u;
-          query[k][n][1] = load ? load_query2<T::kHalf>(from + d + (T::kFp8 ? 2 : 8), p.q_half) : 0u;
+          bool load = there && k * 16 < p.head_dim;
+          query[k][n][0] = load ? *reinterpret_cast<const uint32_t*>(from + d) : 0u;
+          query[k][n][1] = load ? *reinterpret_cast<const uint32_t*>(from + d + (T::kFp8 ? 2 : 8)) : 0u;
         }
 #pragma unroll
         for (int c = 0; c < 2; ++c)
           rules[n][c] = row_rule(p, item, kv_head, item.first_row + n * 8 + (lane % 4) * 2 + c);
       }
+      if (p.q_half != T::kHalf) {
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+          for (int n = 0; n < kTiles; ++n) {
+            query[k][n][0] = convert_query2<T::kHalf>(query[k][n][0], p.q_half);
+            query[k][n][1] = convert_query2<T::kHalf>(query[k][n][1], p.q_half);
+          }
+        }
+      }
+      const SeenRange seen = seen_range(p, item);
 
       float out[kSteps][kTiles][4] = {};
       float max[kTiles][2], sum[kTiles][2];
@@ -168,33 +220,31 @@ __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_
         __syncwarp();
         const uint32_t keys = ring + stage * 2 * kHalfUnit, values = keys + kHalfUnit;
 
-        float score[kTiles][4] = {};
+        // Two sums in turn: half the latency.
+        float score[kTiles][4] = {}, other[kTiles][4] = {};
+        uint32_t a[kGroup][4];
 #pragma unroll
-        for (int k = 0; k < kSteps; ++k) {
-          if (k < steps) {
-            uint32_t a[4];
-            if constexpr (T::kFp8) {
-              uint32_t b[2];
-              ldmatrix2(b, keys + tile_offset<kRowBytes>(lane & 15, k));
-              a[0] = widen_fp8(b[0], kBytes01, p.e5m2), a[2] = widen_fp8(b[0], kBytes23, p.e5m2);
-              a[1] = widen_fp8(b[1], kBytes01, p.e5m2), a[3] = widen_fp8(b[1], kBytes23, p.e5m2);
-            } else {
-              ldmatrix4(a, keys + tile_offset<kRowBytes>(lane & 15, 2 * k + lane / 16));
-            }
+        for (int k0 = 0; k0 < kSteps; k0 += kGroup) {
+          load_operands<T, kRowBytes, false>(a, keys, k0, lane, p.e5m2);
 #pragma unroll
-            for (int n = 0; n < kTiles; ++n) mma16816<T::kHalf>(score[n], a, query[k][n][0], query[k][n][1]);
+          for (int k = 0; k < kGroup; ++k) {
+#pragma unroll
+            for (int n = 0; n < kTiles; ++n)
+              mma16816<T::kHalf>(k % 2 ? other[n] : score[n], a[k], query[k0 + k][n][0], query[k0 + k][n][1]);
           }
         }
+        load_operands<T, kRowBytes, true>(a, values, 0, lane, p.e5m2);
 
-        const bool seen = all_seen(p, item, unit * kUnit, unit * kUnit + kUnit) && p.alibi_slopes == nullptr;
+        const bool all_seen = unit * kUnit >= seen.begin && unit * kUnit + kUnit <= seen.end;
         uint32_t weights[kTiles][2];
         bool grown = false;
         float scale[kTiles][2];
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) score[n][i] = cap_score(score[n][i], p);
-          if (!seen) {
+          for (int i = 0; i < 4; ++i) score[n][i] += other[n][i];
+          cap_scores(score[n], p);
+          if (!all_seen) {
 #pragma unroll
             for (int i = 0; i < 4; ++i)
               score[n][i] =
@@ -229,20 +279,13 @@ __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_
           }
         }
 #pragma unroll
-        for (int m = 0; m < kSteps; ++m) {
-          if (m < steps) {
-            uint32_t a[4];
-            if constexpr (T::kFp8) {
-              uint32_t b[2];
-              ldmatrix2_trans(b, values + tile_offset<kRowBytes>(lane & 15, m));
-              a[0] = widen_fp8(b[0], kBytes02, p.e5m2), a[1] = widen_fp8(b[0], kBytes13, p.e5m2);
-              a[2] = widen_fp8(b[1], kBytes02, p.e5m2), a[3] = widen_fp8(b[1], kBytes13, p.e5m2);
-            } else {
-              ldmatrix4_trans(
-                  a, values + tile_offset<kRowBytes>((lane & 7) + (lane / 16) * 8, 2 * m + ((lane / 8) & 1)));
-            }
+        for (int m0 = 0; m0 < kSteps; m0 += kGroup) {
+          if (m0 > 0) load_operands<T, kRowBytes, true>(a, values, m0, lane, p.e5m2);
 #pragma unroll
-            for (int n = 0; n < kTiles; ++n) mma16816<T::kHalf>(out[m][n], a, weights[n][0], weights[n][1]);
+          for (int m = 0; m < kGroup; ++m) {
+#pragma unroll
+            for (int n = 0; n < kTiles; ++n)
+              mma16816<T::kHalf>(out[m0 + m][n], a[m], weights[n][0], weights[n][1]);
           }
         }
         __syncwarp();

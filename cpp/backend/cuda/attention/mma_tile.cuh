@@ -105,6 +105,7 @@ __global__ void __launch_bounds__(kDim > 128 ? 128 : 256) tile_kernel(const __gr
       }
     }
 
+    const SeenRange seen = seen_range(p, item);
     float out[2 * kSteps][4] = {};
     float max[2] = {-kInfinity, -kInfinity}, sum[2] = {0.0f, 0.0f};
     for (int tile = first_tile; tile < end_tile; ++tile) {
@@ -147,20 +148,9 @@ __global__ void __launch_bounds__(kDim > 128 ? 128 : 256) tile_kernel(const __gr
         }
       }
 
-      if (p.capped) {
 #pragma unroll
-        for (int n = 0; n < kBlocks; ++n) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) score[n][i] = cap_score(score[n][i], p);
-        }
-      } else {
-#pragma unroll
-        for (int n = 0; n < kBlocks; ++n) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) score[n][i] *= p.score_scale;
-        }
-      }
-      if (p.alibi_slopes != nullptr || !all_seen(p, item, tile * kKeys, tile * kKeys + kKeys)) {
+      for (int n = 0; n < kBlocks; ++n) cap_scores(score[n], p);
+      if (tile * kKeys < seen.begin || (tile + 1) * kKeys > seen.end) {
 #pragma unroll
         for (int n = 0; n < kBlocks; ++n) {
 #pragma unroll
