@@ -11,10 +11,10 @@ using Encode = decltype(&cuTensorMapEncodeTiled);
 // The driver's function by way of the runtime: libcuda is not linked.
 Encode encode_function() {
   static const Encode encode = [] {
-    void *found = nullptr;
+    void* found = nullptr;
     cudaDriverEntryPointQueryResult result;
-    TACO_CUDA_CHECK(cudaGetDriverEntryPointByVersion(
-        "cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result));
+    TACO_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000,
+                                                     cudaEnableDefault, &result));
     if (result != cudaDriverEntryPointSuccess || found == nullptr)
       fail(ErrorCode::kUnavailable,
            "the NVIDIA driver lacks cuTensorMapEncodeTiled: it must be of CUDA "
@@ -24,67 +24,53 @@ Encode encode_function() {
   return encode;
 }
 
-bool aligned(const void *p, int64_t stride, DType dtype) {
+bool aligned(const void* p, int64_t stride, DType dtype) {
   return reinterpret_cast<uintptr_t>(p) % 16 == 0 &&
          stride * static_cast<int64_t>(dtype_size(dtype)) % 16 == 0;
 }
 
-} // namespace
+}  // namespace
 
-CUtensorMap swizzled_map(const void *data, DType dtype, int64_t rows,
-                         int64_t cols, int64_t stride, int box_rows) {
+CUtensorMap swizzled_map(const void* data, DType dtype, int64_t rows, int64_t cols, int64_t stride,
+                         int box_rows) {
   const int64_t size = static_cast<int64_t>(dtype_size(dtype));
-  const CUtensorMapDataType type =
-      dtype == DType::kBF16  ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-      : dtype == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                             : CU_TENSOR_MAP_DATA_TYPE_UINT8;
+  const CUtensorMapDataType type = dtype == DType::kBF16  ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                   : dtype == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                          : CU_TENSOR_MAP_DATA_TYPE_UINT8;
   CUtensorMap map;
-  const cuuint64_t dims[2] = {static_cast<cuuint64_t>(cols),
-                              static_cast<cuuint64_t>(rows)};
+  const cuuint64_t dims[2] = {static_cast<cuuint64_t>(cols), static_cast<cuuint64_t>(rows)};
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(stride * size)};
-  const cuuint32_t box[2] = {static_cast<cuuint32_t>(128 / size),
-                             static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t box[2] = {static_cast<cuuint32_t>(128 / size), static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[2] = {1, 1};
   const CUresult result = encode_function()(
-      &map, type, 2, const_cast<void *>(data), dims, strides, box, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  TACO_CHECK(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled failed with ",
-             static_cast<int>(result), " for [", rows, ", ", cols, "], stride ",
-             stride);
+      &map, type, 2, const_cast<void*>(data), dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  TACO_CHECK(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled failed with ", static_cast<int>(result),
+             " for [", rows, ", ", cols, "], stride ", stride);
   return map;
 }
 
-bool takes_gated_sm90(const LinearParams &p, const QuantizedRows *x,
-                      const Context &ctx) {
+bool takes_gated_sm90(const LinearParams& p, const QuantizedRows* x, const Context& ctx) {
   static const bool off = [] {
-    const char *value = std::getenv("TACO_GATED_SM90");
+    const char* value = std::getenv("TACO_GATED_SM90");
     return value != nullptr && value[0] == '0';
   }();
-  const CudaLinear &w = as_cuda(*p.weight);
-  return !off && ctx.hopper() && p.epilogue == Epilogue::kGated &&
-         w.interleaved && w.bias == nullptr && !p.float_out &&
-         p.rows >= kGatedRows && p.rows < (int64_t{1} << 30) &&
-         (p.dtype == DType::kBF16 || p.dtype == DType::kF16) &&
-         aligned(w.data, w.k, w.dtype) &&
+  const CudaLinear& w = as_cuda(*p.weight);
+  return !off && ctx.hopper() && p.epilogue == Epilogue::kGated && w.interleaved && w.bias == nullptr &&
+         !p.float_out && p.rows >= kGatedRows && p.rows < (int64_t{1} << 30) &&
+         (p.dtype == DType::kBF16 || p.dtype == DType::kF16) && aligned(w.data, w.k, w.dtype) &&
          aligned(p.out, p.out_stride, p.dtype) &&
-         (x != nullptr ? aligned(x->data, w.k, w.dtype)
-                       : aligned(p.in, p.in_stride, p.dtype));
+         (x != nullptr ? aligned(x->data, w.k, w.dtype) : aligned(p.in, p.in_stride, p.dtype));
 }
 
-void run_gated_sm90(const LinearParams &p, const QuantizedRows *x,
-                    Context &ctx) {
+void run_gated_sm90(const LinearParams& p, const QuantizedRows* x, Context& ctx) {
   using namespace gated;
-  const CudaLinear &w = as_cuda(*p.weight);
-  const CUtensorMap x_map =
-      x != nullptr
-          ? swizzled_map(x->data, w.dtype, p.rows, w.k, w.k, kTileRows / 2)
-          : swizzled_map(p.in, p.dtype, p.rows, w.k, p.in_stride,
-                         kTileRows / 2);
-  const CUtensorMap w_map =
-      swizzled_map(w.data, w.dtype, w.n, w.k, w.k, kTileColumns / 2);
-  const CUtensorMap out_map =
-      swizzled_map(p.out, p.dtype, p.rows, w.n / 2, p.out_stride, 64);
+  const CudaLinear& w = as_cuda(*p.weight);
+  const CUtensorMap x_map = x != nullptr
+                                ? swizzled_map(x->data, w.dtype, p.rows, w.k, w.k, kTileRows / 2)
+                                : swizzled_map(p.in, p.dtype, p.rows, w.k, p.in_stride, kTileRows / 2);
+  const CUtensorMap w_map = swizzled_map(w.data, w.dtype, w.n, w.k, w.k, kTileColumns / 2);
+  const CUtensorMap out_map = swizzled_map(p.out, p.dtype, p.rows, w.n / 2, p.out_stride, 64);
   Shape s{};
   s.m_pairs = static_cast<int>((p.rows + 2 * kTileRows - 1) / (2 * kTileRows));
   s.n_tiles = static_cast<int>((w.n + kTileColumns - 1) / kTileColumns);
@@ -99,9 +85,9 @@ void run_gated_sm90(const LinearParams &p, const QuantizedRows *x,
   s.share_rows = p.rows <= kTileRows;
   const int tiles = s.share_rows ? (s.n_tiles + 1) / 2 : s.m_pairs * s.n_tiles;
   const int clusters = std::min(ctx.num_sms / 2, tiles);
-  auto start = [&](auto *kernel) {
-    launch(ctx, kernel, dim3(static_cast<unsigned>(2 * clusters)),
-           dim3(kThreads), kSmem, x_map, w_map, out_map, s);
+  auto start = [&](auto* kernel) {
+    launch(ctx, kernel, dim3(static_cast<unsigned>(2 * clusters)), dim3(kThreads), kSmem, x_map, w_map,
+           out_map, s);
   };
   const bool half = p.dtype == DType::kF16;
   if (x != nullptr) {
@@ -113,18 +99,16 @@ void run_gated_sm90(const LinearParams &p, const QuantizedRows *x,
   }
 }
 
-CUtensorMap expert_map(const CudaLinear &w) {
+CUtensorMap expert_map(const CudaLinear& w) {
   return swizzled_map(w.data, w.dtype, w.n, w.k, w.k, gated::kTileColumns / 2);
 }
 
-void run_experts_sm90(const ExpertsSm90 &p, const Context &ctx) {
+void run_experts_sm90(const ExpertsSm90& p, const Context& ctx) {
   using namespace gated;
   TACO_CHECK(p.groups <= kMaxGroups, p.groups, " experts");
-  const CUtensorMap x_map =
-      swizzled_map(p.x, p.dtype, p.rows, p.k, p.k, kTileRows / 2);
+  const CUtensorMap x_map = swizzled_map(p.x, p.dtype, p.rows, p.k, p.k, kTileRows / 2);
   const int64_t width = p.gated ? p.n / 2 : p.n;
-  const CUtensorMap out_map =
-      swizzled_map(p.out, p.dtype, p.rows, width, width, 64);
+  const CUtensorMap out_map = swizzled_map(p.out, p.dtype, p.rows, width, width, 64);
   Shape s{};
   s.n_tiles = static_cast<int>((p.n + kTileColumns - 1) / kTileColumns);
   s.step = 64;
@@ -134,9 +118,9 @@ void run_experts_sm90(const ExpertsSm90 &p, const Context &ctx) {
   s.groups = p.groups;
   s.tile_starts = p.tile_starts;
   s.w_maps = p.maps;
-  auto start = [&](auto *kernel) {
-    launch(ctx, kernel, dim3(static_cast<unsigned>(ctx.num_sms / 2 * 2)),
-           dim3(kThreads), kSmem, x_map, x_map, out_map, s);
+  auto start = [&](auto* kernel) {
+    launch(ctx, kernel, dim3(static_cast<unsigned>(ctx.num_sms / 2 * 2)), dim3(kThreads), kSmem, x_map, x_map,
+           out_map, s);
   };
   if (p.dtype == DType::kF16) {
     p.gated ? start(gated_kernel<__half, __half, true, true>)
@@ -147,4 +131,4 @@ void run_experts_sm90(const ExpertsSm90 &p, const Context &ctx) {
   }
 }
 
-} // namespace taco::cuda
+}  // namespace taco::cuda
