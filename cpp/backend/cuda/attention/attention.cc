@@ -58,6 +58,11 @@ class Staging {
   int next_ = 0;
 };
 
+// For divide() of the kernels: exact while quotients times the square of the divisor stay below 2^32.
+uint32_t inverse(int divisor) {
+  return divisor == 1 ? 0 : static_cast<uint32_t>(((uint64_t{1} << 32) + divisor - 1) / divisor);
+}
+
 bool capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   TACO_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
@@ -192,6 +197,8 @@ void Attention::Impl::run(const AttentionParams& p) {
   d.num_heads = p.num_heads;
   d.num_kv_heads = cache.num_kv_heads;
   d.group = group;
+  d.group_inverse = inverse(group);
+  d.kv_heads_inverse = inverse(cache.num_kv_heads);
   d.head_dim = cache.head_dim;
   d.block_size = cache.block_size;
   d.block_shift = std::countr_zero(static_cast<unsigned>(cache.block_size));

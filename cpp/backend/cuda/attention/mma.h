@@ -24,6 +24,8 @@ struct PagedParams {
   int64_t q_stride, out_stride, max_blocks;
   int64_t value_offset;  // elements from a block's K to its V
   int num_items, num_heads, num_kv_heads, group, head_dim, block_size, block_shift, window;
+  // 2^32 / group and 2^32 / num_kv_heads rounded up, or 0 for 1: quotients by a product (divide()).
+  uint32_t group_inverse, kv_heads_inverse;
   int stages;         // of the decode kernel's ring
   bool capped;        // softcap
   float score_scale;  // score * log2(e) = s * score_scale, or score_cap * tanh(s * score_scale)

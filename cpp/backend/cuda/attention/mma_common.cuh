@@ -1,5 +1,5 @@
-// What the mma.sync attention kernels share: instructions, the cache's place in shared memory, score rules,
-// merging of splits.
+// What the mma.sync attention kernels share: instructions, the cache's place in
+// shared memory, score rules, merging of splits.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -12,7 +12,8 @@
 
 namespace taco::cuda::mma {
 
-// The cache's element types. Products are in bf16 or fp16; FP8 is turned into fp16.
+// The cache's element types. Products are in bf16 or fp16; FP8 is turned into
+// fp16.
 struct Bf16 {
   static constexpr int kBytes = 2;
   static constexpr bool kHalf = false, kFp8 = false;
@@ -97,12 +98,14 @@ __device__ __forceinline__ uint32_t transpose8x8(uint32_t a) {
 template <bool kHalf>
 __device__ __forceinline__ void mma16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (kHalf) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
+        "{%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   } else {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+        "{%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -139,8 +142,9 @@ __device__ __forceinline__ uint32_t load_query2(const uint16_t* p, bool q_half) 
   return q_half == kHalf ? bits : convert_query2<kHalf>(bits, q_half);
 }
 
-// FP8 pairs to fp16. The bits of e5m2 are the upper ones of fp16; those of e4m3, moved below the longer
-// exponent, are the number times 2^-8, which the scales make up for.
+// FP8 pairs to fp16. The bits of e5m2 are the upper ones of fp16; those of
+// e4m3, moved below the longer exponent, are the number times 2^-8, which the
+// scales make up for.
 __device__ __forceinline__ uint32_t widen_fp8(uint32_t bytes, uint32_t select, bool e5m2) {
   uint32_t wide = __byte_perm(bytes, 0, select);
   return e5m2 ? wide : (wide & 0x80008000u) | ((wide & 0x7f007f00u) >> 1);
@@ -148,8 +152,8 @@ __device__ __forceinline__ uint32_t widen_fp8(uint32_t bytes, uint32_t select, b
 // Bytes (0, 1), (2, 3), (0, 2), (1, 3) to the upper bytes of two halves.
 inline constexpr uint32_t kBytes01 = 0x1404, kBytes23 = 0x3424, kBytes02 = 0x2404, kBytes13 = 0x3414;
 
-// A tile's row of one token is kRowBytes long; 16-byte chunks stand where no eight rows of a chunk share
-// banks.
+// A tile's row of one token is kRowBytes long; 16-byte chunks stand where no
+// eight rows of a chunk share banks.
 template <int kRowBytes>
 __device__ __forceinline__ uint32_t tile_offset(int token, int chunk) {
   static_assert(kRowBytes == 64 || kRowBytes % 128 == 0);
@@ -157,12 +161,18 @@ __device__ __forceinline__ uint32_t tile_offset(int token, int chunk) {
   return static_cast<uint32_t>(token * kRowBytes + place * 16);
 }
 
+// x / divisor for small x, by the divisor's inverse (PagedParams).
+__device__ __forceinline__ int divide(int x, uint32_t inverse) {
+  return inverse == 0 ? x : static_cast<int>(__umulhi(static_cast<uint32_t>(x), inverse));
+}
+
 inline constexpr float kLog2e = 1.4426950408889634f;
 inline constexpr float kInfinity = __builtin_huge_valf();
 
 // What a packed query row sees.
 struct RowRule {
-  int last = -1;       // the row's position: keys up to it (with a tree: of those before the tree's)
+  int last = -1;       // the row's position: keys up to it (with a tree: of those
+                       // before the tree's)
   int first = 0;       // the window's first position
   float slope = 0.0f;  // ALiBi, times log2(e)
   uint64_t nodes = 0;  // of the newest q_len slots, with a tree
@@ -172,7 +182,7 @@ __device__ __forceinline__ RowRule row_rule(const PagedParams& p, const WorkItem
                                             int packed) {
   RowRule r;
   if (packed >= item.first_row + item.num_rows) return r;
-  int j = packed / p.group, row = item.row0 + j;
+  int j = divide(packed, p.group_inverse), row = item.row0 + j;
   if (p.tree_mask != nullptr) {
     r.last = p.positions[row];
     r.nodes = p.tree_mask[row];
@@ -191,7 +201,7 @@ struct SeenRange {
 __device__ __forceinline__ SeenRange seen_range(const PagedParams& p, const WorkItem& item) {
   if (p.alibi_slopes != nullptr) return {0, 0};  // each score has its own rule
   int oldest = item.kv_len - item.q_len;         // of the new tokens
-  int end = p.tree_mask != nullptr ? oldest : oldest + item.first_row / p.group + 1;
+  int end = p.tree_mask != nullptr ? oldest : oldest + divide(item.first_row, p.group_inverse) + 1;
   int begin = p.window > 0 ? item.kv_len - p.window : 0;
   return {max(begin, item.kv_begin), min(end, item.kv_end)};
 }
@@ -240,16 +250,17 @@ __device__ __forceinline__ void store4(const PagedParams& p, uint16_t* out, floa
 // The place of a packed row's results.
 __device__ __forceinline__ uint16_t* out_row(const PagedParams& p, const WorkItem& item, int kv_head,
                                              int packed) {
-  int j = packed / p.group, head = kv_head * p.group + packed - j * p.group;
+  int j = divide(packed, p.group_inverse), head = kv_head * p.group + packed - j * p.group;
   return static_cast<uint16_t*>(p.out) + (item.row0 + j) * p.out_stride + int64_t{head} * p.head_dim;
 }
 
-// What sums of values are multiplied by, from the maximum and the sum of the powers: the sink joins here.
+// What sums of values are multiplied by, from the maximum and the sum of the
+// powers: the sink joins here.
 __device__ __forceinline__ float result_factor(const PagedParams& p, int kv_head, int packed, float max,
                                                float sum) {
   float factor = 1.0f;
   if (p.sinks != nullptr) {
-    float sink = p.sinks[kv_head * p.group + packed % p.group] * kLog2e;
+    float sink = p.sinks[(kv_head - divide(packed, p.group_inverse)) * p.group + packed] * kLog2e;
     float top = fmaxf(sink, max);
     factor = exp2f(max - top);
     sum = sum * factor + exp2f(sink - top);
@@ -257,8 +268,9 @@ __device__ __forceinline__ float result_factor(const PagedParams& p, int kv_head
   return sum > 0.0f ? p.value_scale * factor / sum : 0.0f;
 }
 
-// After every thread of the block has written its part of a split: the block that comes last of the group
-// adds the splits up, in their order, and writes the results. A warp takes a row.
+// After every thread of the block has written its part of a split: the block
+// that comes last of the group adds the splits up, in their order, and writes
+// the results. A warp takes a row.
 __device__ __forceinline__ void merge_splits(const PagedParams& p, const WorkItem& item, int kv_head,
                                              int* flag) {
   __syncthreads();
@@ -276,23 +288,22 @@ __device__ __forceinline__ void merge_splits(const PagedParams& p, const WorkIte
   for (int r = threadIdx.x / 32; r < item.num_rows; r += warps) {
     const int64_t part = item.part_row + int64_t{kv_head} * item.num_rows + r;
     const float2* max_sum = reinterpret_cast<const float2*>(p.part_max_sum) + part;
-    float max = -kInfinity;
-    for (int s = lane; s < num_splits; s += 32) max = fmaxf(max, __ldcg(max_sum + int64_t{s} * stride).x);
-#pragma unroll
-    for (int i = 16; i > 0; i /= 2) max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, i));
-    const float top = max == -kInfinity ? 0.0f : max;
+    // The first splits' numbers are on their way while the maximum is found.
+    const float2 nothing = make_float2(-kInfinity, 0.0f);
+    const float2 first = lane < num_splits ? __ldcg(max_sum + int64_t{lane} * stride) : nothing;
+    float max = first.x;
+    for (int s = lane + 32; s < num_splits; s += 32)
+      max = fmaxf(max, __ldcg(max_sum + int64_t{s} * stride).x);
     for (int d = lane * 4; d - lane * 4 < p.head_dim; d += 128) {
       const bool there = d < p.head_dim;
       const float* values = p.part_out + part * p.head_dim + (there ? d : 0);
       float sum = 0.0f;
       float4 total = {0.0f, 0.0f, 0.0f, 0.0f};
       for (int base = 0; base < num_splits; base += 32) {
+        const float2 ms = base == 0                  ? first
+                          : base + lane < num_splits ? __ldcg(max_sum + int64_t{base + lane} * stride)
+                                                     : nothing;
         float weight = 0.0f;
-        if (base + lane < num_splits) {
-          float2 ms = __ldcg(max_sum + int64_t{base + lane} * stride);
-          weight = exp2f(ms.x - top);
-          sum += ms.y * weight;
-        }
         const int count = min(32, num_splits - base);
 #pragma unroll 1
         for (int s0 = 0; s0 < count; s0 += 8) {
@@ -302,6 +313,14 @@ __device__ __forceinline__ void merge_splits(const PagedParams& p, const WorkIte
             // Splits beyond the last have no weight.
             int64_t from = base + min(s0 + s, count - 1);
             v[s] = __ldcg(reinterpret_cast<const float4*>(values + from * stride * p.head_dim));
+          }
+          if (base == 0 && s0 == 0) {
+#pragma unroll
+            for (int i = 16; i > 0; i /= 2) max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, i));
+          }
+          if (s0 == 0) {
+            weight = exp2f(ms.x - (max == -kInfinity ? 0.0f : max));
+            sum += ms.y * weight;
           }
 #pragma unroll
           for (int s = 0; s < 8; ++s) {

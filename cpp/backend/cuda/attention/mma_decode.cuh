@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_
   pdl_launch();
   // What the first chunk may be is read beside the count, not behind it.
   const int work_count = p.header->num_chunks * p.num_kv_heads, chunked = p.header->chunked;
-  const int guess = min(static_cast<int>(blockIdx.x) / p.num_kv_heads, kMaxChunks - 2);
+  const int guess = min(divide(blockIdx.x, p.kv_heads_inverse), kMaxChunks - 2);
   int first_item = p.header->chunk_start[guess], end_item = p.header->chunk_start[guess + 1];
   if (static_cast<int>(blockIdx.x) >= work_count) {
     if (work_count == 0) pdl_wait();
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_
   for (int i = 0; i < kCopies / 2; ++i) place[i] = tile_offset<kRowBytes>(i * kTokensPerCopy + sub, col);
   bool waited = false;
   for (int work = blockIdx.x; work < work_count; work += gridDim.x) {
-    const int chunk = work / p.num_kv_heads, kv_head = work - chunk * p.num_kv_heads;
+    const int chunk = divide(work, p.kv_heads_inverse), kv_head = work - chunk * p.num_kv_heads;
     if (!chunked) {
       first_item = chunk, end_item = chunk + 1;
     } else if (waited) {
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_
       for (int n = 0; n < kTiles; ++n) {
         const int row = n * 8 + lane / 4;
         const bool there = row < item.num_rows;
-        const int packed = item.first_row + (there ? row : 0), j = packed / p.group;
+        const int packed = item.first_row + (there ? row : 0), j = divide(packed, p.group_inverse);
         const uint16_t* from = static_cast<const uint16_t*>(p.q) + (item.row0 + j) * p.q_stride +
                                int64_t{kv_head * p.group + packed - j * p.group} * p.head_dim;
 #pragma unroll
@@ -337,9 +337,10 @@ __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_
             }
           }
           __syncthreads();
-          const int vectors = min(half_dim, p.head_dim - half * half_dim) / 4;
-          for (int i = threadIdx.x; i < item.num_rows * vectors; i += blockDim.x) {
-            int row = i / vectors, d = (i - row * vectors) * 4;
+          constexpr int kVectors = Shared::kHalfDim / 4;
+          for (int i = threadIdx.x; i < item.num_rows * kVectors; i += kDecodeWarps * 32) {
+            const int row = i / kVectors, d = i % kVectors * 4;
+            if (half * half_dim + d >= p.head_dim) continue;
             float4 v = {0.0f, 0.0f, 0.0f, 0.0f};
             float top = fmaxf(fmaxf(sh.max[0][row], sh.max[1][row]), fmaxf(sh.max[2][row], sh.max[3][row]));
             float base = top == -kInfinity ? 0.0f : top, total = 0.0f;

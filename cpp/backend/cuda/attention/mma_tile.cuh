@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kDim > 128 ? 128 : 256) tile_kernel(const __gr
       for (int h = 0; h < 2; ++h) {
         int row = warp * 16 + h * 8 + lane / 4, packed = item.first_row + row;
         there[h] = row < item.num_rows;
-        int j = packed / p.group, head = kv_head * p.group + packed - j * p.group;
+        int j = divide(packed, p.group_inverse), head = kv_head * p.group + packed - j * p.group;
         from[h] =
             static_cast<const uint16_t*>(p.q) + (item.row0 + j) * p.q_stride + int64_t{head} * p.head_dim;
         rules[h] = row_rule(p, item, kv_head, packed);
