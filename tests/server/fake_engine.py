@@ -142,6 +142,8 @@ class FakeEngine:
             waiting=max(0, self.max_waiting),
             num_blocks=1000,
             free_blocks=1000 - used,
+            swap_blocks=100,
+            free_swap_blocks=75,
             steps=1,
             preemptions=0,
             prompt_tokens=sum(len(r.prompt) for r in self.submitted),

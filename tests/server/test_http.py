@@ -465,6 +465,7 @@ def test_metrics(make_fake: Any) -> None:
         assert values[f"{prefix}generation_tokens_total{label}"] == 16
         assert values[prefix + 'request_success_total{finished_reason="length",model_name="fake"}'] == 4
         assert values[f"{prefix}num_requests_running{label}"] == 0
+        assert values[f"{prefix}cpu_cache_usage_perc{label}"] == 0.25
     assert values['taco:http_requests_total{route="/v1/completions",status="200"}'] == 2
 
 

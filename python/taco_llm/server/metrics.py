@@ -137,14 +137,15 @@ class Metrics(Collector):
 
     def _gauges(self, prefix: str, stats: Any) -> Iterable[Metric]:
         used = 1.0 - stats.free_blocks / stats.num_blocks if stats.num_blocks else 0.0
+        swapped = 1.0 - stats.free_swap_blocks / stats.swap_blocks if stats.swap_blocks else 0.0
         rows: list[tuple[str, str, float]] = [
             ("num_requests_running", "Sequences in the running batch", stats.running),
             ("num_requests_waiting", "Sequences waiting to be scheduled", stats.waiting),
-            ("num_requests_swapped", "Sequences swapped out (preemption recomputes: always 0)", 0),
+            ("num_requests_swapped", "Not counted (always 0): see cpu_cache_usage_perc", 0),
             ("kv_cache_usage_perc", "KV blocks in use, 1 = all", used),
             # The names of vLLM 0.6, whose main pool was the GPU's; ours is the device's, whichever it is.
             ("gpu_cache_usage_perc", "KV blocks in use, 1 = all", used),
-            ("cpu_cache_usage_perc", "Swap blocks in use (no swap pool: always 0)", 0),
+            ("cpu_cache_usage_perc", "Swap blocks in use, 1 = all; 0 without swap space", swapped),
         ]
         for name, text, value in rows:
             family = GaugeMetricFamily(prefix + name, text, labels=["model_name"])
