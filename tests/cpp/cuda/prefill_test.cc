@@ -194,9 +194,9 @@ const std::vector<Sequence> kLong = {{1000, 1000}, {40, 40}, {257, 1281}};
 std::vector<Sequence> many(uint64_t seed) {
   std::mt19937 rng(seed);
   std::vector<Sequence> out;
-  for (int i = 0; i < 48; ++i) {
-    int q_len = 1 + static_cast<int>(rng() % (i % 4 == 0 ? 300 : 100));
-    out.push_back({q_len, q_len + static_cast<int>(i % 3 == 0 ? 0 : rng() % 300)});
+  for (int i = 0; i < 24; ++i) {
+    int q_len = 1 + static_cast<int>(rng() % (i % 4 == 0 ? 200 : 60));
+    out.push_back({q_len, q_len + static_cast<int>(i % 3 == 0 ? 0 : rng() % 150)});
   }
   return out;
 }
@@ -218,11 +218,11 @@ std::vector<Case> cases() {
       {"Dim128Window128", 128, 32, 4, 1, kH, kContinued, 128},
       {"Dim128Softcap", 128, 16, 4, 1, kB, kContinued, 0, 20, 8},
       {"Dim128SoftcapWindow", 128, 16, 4, 2, kH, kLong, 200, 30, 8},
-      {"Dim128Many", 128, 16, 8, 2, kB, many(1)},
-      {"Dim128ManyHalfBlock8", 128, 8, 9, 3, kH, many(2)},
-      {"Dim128ManyWindow", 128, 32, 8, 8, kB, many(3), 60},
-      {"Dim64Many", 64, 16, 12, 3, kB, many(4)},
-      {"Dim256Many", 256, 16, 8, 2, kB, many(5)},
+      {"Dim128Many", 128, 16, 16, 2, kB, many(1)},
+      {"Dim128ManyHalfBlock8", 128, 8, 15, 3, kH, many(2)},
+      {"Dim128ManyWindow", 128, 32, 16, 4, kB, many(3), 60},
+      {"Dim64Many", 64, 16, 15, 3, kB, many(4)},
+      {"Dim256Many", 256, 16, 12, 1, kB, many(5)},
       {"Dim64Block16", 64, 16, 8, 2, kB, kRagged},
       {"Dim64Block8", 64, 8, 3, 3, kH, kRagged},
       {"Dim64Block32", 64, 32, 8, 1, kB, kContinued},
