@@ -4,6 +4,7 @@
 #include "backend/cuda/sampling/row.cuh"
 
 namespace taco::cuda::sampling {
+
 template <int kThreads>
 __device__ int Row<kThreads>::draw_in_chunk() {
   const float* x = view();
@@ -64,7 +65,7 @@ __device__ int Row<kThreads>::draw_filtered(double u) {
   float bound = -INFINITY;
   const float* maxima = (rules() ? a.s.groups : a.s.raw_groups) + int64_t{r} * a.s.chunks * kGroups;
   if (top_k) {
-    bound = bound_of_top(maxima, row.top_k, top);
+    bound = bound_of_top(maxima, row.top_k, top, factor);
   } else {
     // What is below both bounds cannot be kept: tokens with less than (1 - top_p) / vocab of the mass weigh
     // less than 1 - top_p all together. The margin covers rounding; the exact rules follow.
@@ -74,61 +75,139 @@ __device__ int Row<kThreads>::draw_filtered(double u) {
     bound = top + share * row.temperature;
     bound = fminf(bound - fabsf(bound) * 1e-6f, top);
   }
+  bound = fmaxf(bound, top + (kNoWeight - 0.1f) * row.temperature);  // what is below weighs nothing
   const Source s = collect(x, view_aligned(), bound, maxima);
   if (s.ids != nullptr && s.count <= kShortList) return draw_from_short(s, u, top_k, top_p);
-  const uint32_t high = to_key(top) + 1;
-  uint32_t least = to_key(bound);
-  if (top_k) least = search<false>(s.values, s.count, least, high, row.top_k, 0.0f, 0.0f);
-  int cut = INT32_MAX;  // of the elements equal to the least, the place of the last that is kept
+  Keep kept{bound, INT32_MAX};
+  if (top_k) kept = keep<false>(s, bound, top, factor, row.top_k);
   if (top_p) {
     double total = sh.total;
     if (top_k) {
-      const float floor = from_key(least);
       double own = 0;
       for (int i = t; i < s.count; i += kThreads)
-        if (s.values[i] >= floor) own += weight_of(s.values[i], top, factor);
+        if (s.values[i] >= kept.floor) own += weight_of(s.values[i], top, factor);
       total = sum(own);
     }
-    const double limit = row.top_p * total;
-    least = search<true>(s.values, s.count, least, high, limit, top, factor);
-    const float floor = from_key(least), weight = weight_of(floor, top, factor);
-    double own[3] = {0, 0, 0};
-    for (int i = t; i < s.count; i += kThreads) {
-      const float v = s.values[i];
-      if (v > floor) own[0] += weight_of(v, top, factor);
-      own[1] += v == floor;
-    }
-    sum3(own);
-    if (weight > 0) {
-      const double wanted = fmax(ceil((limit - own[0]) / weight), 1.0);
-      if (wanted < own[1]) cut = place_of_equal(s, floor, static_cast<int>(wanted));
-    }
+    kept = keep<true>(s, kept.floor, top, factor, row.top_p * total);
   }
-  const float floor = from_key(least);
-  auto kept_weight = [&](int i) {
-    const float v = s.values[i];
-    if (!(v > floor || (v == floor && i <= cut))) return 0.0f;
+  auto kept_weight = [&](int i, int end) {
+    const float v = i < end ? s.values[i] : -INFINITY;
+    if (!(v > kept.floor || (v == kept.floor && i <= kept.cut))) return 0.0f;
     const float w = weight_of(v, top, factor);
     return w >= row.min_p ? w : 0.0f;
   };
-  const int each = ((s.count + kThreads - 1) / kThreads) | 1;
-  const int first = min(t * each, s.count), last = min(first + each, s.count);
+  // Each warp has a stretch of the source; the one in which the target lies walks through it once more.
+  const int each = (s.count + kThreads * 4 - 1) / (kThreads * 4) * 128;
+  const int first = min(warp * each, s.count), end = min(first + each, s.count);
   double own = 0;
-  for (int i = first; i < last; ++i) own += kept_weight(i);
-  const double target = u * sum(own);
-  double running = before(own, sh.scan);
-  int found = INT32_MAX, positive = -1;
-  if (own > 0) {
-    for (int i = first; i < last && found == INT32_MAX; ++i) {
-      const float w = kept_weight(i);
-      if (w <= 0) continue;
-      positive = i;
-      running += w;
-      if (running > target) found = i;
+  int positive = -1;
+#pragma unroll 4
+  for (int i = first + lane; i < end; i += 32) {
+    const float w = kept_weight(i, end);
+    if (w > 0) positive = i;
+    own += w;
+  }
+  own = warp_sum(own);
+  const double base = before(lane == 0 ? own : 0.0, sh.scan) - (lane == 0 ? 0.0 : own);
+  const double target = u * sum(lane == 0 ? own : 0.0);
+  int found = INT32_MAX;
+  double running = __shfl_sync(0xffffffffu, base, 0);
+  if (own > 0 && running + own > target) {
+    for (int start = first; start < end; start += 128) {
+      float w[4];
+      double mine = 0;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        w[i] = kept_weight(start + lane * 4 + i, end);
+        mine += w[i];
+      }
+      double up = mine;
+#pragma unroll
+      for (int d = 1; d < 32; d <<= 1) {
+        const double other = __shfl_up_sync(0xffffffffu, up, d);
+        if (lane >= d) up += other;
+      }
+      double at = running + up - mine;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        at += w[i];
+        if (found == INT32_MAX && w[i] > 0 && at > target) found = start + lane * 4 + i;
+      }
+      if (__any_sync(0xffffffffu, found != INT32_MAX)) break;
+      running += __shfl_sync(0xffffffffu, up, 31);
     }
   }
   const int place = first_or_last(found, positive);
   return place < 0 || s.ids == nullptr ? place : s.ids[place];
+}
+
+// The elements are spread over bins, which a comparison of two of them never contradicts; only those of the
+// bin in which the target is reached are compared.
+template <int kThreads>
+template <bool kMass>
+__device__ typename Row<kThreads>::Keep Row<kThreads>::keep(const Source& s, float low, float top,
+                                                            float factor, double target) {
+  const float width = fminf(top - low, -kNoWeight / factor);
+  const float per_logit = kBins / fmaxf(width, 1e-30f);
+  fill_bins<kMass>(s.values, s.count, low, top, per_logit, factor);
+  const int bin = crossing_bin<kMass>(s.count, target);
+  if (bin < 0) return {low, INT32_MAX};  // rounding: all of it
+  auto inside = [&](int i, int end) {
+    return i < end && in(s.values[i], low) && bin_of(s.values[i], top, per_logit) == bin;
+  };
+  const int each = (s.count + kThreads - 1) / kThreads * 32;
+  const int first = min(warp * each, s.count), end = min(first + each, s.count);
+  int own = 0;
+#pragma unroll 4
+  for (int i = first + lane; i < end; i += 32) own += inside(i, end);
+  own = __reduce_add_sync(0xffffffffu, own);
+  int to = before_int(lane == 0 ? own : 0) - (lane == 0 ? 0 : own);
+  const int count = static_cast<int>(sum(lane == 0 ? own : 0));
+  if (count > kShortList) return keep_by_search<kMass>(s, low, top, factor, target);
+  float* values = reinterpret_cast<float*>(bins);
+  auto* places = reinterpret_cast<int32_t*>(bins + kShortList);
+  if (own > 0) {
+    for (int start = first; start < end; start += 32) {
+      const bool mine = inside(start + lane, end);
+      const uint32_t votes = __ballot_sync(0xffffffffu, mine);
+      if (mine) {
+        const int at = to + __popc(votes & ((1u << lane) - 1));
+        values[at] = s.values[start + lane];
+        places[at] = start + lane;
+      }
+      to += __popc(votes);
+    }
+  }
+  __syncthreads();
+  const Source list{values, places, count};
+  const Compared c = compare(list, top, factor);
+  const int rank = c.greater + c.earlier;
+  const bool kept = c.own && (rank == 0 || sh.above + (kMass ? c.above : c.greater) < target);
+  const int last = static_cast<int>(sum(kept)) - 1;
+  if (c.own && rank == last) {
+    sh.floor = c.value;
+    sh.cut = kMass ? places[t / share_of(list)] : INT32_MAX;
+  }
+  __syncthreads();
+  return {sh.floor, sh.cut};
+}
+
+template <int kThreads>
+template <bool kMass>
+__device__ typename Row<kThreads>::Keep Row<kThreads>::keep_by_search(const Source& s, float low, float top,
+                                                                      float factor, double target) {
+  const uint32_t least = search<kMass>(s.values, s.count, to_key(low), to_key(top) + 1, target, top, factor);
+  const float floor = from_key(least), weight = weight_of(floor, top, factor);
+  if (!kMass || !(weight > 0)) return {floor, INT32_MAX};
+  double own[3] = {0, 0, 0};
+  for (int i = t; i < s.count; i += kThreads) {
+    const float v = s.values[i];
+    if (v > floor) own[0] += weight_of(v, top, factor);
+    own[1] += v == floor;
+  }
+  sum3(own);
+  const double wanted = fmax(ceil((target - own[0]) / weight), 1.0);
+  return {floor, wanted < own[1] ? place_of_equal(s, floor, static_cast<int>(wanted)) : INT32_MAX};
 }
 
 template <int kThreads>
@@ -166,11 +245,12 @@ __device__ void Row<kThreads>::sort_likeliest(TopToken* x, int n) {
 }
 
 template <int kThreads>
-__device__ void Row<kThreads>::most_likely(int k, TopToken* best, float log_total) {
+__device__ void Row<kThreads>::most_likely(int k, float log_total) {
+  auto* best = reinterpret_cast<TopToken*>(bins);  // [kMaxLogprobs]
   const int vocab = a.p.vocab;
   const int wanted = min(k, vocab);
   const float* maxima = a.s.raw_groups + int64_t{r} * a.s.chunks * kGroups;
-  const float bound = bound_of_top(maxima, wanted, sh.raw_max);
+  const float bound = bound_of_top(maxima, wanted, sh.raw_max, 1.0f);
   Source s = collect(raw(), a.aligned, bound, maxima);
   if (s.count < wanted) s = {raw(), nullptr, vocab};  // there is not as much above -Infinity
   TopToken* out = a.p.top + int64_t{r} * a.p.max_logprobs;
@@ -331,6 +411,8 @@ __device__ typename Row<kThreads>::Compared Row<kThreads>::compare(const Source&
 
 namespace {
 
+constexpr int kFullThreads = 512;
+
 // Philox4x32-10 as in exec/philox.h: 53 bits, in [0, 1).
 __device__ double philox_uniform(uint64_t seed, uint64_t position) {
   uint32_t c0 = static_cast<uint32_t>(position), c1 = static_cast<uint32_t>(position >> 32), c2 = 0, c3 = 0;
@@ -352,10 +434,9 @@ __device__ double philox_uniform(uint64_t seed, uint64_t position) {
 
 // kFull: with filters and logprobs. Without them the block is small, and a row's result is the same.
 template <int kThreads, bool kFull>
-__global__ void __launch_bounds__(kThreads) finish_kernel(SampleArgs a) {
+__global__ void __launch_bounds__(kThreads, 2) finish_kernel(SampleArgs a) {
   extern __shared__ float4 dynamic[];
   __shared__ Shared sh;
-  __shared__ TopToken best[kFull ? kMaxLogprobs : 1];
   pdl_launch();
   pdl_wait();
   Row<kThreads> row(a, sh, reinterpret_cast<float*>(dynamic));
@@ -381,7 +462,7 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(SampleArgs a) {
   int rank = 0;
   if (kFull && s.logprobs >= 0) {
     rank = row.count_above(value) + 1;
-    if (s.logprobs > 0) row.most_likely(min(s.logprobs, a.p.max_logprobs), best, log_total);
+    if (s.logprobs > 0) row.most_likely(min(s.logprobs, a.p.max_logprobs), log_total);
   }
   if (row.t == 0) *result = {token, (value - sh.raw_max) - log_total, rank, SampleError::kNone};
 }
@@ -394,13 +475,14 @@ void launch_finish(const SampleArgs& args, const Context& ctx) {
     return launch(ctx, finish_kernel<kScanThreads, false>, grid, dim3(kScanThreads), 0, args);
   }
   SampleArgs full = args;
-  const size_t fixed = sizeof(Shared) + kMaxLogprobs * sizeof(TopToken) + 1024;
-  const size_t room = (ctx.max_smem - fixed) / 64 * 64;
+  // Two blocks on a multiprocessor where its shared memory is that large.
+  const size_t most = ctx.max_smem >= 160 * 1024 ? ctx.max_smem / 2 : ctx.max_smem;
+  const size_t room = (most - sizeof(Shared) - 2048) / 64 * 64, binned = 2 * kBins * sizeof(uint32_t);
   const size_t segments = (static_cast<size_t>(args.p.vocab) / kSegment + 64) / 64 * 64 * sizeof(uint16_t);
   full.has_segments = args.p.vocab <= 65536 * kSegment && segments <= room / 2;
   const size_t element = sizeof(float) + sizeof(int32_t);
-  full.list_capacity = static_cast<int>((room - (full.has_segments ? segments : 0)) / element);
-  launch(ctx, finish_kernel<1024, true>, grid, dim3(1024), room, full);
+  full.list_capacity = static_cast<int>((room - binned - (full.has_segments ? segments : 0)) / element);
+  launch(ctx, finish_kernel<kFullThreads, true>, grid, dim3(kFullThreads), room, full);
 }
 
 }  // namespace taco::cuda::sampling

@@ -5,9 +5,11 @@
 #include "backend/cuda/sampling/sample.cuh"
 
 namespace taco::cuda::sampling {
+
 constexpr int kWarps = 32;
 constexpr int kSegment = 16;     // neighbours that belong to one group of `scan`
 constexpr int kShortList = 512;  // elements that are compared with each other
+constexpr int kBins = 2048;      // of equal width in the logit
 
 // Shared by the steps of a row; a step that writes one of the arrays has a barrier before it.
 struct Shared {
@@ -21,6 +23,9 @@ struct Shared {
   int found;
   int chunk;      // where an unfiltered draw ends up
   double target;  // what is left of u * total there
+  double above;   // of the bins before the one that matters
+  float floor;
+  int cut;
 };
 
 // The elements that a filter looks at: a list in shared memory, in the order of ids, or where that is too
@@ -39,6 +44,7 @@ struct Row {
   float* list;         // [capacity]
   int32_t* list_ids;   // [capacity]
   uint16_t* segments;  // [vocab / kSegment]
+  uint32_t* bins;      // [2][kBins]; the short list and the most likely tokens take its place
   const int r, t, lane, warp;
   int turn = 0;
 
@@ -48,7 +54,8 @@ struct Row {
         sh(shared),
         list(dynamic),
         list_ids(reinterpret_cast<int32_t*>(dynamic + args.list_capacity)),
-        segments(reinterpret_cast<uint16_t*>(dynamic + 2 * args.list_capacity)),
+        segments(reinterpret_cast<uint16_t*>(dynamic + 2 * args.list_capacity + 2 * kBins)),
+        bins(reinterpret_cast<uint32_t*>(dynamic + 2 * args.list_capacity)),
         r(blockIdx.x),
         t(threadIdx.x),
         lane(threadIdx.x & 31),
@@ -222,11 +229,10 @@ struct Row {
   }
 
   // The largest key T for which the elements of at least T are `target` or more (kMass: weigh that much); at
-  // least `low`, for which that is taken for granted. No element has a key of `high` or more. Counting, it
-  // may stop early: at a T for which there are at most `enough`.
+  // least `low`, for which that is taken for granted. No element has a key of `high` or more.
   template <bool kMass>
   __device__ uint32_t search(const float* values, int count, uint32_t low, uint32_t high, double target,
-                             float top, float factor, int enough = 0) {
+                             float top, float factor) {
     double above = 0;  // the mass from `end` on
     float end = INFINITY;
     while (high - low > 1) {
@@ -272,9 +278,7 @@ struct Row {
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < 3; ++i) {
-          const int sum = __reduce_add_sync(0xffffffffu, lane < kThreads / 32 ? buffer[lane][i] : 0);
-          sums[i] = sum;
-          if (sum >= target && sum <= enough) return pivot[i];
+          sums[i] = __reduce_add_sync(0xffffffffu, lane < kThreads / 32 ? buffer[lane][i] : 0);
         }
       }
       const int passed = sums[2] >= target ? 3 : sums[1] >= target ? 2 : sums[0] >= target ? 1 : 0;
@@ -288,13 +292,87 @@ struct Row {
     return low;
   }
 
+  // Spreads the elements of at least `low` over bins by their distance from `top`, `per_logit` bins to one:
+  // how many there are in each, or what they weigh. Integers alone, so the order of the additions does not
+  // matter: a weight is split in two parts of half_bits(count) bits, whose sums cannot overflow.
+  static __device__ int half_bits(int count) { return __clz(count); }  // count < 2^(32 - bits)
+  static __device__ int bin_of(float x, float top, float per_logit) {
+    return static_cast<int>(fminf((top - x) * per_logit, kBins - 1.0f));
+  }
+  template <bool kMass>
+  __device__ void fill_bins(const float* values, int count, float low, float top, float per_logit,
+                            float factor) {
+    __syncthreads();
+    for (int i = t; i < 2 * kBins; i += kThreads) bins[i] = 0;
+    __syncthreads();
+    const float unit = static_cast<float>(1u << half_bits(count));
+#pragma unroll 4
+    for (int i = t; i < count; i += kThreads) {
+      const float x = values[i];
+      if (!in(x, low)) continue;
+      const int bin = bin_of(x, top, per_logit);
+      if (kMass) {
+        const float w = weight_of(x, top, factor) * unit, high = floorf(w);
+        if (high > 0) atomicAdd(&bins[kBins + bin], static_cast<uint32_t>(high));
+        atomicAdd(&bins[bin], static_cast<uint32_t>(rintf((w - high) * unit)));
+      } else {
+        atomicAdd(&bins[bin], 1u);
+      }
+    }
+    __syncthreads();
+  }
+  // The first bin with which the sum reaches `target`, -1 without one; sh.above: the sum before it.
+  template <bool kMass>
+  __device__ int crossing_bin(int count, double target) {
+    constexpr int kEach = kBins / kThreads;
+    const double unit = __hiloint2double((1023 - half_bits(count)) << 20, 0);  // 2^-half_bits
+    double mass[kEach], own = 0;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      mass[i] = bins[t * kEach + i];
+      if (kMass) mass[i] = (bins[kBins + t * kEach + i] + mass[i] * unit) * unit;
+      own += mass[i];
+    }
+    double running = before(own, sh.scan), above = 0;
+    int found = INT32_MAX;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      if (found == INT32_MAX && mass[i] > 0 && running + mass[i] >= target) {
+        found = t * kEach + i;
+        above = running;
+      }
+      running += mass[i];
+    }
+    const int bin = first_or_last(found, -1);
+    if (bin >= 0 && bin == found) sh.above = above;
+    __syncthreads();
+    return bin;
+  }
+
   // A lower bound for the k-th largest of a row, from maxima of groups: at least k elements reach the k-th
-  // largest of them. It need not be tight.
-  __device__ float bound_of_top(const float* maxima, int k, float top) {
+  // largest of them. It need not be tight: the lower end of its bin.
+  __device__ float bound_of_top(const float* maxima, int k, float top, float factor) {
     const int n = a.s.chunks * kGroups;
     if (k > n) return -INFINITY;
-    return from_key(search<false>(maxima, n, to_key(-INFINITY), to_key(top) + 1, k, 0.0f, 0.0f, 2 * k + 32));
+    const float per_logit = kBins * factor / -kNoWeight;
+    fill_bins<false>(maxima, n, -INFINITY, top, per_logit, factor);
+    const int bin = crossing_bin<false>(n, k);
+    if (bin < 0 || bin == kBins - 1) return -INFINITY;
+    const float bound = top - __fdiv_rn(static_cast<float>(bin + 1), per_logit);
+    return bound - 1e-6f * (fabsf(top) + fabsf(bound));
   }
+
+  // What to keep of a source, all of it at least `low`: what is above `floor`, and of what equals it the
+  // places up to `cut`. By number: the k = target largest and what equals the least of them. By mass: an
+  // element whose greater ones, and earlier equals, weigh less than the target.
+  struct Keep {
+    float floor;
+    int cut;
+  };
+  template <bool kMass>
+  __device__ Keep keep(const Source& s, float low, float top, float factor, double target);
+  template <bool kMass>
+  __device__ Keep keep_by_search(const Source& s, float low, float top, float factor, double target);
 
   // Of the elements equal to `least`, in order, the place of the j-th (from 1); -1 with fewer than j.
   __device__ int place_of_equal(const Source& s, float least, int j) {
@@ -349,8 +427,8 @@ struct Row {
   // stand past the end of a power of two need not be there. For requests of thousands of logprobs.
   __device__ void sort_likeliest(TopToken* x, int n);
 
-  // The k most likely of the raw row. best: [kMaxLogprobs].
-  __device__ void most_likely(int k, TopToken* best, float log_total);
+  // The k most likely of the raw row.
+  __device__ void most_likely(int k, float log_total);
 };
 
 }  // namespace taco::cuda::sampling

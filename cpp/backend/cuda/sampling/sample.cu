@@ -65,8 +65,8 @@ __device__ __forceinline__ Partial combine(const Partial* partials, float scale)
 }
 
 // The rules in the order of exec/sampler.h on a chunk in shared memory, rounded as the host rounds.
-__device__ __forceinline__ void apply_rules(const SampleParams& p, const SampleRow& row, int first, int count, float* x,
-                            uint32_t* bits) {
+__device__ __forceinline__ void apply_rules(const SampleParams& p, const SampleRow& row, int first, int count,
+                                            float* x, uint32_t* bits) {
   const int t = threadIdx.x;
   if (row.num_allowed > 0) {
     for (int i = t; i < kChunk / 32; i += kScanThreads) bits[i] = 0;
