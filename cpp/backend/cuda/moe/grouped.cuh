@@ -85,29 +85,21 @@ __device__ __forceinline__ uint32_t widen(uint32_t v) {
   }
 }
 
-// kRows weight rows by kTokens tokens for a block, kWarpRows by kWarpTokens for a warp; K in steps of 64, or
-// of 128 for FP8 where there is room. Tokens stand in tiles of 64 columns (128 bytes).
-template <bool kFp8, int kRows, int kTokens, int kWarpRows, int kWarpTokens, int kStages, int kBlocks,
-          int kStep = 64>
+// kRows weight rows by kTokens tokens for a block, kWarpRows by kWarpTokens for a warp; K in steps of 64.
+template <bool kFp8, int kRows, int kTokens, int kWarpRows, int kWarpTokens, int kStages, int kBlocks>
 struct Config {
   static constexpr bool fp8 = kFp8;
   static constexpr int rows = kRows, tokens = kTokens, warp_rows = kWarpRows, warp_tokens = kWarpTokens;
   static constexpr int stages = kStages, blocks = kBlocks;  // blocks on a multiprocessor
   static constexpr int threads = kRows / kWarpRows * (kTokens / kWarpTokens) * 32;
-  static constexpr int step = kStep, token_tiles = kStep / 64;
-  static constexpr int row_bytes = kFp8 ? kStep : 2 * kStep;  // of the weight: 64 or 128
-  static constexpr int weight_bytes = kRows * row_bytes,
-                       stage_bytes = weight_bytes + token_tiles * kTokens * 128;
+  static constexpr int step = 64;
+  static constexpr int row_bytes = kFp8 ? 64 : 128;
+  static constexpr int weight_bytes = kRows * row_bytes, stage_bytes = weight_bytes + kTokens * 128;
   static constexpr int weight_loads = weight_bytes / 16 / threads;
   static constexpr int token_loads = (kTokens * 8 + threads - 1) / threads;
   static constexpr size_t smem =
       static_cast<size_t>(kStages) * stage_bytes + (kMaxExperts + 1) * sizeof(int32_t);
-  // Where a chunk of 16 bytes stands in its row, so that eight rows of one column are in different banks.
-  static __device__ __forceinline__ int place(int chunk, int row) {
-    return row_bytes == 64 ? chunk ^ ((row >> 1) & 3) : chunk ^ (row & 7);
-  }
-  static_assert((row_bytes == 64 || row_bytes == 128) && weight_bytes % (16 * threads) == 0 &&
-                kWarpRows % 16 == 0 && kWarpTokens % 8 == 0);
+  static_assert(weight_bytes % (16 * threads) == 0 && kWarpRows % 16 == 0 && kWarpTokens % 8 == 0);
 };
 
 struct Tile {
@@ -188,21 +180,19 @@ __global__ void __launch_bounds__(C::threads, C::blocks) grouped_kernel(GroupedP
         const int chunk = (tid + i * C::threads) % kWeightChunks,
                   row = (tid + i * C::threads) / kWeightChunks;
         const int64_t k = k0 + chunk * (16 / kElement);
+        const int swizzled = C::fp8 ? chunk ^ ((row >> 1) & 3) : chunk ^ (row & 7);
         const bool inside = row < weight_rows && k < p.k;
-        copy16(at + row * C::row_bytes + C::place(chunk, row) * 16,
-               inside ? weight + (row * p.k + k) * kElement : weight, inside ? 16 : 0);
+        copy16(at + row * C::row_bytes + swizzled * 16, inside ? weight + (row * p.k + k) * kElement : weight,
+               inside ? 16 : 0);
       }
 #pragma unroll
       for (int i = 0; i < C::token_loads; ++i) {
         const int chunk = tid % 8, token = (tid + i * C::threads) / 8;
-#pragma unroll
-        for (int tile = 0; tile < C::token_tiles; ++tile) {
-          const int64_t k = k0 + tile * 64 + chunk * 8;
-          const bool inside = token_rows[i] != nullptr && k < p.k;
-          if (C::tokens * 8 % C::threads == 0 || token < C::tokens) {
-            copy16(at + C::weight_bytes + (tile * C::tokens + token) * 128 + (chunk ^ (token & 7)) * 16,
-                   inside ? token_rows[i] + k * 2 : static_cast<const char*>(p.x), inside ? 16 : 0);
-          }
+        const int64_t k = k0 + chunk * 8;
+        const bool inside = token_rows[i] != nullptr && k < p.k;
+        if (C::tokens * 8 % C::threads == 0 || token < C::tokens) {
+          copy16(at + C::weight_bytes + token * 128 + (chunk ^ (token & 7)) * 16,
+                 inside ? token_rows[i] + k * 2 : static_cast<const char*>(p.x), inside ? 16 : 0);
         }
       }
       if (++load_step == load_end) {
@@ -222,12 +212,12 @@ __global__ void __launch_bounds__(C::threads, C::blocks) grouped_kernel(GroupedP
     const uint32_t weights = smem_address(smem) + stage * C::stage_bytes, tokens = weights + C::weight_bytes;
     if constexpr (C::fp8) {
 #pragma unroll
-      for (int pair = 0; pair < C::step / 32; ++pair) {  // two steps of sixteen columns
+      for (int pair = 0; pair < 2; ++pair) {  // two steps of sixteen columns
         uint32_t a[kM][4];
 #pragma unroll
         for (int m = 0; m < kM; ++m) {
           const int row = warp_row + m * 16 + lane % 16, chunk = pair * 2 + lane / 16;
-          ldmatrix4(a[m], weights + row * C::row_bytes + C::place(chunk, row) * 16);
+          ldmatrix4(a[m], weights + row * 64 + (chunk ^ ((row >> 1) & 3)) * 16);
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -243,12 +233,11 @@ __global__ void __launch_bounds__(C::threads, C::blocks) grouped_kernel(GroupedP
 #pragma unroll
           for (int n = 0; n < kN; ++n) {
             const int token = warp_token + n * 8 + lane / 4;
-            const int step = pair * 2 + half, chunk = step % 4 * 2 + lane % 4 / 2;
+            const int chunk = (pair * 2 + half) * 2 + lane % 4 / 2;
             uint32_t b0, b1;
             asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
                          : "=r"(b0), "=r"(b1)
-                         : "r"(tokens + (step / 4 * C::tokens + token) * 128 + (chunk ^ (token & 7)) * 16 +
-                               lane % 2 * 8)
+                         : "r"(tokens + token * 128 + (chunk ^ (token & 7)) * 16 + lane % 2 * 8)
                          : "memory");
 #pragma unroll
             for (int m = 0; m < kM; ++m) mma<T>(acc[m][n], wide[m], b0, b1);
@@ -358,19 +347,13 @@ __global__ void __launch_bounds__(C::threads, C::blocks) grouped_kernel(GroupedP
 
 template <typename T, bool kFp8, int kTokens>
 void launch_tile(const GroupedParams& p, const Context& ctx) {
-  // FP8 weights need more instructions for each byte: more warps.
+  // FP8 weights are half as many bytes and need more instructions for each: more warps.
   constexpr int kSmall = kTokens <= 16 ? kTokens : 16;
-  using Half = std::conditional_t<
-      kTokens == 128, Config<false, 128, 128, 64, 64, 3, 2>,
-      std::conditional_t<kTokens == 64, Config<false, 64, 64, 32, 32, 6, 2>,
-                         std::conditional_t<kTokens == 32, Config<false, 64, 32, 16, 32, 7, 2>,
-                                            Config<false, 64, kSmall, 16, kSmall, 8, 2>>>>;
-  using Fp8 = std::conditional_t<
-      kTokens == 128, Config<true, 128, 128, 64, 64, 3, 2>,
-      std::conditional_t<kTokens == 64, Config<true, 64, 64, 32, 32, 4, 2, 128>,
-                         std::conditional_t<kTokens == 32, Config<true, 64, 32, 16, 32, 4, 3, 128>,
-                                            Config<true, 64, kSmall, 16, kSmall, 6, 3, 128>>>>;
-  using C = std::conditional_t<kFp8, Fp8, Half>;
+  using C = std::conditional_t<
+      kTokens == 128, Config<kFp8, 128, 128, 64, 64, 3, 2>,
+      std::conditional_t<kTokens == 64, Config<kFp8, 64, 64, 32, 32, 6, kFp8 ? 3 : 2>,
+                         std::conditional_t<kTokens == 32, Config<kFp8, 64, 32, 16, 32, 7, kFp8 ? 3 : 2>,
+                                            Config<kFp8, 64, kSmall, 16, kSmall, 8, kFp8 ? 4 : 2>>>>;
   // No more blocks than there can be tiles.
   const int64_t most = (std::min<int64_t>(p.pairs, p.num_experts) + p.pairs / kTokens) *
                        ((p.n + C::rows - 1) / C::rows) * p.splits;
