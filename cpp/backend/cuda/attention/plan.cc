@@ -13,6 +13,11 @@ constexpr int round_up(int64_t a, int64_t b) { return ceil_div(a, b) * static_ca
 
 // What a segment costs beside its keys, in keys: queries in, results out.
 constexpr int kSegmentCost = 32;
+// Keys of the shortest chunk, a unit of 16 for each warp; and of a rest that is not worth a segment of its
+// own.
+constexpr int kShortestChunk = 64, kSliver = 32;
+// The tile kernel's splits end with its tiles.
+constexpr int kTileStep = 64;
 
 class Planner {
  public:
@@ -130,12 +135,15 @@ class Planner {
   // Chunks of as many keys each, one for each thread block: sequences are cut where a chunk is full.
   void spread_decode() {
     if (decode_.empty()) return;
-    int64_t total = 0;
-    for (const WorkItem& item : decode_) total += span(item) + kSegmentCost;
-    int chunks = chunks_per_head();
+    int64_t keys = 0;
+    for (const WorkItem& item : decode_) keys += span(item);
+    const int chunks = chunks_per_head();
+    // Each sequence is a segment, and each chunk's end cuts one more; a short one shares its chunk with
+    // others.
+    const int64_t segments = decode_.size() > 1 ? static_cast<int64_t>(decode_.size()) : 0;
     int target =
-        std::max(kSplitStep, round_up(ceil_div(total + int64_t{kSegmentCost} * chunks, chunks), kSplitStep));
-    while (!cut(target, chunks)) target += std::max(kSplitStep, round_up(target / 32, kSplitStep));
+        std::max(kShortestChunk, round_up(ceil_div(keys + segments * kSegmentCost, chunks), kSplitStep));
+    while (!cut(target, chunks)) target += round_up(target / 64 + 1, kSplitStep);
   }
 
   int chunks_per_head() const {
@@ -166,17 +174,15 @@ class Planner {
       size_t first = list.items.size();
       int begin = whole.kv_begin;
       do {
-        if (in_chunk == kMaxChunkItems || (in_chunk > 0 && target - filled < kSplitStep)) close();
+        if (in_chunk == kMaxChunkItems || (in_chunk > 0 && target - filled < kSliver)) close();
         // Too many items for the chunks: the caller makes them longer, unless it is their number that fills
         // them; then there are more chunks than thread blocks run at once.
         if (list.header.num_chunks + 2 >= kMaxChunks) return single_chunks();
         WorkItem item = whole;
         item.kv_begin = begin;
-        int room = std::max(kSplitStep, target - filled);
-        int end = (begin / kSplitStep) * kSplitStep + room / kSplitStep * kSplitStep;
-        // No slivers: a rest shorter than a step stays with its sequence.
-        item.kv_end = whole.kv_end - end < kSplitStep ? whole.kv_end : end;
-        filled += span(item) + kSegmentCost;
+        const int end = begin / kSplitStep * kSplitStep + (target - filled) / kSplitStep * kSplitStep;
+        item.kv_end = whole.kv_end - end < kSliver ? whole.kv_end : end;
+        filled += span(item) + (decode_.size() > 1 ? kSegmentCost : 0);
         ++in_chunk;
         list.items.push_back(item);
         begin = item.kv_end;
@@ -251,7 +257,7 @@ class Planner {
     int target = 0;
     if (split) {
       int per_head = std::max(1, slots / key_.num_kv_heads);
-      target = std::max(256, round_up(ceil_div(total, per_head), kSplitStep));
+      target = std::max(256, round_up(ceil_div(total, per_head), kTileStep));
     }
     for (const WorkItem& whole : tile_) {
       size_t first = list.items.size();
@@ -259,8 +265,8 @@ class Planner {
       do {
         WorkItem item = whole;
         item.kv_begin = begin;
-        int end = begin / kSplitStep * kSplitStep + target;
-        item.kv_end = !split || whole.kv_end - end < kSplitStep ? whole.kv_end : end;
+        int end = begin / kTileStep * kTileStep + target;
+        item.kv_end = !split || whole.kv_end - end < kTileStep ? whole.kv_end : end;
         list.items.push_back(item);
         begin = item.kv_end;
       } while (begin < whole.kv_end);

@@ -65,7 +65,7 @@ inline constexpr int kFixedSplit = 512;
 // New tokens up to which a sequence counts as decoding in the batch-invariant mode.
 inline constexpr int kFewRows = 64;
 // Splits start at multiples of this (but for the first one of a window).
-inline constexpr int kSplitStep = 64;
+inline constexpr int kSplitStep = 16;
 
 // Packed rows of the tile kernel where no sequence has more.
 inline constexpr int kSmallTile = 64;
