@@ -145,6 +145,8 @@ struct Shape {
   int groups;
   const int32_t* tile_starts;  // [groups + 1]
   const CUtensorMap* w_maps;   // [groups], in global memory
+  const char* w_scales;        // FP8: pointers to the experts' scales, w_scale_stride bytes apart
+  int64_t w_scale_stride;
 };
 
 struct Place {
@@ -155,6 +157,16 @@ __device__ __forceinline__ Place place(const Shape& s, int m_pairs, int index, i
   const int each = kGroup * s.n_tiles, group = index / each, local = index - group * each;
   const int pairs = min(kGroup, m_pairs - group * kGroup);
   return {((group * kGroup + local % pairs) * 2 + rank) * kTileRows, local / pairs * kTileColumns};
+}
+
+// The last expert that starts at or before this row: those before it that start there too have no rows.
+__device__ __forceinline__ int group_of(const int32_t* starts, int groups, int row) {
+  int low = 0, high = groups;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    (starts[middle] * 2 * kTileRows <= row ? low : high) = middle;
+  }
+  return low;
 }
 
 // T: of x and W. O: of the output.
@@ -198,14 +210,7 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
       for (int index = first; index < total; index += stride) {
         const Place at = place(shape, m_pairs, index, rank);
         const CUtensorMap* weights = &w_map;
-        if constexpr (kGrouped) {
-          int low = 0, high = shape.groups;  // the last expert that starts at or before the pair
-          while (high - low > 1) {
-            const int middle = (low + high) / 2;
-            (starts[middle] * 2 * kTileRows <= at.m ? low : high) = middle;
-          }
-          weights = shape.w_maps + low;
-        }
+        if constexpr (kGrouped) weights = shape.w_maps + group_of(starts, shape.groups, at.m);
         for (int step = 0; step < shape.steps; ++step) {
           const uint32_t base = smem + stage * kStageBytes, barrier = full + stage * 8;
           mbarrier_wait(empty + stage * 8, phase);
@@ -268,10 +273,15 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
       const int row0 = at.m + consumer * 64, tile_row = warp * 16 + lane / 4;
       float scales[2] = {1.0f, 1.0f};
       if constexpr (sizeof(T) == 1) {
+        const float* w_scale = shape.w_scale;
+        if constexpr (kGrouped) {
+          w_scale = *reinterpret_cast<const float* const*>(
+              shape.w_scales + group_of(starts, shape.groups, at.m) * shape.w_scale_stride);
+        }
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           const int row = row0 + tile_row + 8 * h;
-          scales[h] = row < shape.rows ? shape.x_scales[row] * *shape.w_scale : 0.0f;
+          scales[h] = row < shape.rows ? shape.x_scales[row] * *w_scale : 0.0f;
         }
       }
       const int matrix = lane / 8;

@@ -7,7 +7,7 @@
 
 namespace taco::cuda {
 
-constexpr int64_t kGatedRows = 512;  // of fewer rows cuBLASLt makes better products
+constexpr int64_t kGatedRows = 1024;  // above, it always is; below it depends on how full its waves are
 // Whether the kernel can do this product (Epilogue::kGated), and is expected to beat cuBLASLt with a second
 // pass.
 bool takes_gated_sm90(const LinearParams& p, const QuantizedRows* x, const Context& ctx);
@@ -22,6 +22,10 @@ CUtensorMap swizzled_map(const void* data, DType dtype, int64_t rows, int64_t co
 // multiple of kExpertRows on; what stands in the rows between is computed and means nothing.
 constexpr int kExpertRows = 256;
 struct ExpertsSm90 {
+  const float* x_scales;         // FP8: [rows]
+  const float* const* w_scales;  // FP8: [groups] on the device, `w_scale_stride` bytes apart
+  int64_t w_scale_stride;
+  DType weight_type;           // dtype or kF8E4M3; x is of this type
   DType dtype;                 // 16 bits
   const void* x;               // [rows, k]
   int64_t rows;                // room: at least kExpertRows * tile_starts[groups]

@@ -48,8 +48,8 @@ struct MoeTables {
     TACO_CHECK(status == cudaStreamCaptureStatusNone, "experts must have run once before a graph holds them");
     TACO_CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
     table.release();
-    bool mapped =
-        ctx.hopper() && (first.dtype == DType::kBF16 || first.dtype == DType::kF16) && first.k % 8 == 0;
+    bool mapped = ctx.hopper() && first.dtype != DType::kF32 &&
+                  first.k * static_cast<int64_t>(dtype_size(first.dtype)) % 16 == 0;
     std::vector<Expert> host;
     std::vector<CUtensorMap> maps;
     for (int e = 0; e < count; ++e) {
@@ -145,19 +145,24 @@ struct MoeRun {
 
   // Whether experts have rows enough for wgmma's tiles. Its sums have an order of their own.
   bool takes_sm90() const {
-    return fast() && ups.maps != nullptr && downs.maps != nullptr && up.dtype == type() &&
+    return fast() && ups.maps != nullptr && downs.maps != nullptr && up.dtype == down.dtype &&
            !ctx.batch_invariant && p.num_experts <= 256 &&
            p.rows * p.top_k >= int64_t{kSm90Mean} * p.num_experts;
   }
 
   void run_sm90() const {
     const size_t size = dtype_size(type());
-    const size_t row_bytes = static_cast<size_t>(p.top_k * (2 * p.hidden + p.intermediate)) * size;
+    const bool fp8 = up.dtype == DType::kF8E4M3;
+    const int64_t widest = std::max(p.hidden, p.intermediate);
+    const size_t row_bytes =
+        static_cast<size_t>(p.top_k) *
+        (static_cast<size_t>(2 * p.hidden + p.intermediate) * size + (fp8 ? static_cast<size_t>(widest) : 0));
     const int64_t limit = std::max<int64_t>(1024, static_cast<int64_t>(kSm90Scratch / row_bytes));
     const int64_t parts = (p.rows + limit - 1) / limit, part = (p.rows + parts - 1) / parts;
     const int64_t pairs = part * p.top_k;
     const int64_t room = (pairs / kExpertRows + std::min<int64_t>(pairs, p.num_experts)) * kExpertRows;
     const size_t bytes = static_cast<size_t>(room * (2 * p.hidden + p.intermediate)) * size +
+                         (fp8 ? static_cast<size_t>(room * (widest + 4)) : 0) +
                          static_cast<size_t>(pairs) * 16 + static_cast<size_t>(p.num_experts + 1) * 8 +
                          16 * 256;
     Memory memory{static_cast<char*>(ctx.moe.reserve(bytes, ctx.stream))};
@@ -166,6 +171,21 @@ struct MoeRun {
     char* x = memory.take<char>(room * p.hidden, size);
     char* inner = memory.take<char>(room * p.intermediate, size);
     char* y = memory.take<char>(room * p.hidden, size);
+    char* narrow = fp8 ? memory.take<char>(room * widest) : nullptr;
+    float* scales = fp8 ? memory.take<float>(room) : nullptr;
+    // FP8 experts read FP8 rows. Those between the experts' are made too, and mean nothing.
+    auto quantized = [&](const void* rows, int64_t width) -> const void* {
+      if (!fp8) return rows;
+      EpilogueParams q;
+      q.in = rows;
+      q.in_type = type();
+      q.in_stride = q.n = width;
+      q.rows = room;
+      q.fp8 = narrow;
+      q.fp8_scales = scales;
+      run_epilogue(q, ctx);
+      return narrow;
+    };
     for (int64_t row = 0; row < p.rows; row += part) {
       const int64_t rows = std::min(part, p.rows - row);
       const size_t at = static_cast<size_t>(row * p.hidden) * size;
@@ -173,7 +193,11 @@ struct MoeRun {
       run_gather_pairs(plan, static_cast<const char*>(p.in) + at, rows * p.top_k, p.hidden, p.top_k, x, ctx);
       ExpertsSm90 e{};
       e.dtype = type();
-      e.x = x;
+      e.weight_type = up.dtype;
+      e.x_scales = scales;
+      e.w_scales = &ups.experts->scale;
+      e.w_scale_stride = sizeof(Expert);
+      e.x = quantized(x, p.hidden);
       e.rows = room;
       e.n = up_width();
       e.k = p.hidden;
@@ -184,7 +208,8 @@ struct MoeRun {
       e.activation = p.activation;
       e.out = inner;
       run_experts_sm90(e, ctx);
-      e.x = inner;
+      e.x = quantized(inner, p.intermediate);
+      e.w_scales = &downs.experts->scale;
       e.n = p.hidden;
       e.k = p.intermediate;
       e.maps = downs.maps;
