@@ -173,7 +173,7 @@ void Attention::Impl::run(const AttentionParams& p) {
   const int group = p.num_heads / cache.num_kv_heads;
   PlanKey key{p.num_heads, cache.num_kv_heads, cache.head_dim, p.window, !takes_mma(p), false};
   key.sm90 = !key.plain && takes_prefill_sm90(ctx, p);
-  const int decode_rows = group <= 8 || cache.head_dim > 128 ? 8 : 16;
+  const int decode_rows = cuda::decode_rows(cache.dtype, cache.head_dim, group);
   const int tile_rows = cache.head_dim > 128 ? 64 : 128;
   LayerPlan& layer = find(key, p, tree, decode_rows, tile_rows);
   const Plan& plan = layer.plan;

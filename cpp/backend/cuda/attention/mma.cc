@@ -21,6 +21,10 @@ bool takes_mma(const AttentionParams& p) {
          aligned(p.out, 4) && p.q_stride % 2 == 0 && p.out_stride % 2 == 0;
 }
 
+int decode_rows(DType kv_dtype, int head_dim, int group) {
+  return group > 8 && head_dim <= 128 && kv_dtype == DType::kBF16 ? 16 : 8;
+}
+
 DecodeLaunch decode_launch(const Context& ctx, DType kv_dtype, int head_dim, int rows) {
   const int dim = padded_dim(head_dim), tiles = rows / 8;
   const size_t stage = size_t{4} * 2 * 16 * dim * (is_fp8(kv_dtype) ? 1 : 2);

@@ -35,8 +35,8 @@ struct PagedParams {
   DType q_dtype, kv_dtype;  // the plain kernel reads any
 };
 
-// Packed query rows of the decode kernel's two forms.
-inline constexpr int kDecodeRows[] = {8, 16};
+// Packed query rows of the decode kernel's tile: 8 or 16.
+int decode_rows(DType kv_dtype, int head_dim, int group);
 
 // Grid sizes and shared memory of the decode kernel: the same for all steps, so that graphs can hold them.
 struct DecodeLaunch {

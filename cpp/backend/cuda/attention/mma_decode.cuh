@@ -6,6 +6,8 @@
 // row's arithmetic depends on the splits' places only.
 #pragma once
 
+#include <type_traits>
+
 #include "backend/cuda/attention/mma_common.cuh"
 
 namespace taco::cuda::mma {
@@ -375,12 +377,17 @@ __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_
 template <typename T>
 void launch_decode_of(const Context& ctx, int rows, int grid, size_t smem, const PagedParams& p) {
   auto go = [&](auto kernel) { launch(ctx, kernel, dim3(grid), dim3(kDecodeWarps * 32), smem, p); };
+  // 16 rows (decode_rows) in bf16 only, and not with 256 dims, which leave no room in the registers: groups
+  // of more than eight heads take two tiles elsewhere.
+  if constexpr (std::is_same_v<T, Bf16>) {
+    if (rows == 16) return p.head_dim <= 64 ? go(decode_kernel<T, 64, 2>) : go(decode_kernel<T, 128, 2>);
+  }
   if (p.head_dim <= 64) {
-    rows == 8 ? go(decode_kernel<T, 64, 1>) : go(decode_kernel<T, 64, 2>);
+    go(decode_kernel<T, 64, 1>);
   } else if (p.head_dim <= 128) {
-    rows == 8 ? go(decode_kernel<T, 128, 1>) : go(decode_kernel<T, 128, 2>);
+    go(decode_kernel<T, 128, 1>);
   } else {
-    go(decode_kernel<T, 256, 1>);  // 16 rows have no room in the registers
+    go(decode_kernel<T, 256, 1>);
   }
 }
 
