@@ -38,12 +38,9 @@ inline SkinnyProduct skinny_rows(const SkinnyProduct& p, int64_t first, int64_t 
 // cuts along K), never on the rest nor on m.
 struct SkinnyConfig {
   int row_tiles = 1;  // weight rows of a tile / 64: 1 or 2
-  int k_boxes = 2;    // 128-byte pieces of each row in a pipeline stage: 1, 2 or 4
-  int smem_kb =
-      113;  // of a block: two kernels' blocks stand side by side, so that one loads ahead of the other
-  int blocks_per_sm = 1;
-  int l2_prefetch_kb = 0;  // of weight that a block asks into L2 beyond its stages before it waits for x
-  bool turns = true;       // a block starts to load ahead when the launch before has asked for all of its own
+  int k_boxes = 4;    // 128-byte pieces of each row in a pipeline stage: 1, 2 or 4
+  int smem_kb = 210;  // of a block
+  int turns = -1;  // >= 0: a block starts to load when all but so many stages of the launch before have come
 };
 SkinnyConfig skinny_config(const SkinnyProduct& p, const Context& ctx);
 

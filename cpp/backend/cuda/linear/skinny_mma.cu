@@ -46,7 +46,8 @@ __device__ __forceinline__ uint32_t widen(uint32_t bytes, int high) {
 template <typename T, int kTokens, int kSlabs>
 __global__ void __launch_bounds__(kWarps * 32) mma_kernel(const __grid_constant__ MmaArgs args) {
   constexpr int kRows = kSlabs * 16, kPitch = kRows + 4;
-  constexpr int kAhead = kTokens <= 8 ? 4 : 2;  // 64-byte pieces of each row in flight
+  constexpr int kPiece = 256;                   // bytes of k that a warp takes: the same for all kTokens
+  constexpr int kAhead = kTokens <= 8 ? 4 : 2;  // 64-byte parts of each row in flight
   __shared__ __align__(16) float sums[kWarps][kTokens * kPitch];
   pdl_launch();
   pdl_wait();
@@ -62,7 +63,9 @@ __global__ void __launch_bounds__(kWarps * 32) mma_kernel(const __grid_constant_
   for (int i = 0; i < kTokens / 8; ++i)
     x[i] = args.x + min(lane / 4 + i * 8, args.m - 1) * args.x_stride_bytes + lane % 4 * 16;
   float acc[kSlabs][kTokens / 8][4] = {};
-  for (int64_t k = warp * (kAhead * 64); k < args.k_bytes; k += kWarps * kAhead * 64) {
+  constexpr int kParts = kPiece / (kAhead * 64);
+  for (int64_t i = 0; warp * kPiece + i / kParts * (kWarps * kPiece) < args.k_bytes; ++i) {
+    const int64_t k = warp * kPiece + i / kParts * (kWarps * kPiece) + i % kParts * (kAhead * 64);
     uint4 a[kAhead][kSlabs * 2];
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {

@@ -26,8 +26,8 @@ struct Args {
   int units_per_tile;
   int64_t units;
   int stages;
-  int l2_units;  // asked into L2 beyond the stages before the wait
-  int* turns;    // whose turn it is to load, a word of 32 bytes for each block; or null
+  int turn_units;  // on their way when the turn is given away
+  int* turns;      // whose turn it is to load, a word of 32 bytes for each block; or null
   float4* partials;
   int* semaphores;
 };
@@ -64,15 +64,10 @@ __device__ __forceinline__ void tma_load(void* to, const CUtensorMap* map, uint6
       "l"(map), "r"(smem_u32(bar)), "r"(x), "r"(y), "l"(policy)
       : "memory");
 }
-__device__ __forceinline__ void tma_prefetch_l2(const CUtensorMap* map, int x, int y) {
-  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(x), "r"(y)
-               : "memory");
-}
-
-// The blocks of the next launch are there early, but what they load ahead would be done long before this
-// launch ends, and memory idle while it sums up, stores, and the next one starts on its x. So block b begins
-// to load when block b of the launch before has asked for its last piece. Only a matter of time, never of
-// results: after 20 us it goes on.
+// The blocks of the next launch are there early, but what they load ahead would only slow this one down, and
+// memory idle while it sums up, stores, and the next one starts on its x. So block b begins to load when
+// almost all pieces of block b of the launch before have come. Only a matter of time, never of results: after
+// 20 us it goes on.
 __device__ __forceinline__ void take_turn(int* turn) {
   for (int i = 0; i < 100 && atomicCAS(turn, 0, 1) != 0; ++i) __nanosleep(100);
 }
@@ -161,19 +156,6 @@ __global__ void __launch_bounds__(Layout<kTokens, kTiles, kBoxes>::kThreads, kTo
         load_w(i, tile, piece);
         next(tile, piece);
       }
-      {
-        // Every second one: afterwards the reads of memory go on between those of L2.
-        int t = tile, p = piece;
-        for (int i = ahead; i < min(count, ahead + 2 * args.l2_units); ++i) {
-          if ((i - ahead) % 2 == 1) {
-#pragma unroll
-            for (int b = 0; b < kBoxes; ++b)
-              tma_prefetch_l2(&w_map, (p * kBoxes + b) * kBoxElements, t * L::kRows);
-          }
-          next(t, p);
-        }
-      }
-      if (turn != nullptr && count == ahead) give_turn(turn);
       pdl_wait();
       asm volatile("fence.proxy.async;" ::: "memory");  // x was written by ordinary stores
       {
@@ -189,9 +171,13 @@ __global__ void __launch_bounds__(Layout<kTokens, kTiles, kBoxes>::kThreads, kTo
         barrier_wait(&empty[stage], parity);
         load_w(stage, tile, piece);
         load_x(stage, piece);
-        if (turn != nullptr && i + 1 == count) give_turn(turn);
         next(tile, piece);
         if (++stage == stages) stage = 0, parity ^= 1;
+      }
+      if (turn != nullptr) {
+        const int seen = count - 1 - args.turn_units;  // the piece whose arrival gives the turn away
+        if (seen >= 0) barrier_wait(&full[seen % stages], seen / stages & 1);
+        give_turn(turn);
       }
     }
     return;
@@ -330,7 +316,6 @@ template <typename T, int kTokens, int kTiles, int kBoxes>
 void launch_tile(const SkinnyProduct& p, const SkinnyConfig& config, const CUtensorMap& w_map,
                  const CUtensorMap& x_map, Context& ctx) {
   using L = Layout<kTokens, kTiles, kBoxes>;
-  const int64_t unit_bytes = int64_t{L::kRows} * 128 * kBoxes;
   const int64_t k_bytes = p.k * static_cast<int64_t>(sizeof(T));
   Args a;
   a.epilogue = skinny_epilogue(p);
@@ -342,14 +327,13 @@ void launch_tile(const SkinnyProduct& p, const SkinnyConfig& config, const CUten
   a.stages = std::min((smem_limit - L::kExtra) / L::kStage, L::kMaxStages);
   if (a.stages < 2) a.stages = std::min<int>((static_cast<int>(ctx.max_smem) - L::kExtra) / L::kStage, 3);
   TACO_CHECK(a.stages >= 2, "a skinny product's stages of ", L::kStage, " bytes do not fit");
-  a.l2_units = static_cast<int>(config.l2_prefetch_kb * 1024 / unit_bytes);
+  a.turn_units = config.turns;
   // A block with less than two units costs more in sums than it reads.
-  const int64_t blocks =
-      std::max<int64_t>(1, std::min<int64_t>(int64_t{ctx.num_sms} * config.blocks_per_sm, a.units / 2));
+  const int64_t blocks = std::max<int64_t>(1, std::min<int64_t>(int64_t{ctx.num_sms}, a.units / 2));
   const SkinnyScratch scratch = skinny_scratch(ctx);
   a.partials = reinterpret_cast<float4*>(scratch.partials);
   a.semaphores = scratch.semaphores;
-  a.turns = config.turns && config.blocks_per_sm == 1 ? scratch.turns : nullptr;
+  a.turns = config.turns >= 0 ? scratch.turns : nullptr;
   launch(ctx, skinny_kernel<T, kTokens, kTiles, kBoxes>, dim3(static_cast<unsigned>(blocks)),
          dim3(L::kThreads), static_cast<size_t>(a.stages * L::kStage + L::kExtra), w_map, x_map, a);
 }
