@@ -74,7 +74,12 @@ build() {
 
 sanitize() {
   # Small cases of every op: the tools are tens of times slower.
-  local tests=$BUILD/tests/cpp/taco_tests_cuda filter=${SANITIZE_FILTER:--*Long*:*Large*:*Speed*:*Big*}
+  local tests=$BUILD/tests/cpp/taco_tests_cuda
+  local memory=${SANITIZE_FILTER:--*Long*:*ManyRows*:*Large*:*EveryShape*:*EveryGrouping*:CudaUpload.*}
+  local races=${RACECHECK_FILTER:-CudaNorm.*:CudaSampling.*:CudaAttention.SplitsOfEveryKind:CudaMoe.RoutingRules:CudaRope.*}
+  compute-sanitizer --tool memcheck --error-exitcode 9 "$tests" --gtest_filter="$memory" --gtest_brief=1 &&
+    compute-sanitizer --tool racecheck --error-exitcode 9 "$tests" --gtest_filter="$races" --gtest_brief=1
+}
   compute-sanitizer --tool memcheck --error-exitcode 9 "$tests" --gtest_filter="$filter" --gtest_brief=1 &&
     compute-sanitizer --tool racecheck --error-exitcode 9 "$tests" --gtest_filter="${RACECHECK_FILTER:-*Attention*:*Norm*:*Sampl*}" --gtest_brief=1
 }
