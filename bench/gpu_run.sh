@@ -80,9 +80,6 @@ sanitize() {
   compute-sanitizer --tool memcheck --error-exitcode 9 "$tests" --gtest_filter="$memory" --gtest_brief=1 &&
     compute-sanitizer --tool racecheck --error-exitcode 9 "$tests" --gtest_filter="$races" --gtest_brief=1
 }
-  compute-sanitizer --tool memcheck --error-exitcode 9 "$tests" --gtest_filter="$filter" --gtest_brief=1 &&
-    compute-sanitizer --tool racecheck --error-exitcode 9 "$tests" --gtest_filter="${RACECHECK_FILTER:-*Attention*:*Norm*:*Sampl*}" --gtest_brief=1
-}
 
 parity() {
   local made=${ARCHS_DIR:-$BUILD/archs}
