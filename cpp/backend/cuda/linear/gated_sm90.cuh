@@ -134,6 +134,12 @@ __device__ __forceinline__ void wgmma256(float (&d)[128], uint64_t a, uint64_t b
 }
 #undef TACO_WGMMA_N256
 
+__device__ __forceinline__ float silu(float x) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + sm90::exp2_approx(x * -1.4426950408889634f)));
+  return x * inverse;
+}
+
 struct Shape {
   int m_pairs, n_tiles, steps, step;  // step: elements of K
   // One tile of rows: a cluster's blocks share it and have weight tiles of their own. m_pairs is 1.
@@ -288,46 +294,52 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
       const int store_row = warp * 16 + matrix % 2 * 8 + lane % 8;
       constexpr bool kHalfOut = std::is_same_v<O, __half>;
       // Two boxes of 64 outputs at a time.
+      auto write = [&](auto activation) {
 #pragma unroll
-      for (int round = 0; round < (kGated ? 1 : 2); ++round) {
-        if (thread == 0) stores_read();
-        barrier_sync(1 + consumer, 128);
+        for (int round = 0; round < (kGated ? 1 : 2); ++round) {
+          if (thread == 0) stores_read();
+          barrier_sync(1 + consumer, 128);
 #pragma unroll
-        for (int j = 0; j < 16; j += 2) {  // groups of eight outputs
-          uint32_t v[4];
+          for (int j = 0; j < 16; j += 2) {  // groups of eight outputs
+            uint32_t v[4];
 #pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            float y[4];
-            if constexpr (kGated) {
-              float up[4];
+            for (int i = 0; i < 2; ++i) {
+              float y[4];
 #pragma unroll
-              for (int e = 0; e < 4; ++e) {
-                y[e] = d[(j + i) * 8 + e] * scales[e / 2];
-                up[e] = d[(j + i) * 8 + 4 + e] * scales[e / 2];
+              for (int e = 0; e < 4; ++e)
+                y[e] = d[kGated ? (j + i) * 8 + e : (round * 16 + j + i) * 4 + e] * scales[e / 2];
+              activation(y);
+              if constexpr (kGated) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) y[e] *= d[(j + i) * 8 + 4 + e] * scales[e / 2];
               }
-              activate_all(shape.activation, y);
-#pragma unroll
-              for (int e = 0; e < 4; ++e) y[e] *= up[e];
-            } else {
-#pragma unroll
-              for (int e = 0; e < 4; ++e) y[e] = d[(round * 16 + j + i) * 4 + e] * scales[e / 2];
-              activate_all(shape.activation, y);
+              v[2 * i] = pack<kHalfOut>(y[0], y[1]);
+              v[2 * i + 1] = pack<kHalfOut>(y[2], y[3]);
             }
-            v[2 * i] = pack<kHalfOut>(y[0], y[1]);
-            v[2 * i + 1] = pack<kHalfOut>(y[2], y[3]);
+            const int chunk = (j + matrix / 2) % 8;
+            stmatrix4(out_tile + j / 8 * kOutBytes + store_row * 128 + ((chunk ^ (store_row & 7)) << 4), v[0],
+                      v[1], v[2], v[3]);
           }
-          const int chunk = (j + matrix / 2) % 8;
-          stmatrix4(out_tile + j / 8 * kOutBytes + store_row * 128 + ((chunk ^ (store_row & 7)) << 4), v[0],
-                    v[1], v[2], v[3]);
+          fence_async_proxy();
+          barrier_sync(1 + consumer, 128);
+          if (thread == 0) {
+            const int column = (kGated ? at.n / 2 : at.n) + round * 128;
+            store_box(&out_map, out_tile, column, row0);
+            store_box(&out_map, out_tile + kOutBytes, column + 64, row0);
+            store_commit();
+          }
         }
-        fence_async_proxy();
-        barrier_sync(1 + consumer, 128);
-        if (thread == 0) {
-          const int column = (kGated ? at.n / 2 : at.n) + round * 128;
-          store_box(&out_map, out_tile, column, row0);
-          store_box(&out_map, out_tile + kOutBytes, column + 64, row0);
-          store_commit();
-        }
+      };
+      // The usual ones without a switch among the outputs.
+      if (kGated && shape.activation == Activation::kSilu) {
+        write([](float(&y)[4]) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) y[e] = silu(y[e]);
+        });
+      } else if (!kGated && shape.activation == Activation::kNone) {
+        write([](float(&)[4]) {});
+      } else {
+        write([&](float(&y)[4]) { activate_all(shape.activation, y); });
       }
     }
     if (thread == 0) stores_done();
