@@ -8,7 +8,6 @@
 #include <string>
 
 #include "backend/backend.h"
-#include "backend/cuda/arena.h"
 #include "backend/cuda/check.h"
 
 namespace taco::cuda {
@@ -50,7 +49,6 @@ struct Context {
   bool batch_invariant = false;
   bool pdl = true;       // programmatic dependent launch; TACO_PDL=0 turns it off
   std::shared_ptr<CublasLt> lt;
-  std::shared_ptr<Arena> weights = std::make_shared<Arena>();
   std::shared_ptr<Uploader> uploader;  // made with the first weight
   std::shared_ptr<MoeTables> moe_tables;
 

@@ -29,7 +29,7 @@ void Offloader::adopt(CudaLinear& weight) {
   TACO_CUDA_CHECK(cudaMallocHost(&host, size));
   TACO_CUDA_CHECK(cudaMemcpyAsync(host, weight.data, size, cudaMemcpyDeviceToHost, ctx_.stream));
   TACO_CUDA_CHECK(cudaStreamSynchronize(ctx_.stream));
-  weight.arena->release(weight.data);
+  TACO_CUDA_CHECK(cudaFree(weight.data));
   weight.data = nullptr;
   used_ += size;
   largest_ = std::max(largest_, size);

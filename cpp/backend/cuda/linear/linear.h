@@ -18,8 +18,7 @@ struct CudaLinear final : Linear {
 
   int64_t n = 0, k = 0;
   DType dtype = DType::kBF16;  // of data: kBF16, kF16, kF32 or kF8E4M3
-  void* data = nullptr;          // of `arena`
-  std::shared_ptr<Arena> arena;
+  void* data = nullptr;
   float* bias = nullptr;  // [n] float32, in the order of the stored rows; or null
   // [gate; up] with 16-bit or 8-bit data: rows stand interleaved by eight (gate 0-7, up 0-7, gate 8-15, ...),
   // so that a product's tile holds both halves of its outputs. float32 data: as given.

@@ -14,15 +14,6 @@ namespace {
 
 constexpr size_t kStaging = 32u << 20;  // of gemm_workspace: uploads on their way to another type or order
 
-struct ArenaMemory {
-  std::shared_ptr<Arena> arena;
-  void* data;
-  ArenaMemory(std::shared_ptr<Arena> from, size_t bytes) : arena(std::move(from)), data(arena->allocate(bytes)) {}
-  ~ArenaMemory() { arena->release(data); }
-  ArenaMemory(const ArenaMemory&) = delete;
-  ArenaMemory& operator=(const ArenaMemory&) = delete;
-};
-
 struct DeviceMemoryGuard {
   void* data = nullptr;
   DeviceMemoryGuard() = default;
@@ -99,7 +90,7 @@ void store_part(const HostMatrix& part, int64_t first_row, DType type, RowPlaces
 }  // namespace
 
 CudaLinear::~CudaLinear() {
-  if (arena) arena->release(data);
+  cudaFree(data);
   cudaFree(bias);
   cudaFree(scale);
 }
@@ -136,16 +127,14 @@ std::unique_ptr<Linear> prepare_linear(std::span<const HostMatrix> parts, const 
          ".", ctx.capability % 10);
   }
   const int64_t count = out->n * out->k;
-  out->arena = ctx.weights;
-  ArenaMemory data(ctx.weights, static_cast<size_t>(count) * dtype_size(type));
+  DeviceMemoryGuard data(static_cast<size_t>(count) * dtype_size(type));
   int64_t row = 0;
   for (const HostMatrix& part : parts) {
     store_part(part, row, type, places, data.data, ctx);
     row += part.rows;
   }
   if (fp8) {
-    ArenaMemory narrow(ctx.weights, static_cast<size_t>(count));
-    DeviceMemoryGuard scales(static_cast<size_t>(out->n) * sizeof(float));
+    DeviceMemoryGuard narrow(static_cast<size_t>(count)), scales(static_cast<size_t>(out->n) * sizeof(float));
     quantize_tensor(data.data, type, count, narrow.data, static_cast<float*>(scales.data), out->n, ctx);
     TACO_CUDA_CHECK(cudaStreamSynchronize(ctx.stream));  // `data` is freed
     out->data = std::exchange(narrow.data, nullptr);
