@@ -37,10 +37,12 @@ class DeviceBuffer {
   explicit DeviceBuffer(size_t bytes, int poison = 0xff) : bytes_(bytes) {  // 0xff..: NaN in every float type
     data_ = std::shared_ptr<void>(backend().allocate(bytes, false), [](void* p) { backend().release(p); });
     TACO_CUDA_CHECK(cudaMemset(data_.get(), poison, bytes));
+    TACO_CUDA_CHECK(cudaDeviceSynchronize());  // the backend's stream does not wait for the default one
   }
   template <typename T>
   explicit DeviceBuffer(const std::vector<T>& values) : DeviceBuffer(values.size() * sizeof(T)) {
     TACO_CUDA_CHECK(cudaMemcpy(data_.get(), values.data(), bytes_, cudaMemcpyHostToDevice));
+    TACO_CUDA_CHECK(cudaDeviceSynchronize());
   }
   template <typename T = void>
   T* as() const {
