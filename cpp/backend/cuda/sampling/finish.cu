@@ -84,59 +84,82 @@ __device__ int Row<kThreads>::draw_filtered(double u) {
     double total = sh.total;
     if (top_k) {
       double own = 0;
-      for (int i = t; i < s.count; i += kThreads)
-        if (s.values[i] >= kept.floor) own += weight_of(s.values[i], top, factor);
+      for_each(s.values, t, s.count, kThreads, [&](int, float v) {
+        if (v >= kept.floor) own += weight_of(v, top, factor);
+      });
       total = sum(own);
     }
     kept = keep<true>(s, kept.floor, top, factor, row.top_p * total);
   }
-  auto kept_weight = [&](int i, int end) {
-    const float v = i < end ? s.values[i] : -INFINITY;
+  auto kept_weight = [&](int i, float v) {
     if (!(v > kept.floor || (v == kept.floor && i <= kept.cut))) return 0.0f;
     const float w = weight_of(v, top, factor);
     return w >= row.min_p ? w : 0.0f;
   };
-  // Each warp has a stretch of the source; the one in which the target lies walks through it once more.
-  const int each = (s.count + kThreads * 4 - 1) / (kThreads * 4) * 128;
-  const int first = min(warp * each, s.count), end = min(first + each, s.count);
-  double own = 0;
-  int positive = -1;
-#pragma unroll 4
-  for (int i = first + lane; i < end; i += 32) {
-    const float w = kept_weight(i, end);
-    if (w > 0) positive = i;
-    own += w;
-  }
-  own = warp_sum(own);
-  const double base = before(lane == 0 ? own : 0.0, sh.scan) - (lane == 0 ? 0.0 : own);
-  const double target = u * sum(lane == 0 ? own : 0.0);
-  int found = INT32_MAX;
-  double running = __shfl_sync(0xffffffffu, base, 0);
-  if (own > 0 && running + own > target) {
-    for (int start = first; start < end; start += 128) {
-      float w[4];
-      double mine = 0;
+  // Each warp has a stretch, in order. The stretch in which the target lies is divided among the warps again,
+  // until it is short enough for one of them.
+  int begin = 0, end = s.count, positive = -1;
+  double base = 0, target = -1;
+  do {
+    positive = -1;
+    const int each = (end - begin + kThreads * 4 - 1) / (kThreads * 4) * 128;
+    const int first = min(begin + warp * each, end), last = min(first + each, end);
+    double own = 0;
+    for_each(s.values, first + lane, last, 32, [&](int i, float v) {
+      const float w = kept_weight(i, v);
+      if (w > 0) positive = i;
+      own += w;
+    });
+    own = warp_sum(own);
+    double* buffer = sh.scan[turn];
+    turn ^= 1;
+    if (lane == 0) buffer[warp] = own;
+    __syncthreads();
+    const double mass = lane < kThreads / 32 ? buffer[lane] : 0.0;
+    double up = mass;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        w[i] = kept_weight(start + lane * 4 + i, end);
-        mine += w[i];
-      }
-      double up = mine;
-#pragma unroll
-      for (int d = 1; d < 32; d <<= 1) {
-        const double other = __shfl_up_sync(0xffffffffu, up, d);
-        if (lane >= d) up += other;
-      }
-      double at = running + up - mine;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        at += w[i];
-        if (found == INT32_MAX && w[i] > 0 && at > target) found = start + lane * 4 + i;
-      }
-      if (__any_sync(0xffffffffu, found != INT32_MAX)) break;
-      running += __shfl_sync(0xffffffffu, up, 31);
+    for (int d = 1; d < 32; d <<= 1) {
+      const double other = __shfl_up_sync(0xffffffffu, up, d);
+      if (lane >= d) up += other;
     }
+    if (target < 0) target = u * __shfl_sync(0xffffffffu, up, 31);
+    const uint32_t passed = __ballot_sync(0xffffffffu, mass > 0 && base + up > target);
+    if (passed == 0) {  // rounding, u close to 1
+      begin = end;
+      break;
+    }
+    const int who = __ffs(static_cast<int>(passed)) - 1;
+    base += __shfl_sync(0xffffffffu, up - mass, who);
+    begin = min(begin + who * each, end);
+    end = min(begin + each, end);
+  } while (end - begin > 512);
+  int found = INT32_MAX;
+  for (int start = begin; warp == 0 && start < end; start += 128) {
+    float w[4];
+    double mine = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int at = start + lane * 4 + i;
+      w[i] = at < end ? kept_weight(at, s.values[at]) : 0.0f;
+      mine += w[i];
+    }
+    double up = mine;
+#pragma unroll
+    for (int d = 1; d < 32; d <<= 1) {
+      const double other = __shfl_up_sync(0xffffffffu, up, d);
+      if (lane >= d) up += other;
+    }
+    double at = base + up - mine;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      at += w[i];
+      if (found == INT32_MAX && w[i] > 0 && at > target) found = start + lane * 4 + i;
+    }
+    if (__any_sync(0xffffffffu, found != INT32_MAX)) break;
+    base += __shfl_sync(0xffffffffu, up, 31);
   }
+  // None by rounding at the end of a stretch: the last in it that weighs anything, or of all.
+  if (end > begin && (positive < begin || positive >= end)) positive = -1;
   const int place = first_or_last(found, positive);
   return place < 0 || s.ids == nullptr ? place : s.ids[place];
 }
@@ -152,14 +175,11 @@ __device__ typename Row<kThreads>::Keep Row<kThreads>::keep(const Source& s, flo
   fill_bins<kMass>(s.values, s.count, low, top, per_logit, factor);
   const int bin = crossing_bin<kMass>(s.count, target);
   if (bin < 0) return {low, INT32_MAX};  // rounding: all of it
-  auto inside = [&](int i, int end) {
-    return i < end && in(s.values[i], low) && bin_of(s.values[i], top, per_logit) == bin;
-  };
+  auto inside = [&](float v) { return in(v, low) && bin_of(v, top, per_logit) == bin; };
   const int each = (s.count + kThreads - 1) / kThreads * 32;
   const int first = min(warp * each, s.count), end = min(first + each, s.count);
   int own = 0;
-#pragma unroll 4
-  for (int i = first + lane; i < end; i += 32) own += inside(i, end);
+  for_each(s.values, first + lane, end, 32, [&](int, float v) { own += inside(v); });
   own = __reduce_add_sync(0xffffffffu, own);
   int to = before_int(lane == 0 ? own : 0) - (lane == 0 ? 0 : own);
   const int count = static_cast<int>(sum(lane == 0 ? own : 0));
@@ -167,15 +187,25 @@ __device__ typename Row<kThreads>::Keep Row<kThreads>::keep(const Source& s, flo
   float* values = reinterpret_cast<float*>(bins);
   auto* places = reinterpret_cast<int32_t*>(bins + kShortList);
   if (own > 0) {
-    for (int start = first; start < end; start += 32) {
-      const bool mine = inside(start + lane, end);
-      const uint32_t votes = __ballot_sync(0xffffffffu, mine);
-      if (mine) {
-        const int at = to + __popc(votes & ((1u << lane) - 1));
-        values[at] = s.values[start + lane];
-        places[at] = start + lane;
+    constexpr int kLoads = 8;
+    for (int start = first; start < end; start += kLoads * 32) {
+      float v[kLoads];
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j) {
+        const int i = start + j * 32 + lane;
+        v[j] = i < end ? s.values[i] : -INFINITY;
       }
-      to += __popc(votes);
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j) {
+        const bool mine = inside(v[j]);
+        const uint32_t votes = __ballot_sync(0xffffffffu, mine);
+        if (mine) {
+          const int at = to + __popc(votes & ((1u << lane) - 1));
+          values[at] = v[j];
+          places[at] = start + j * 32 + lane;
+        }
+        to += __popc(votes);
+      }
     }
   }
   __syncthreads();

@@ -61,6 +61,22 @@ struct Row {
         lane(threadIdx.x & 31),
         warp(threadIdx.x >> 5) {}
 
+  // fn(i, values[i]) for i from `first` on in steps, below `end`. The loads stand before what is done with
+  // them, as a row in global memory needs many in flight.
+  template <typename Fn>
+  static __device__ __forceinline__ void for_each(const float* values, int first, int end, int step,
+                                                  Fn&& fn) {
+    constexpr int kLoads = 16;
+    for (int start = first; start < end; start += kLoads * step) {
+      float v[kLoads];
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j) v[j] = start + j * step < end ? values[start + j * step] : -INFINITY;
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j)
+        if (start + j * step < end) fn(start + j * step, v[j]);
+    }
+  }
+
   // Three sums over the block, for all threads; one barrier.
   __device__ void sum3(double (&v)[3]) {
     double(*buffer)[3] = sh.sums[turn];
@@ -306,10 +322,8 @@ struct Row {
     for (int i = t; i < 2 * kBins; i += kThreads) bins[i] = 0;
     __syncthreads();
     const float unit = static_cast<float>(1u << half_bits(count));
-#pragma unroll 4
-    for (int i = t; i < count; i += kThreads) {
-      const float x = values[i];
-      if (!in(x, low)) continue;
+    for_each(values, t, count, kThreads, [&](int, float x) {
+      if (!in(x, low)) return;
       const int bin = bin_of(x, top, per_logit);
       if (kMass) {
         const float w = weight_of(x, top, factor) * unit, high = floorf(w);
@@ -318,7 +332,7 @@ struct Row {
       } else {
         atomicAdd(&bins[bin], 1u);
       }
-    }
+    });
     __syncthreads();
   }
   // The first bin with which the sum reaches `target`, -1 without one; sh.above: the sum before it.

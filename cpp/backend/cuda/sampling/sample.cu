@@ -106,7 +106,7 @@ __device__ __forceinline__ void apply_rules(const SampleParams& p, const SampleR
 
 // kRules: room for a chunk in shared memory. Rows without rules take the short way in it as well.
 template <bool kRules>
-__global__ void __launch_bounds__(kScanThreads) scan_kernel(SampleArgs a) {
+__global__ void __launch_bounds__(kScanThreads, 4) scan_kernel(SampleArgs a) {
   __shared__ Partial partials[2][kScanThreads / 32];
   __shared__ alignas(16) float chunk[kRules ? kChunk : 1];
   __shared__ uint32_t bits[kRules ? kChunk / 32 : 1];
