@@ -15,7 +15,7 @@ constexpr int round_up(int64_t a, int64_t b) { return ceil_div(a, b) * static_ca
 constexpr int kSegmentCost = 32;
 // Keys of the shortest chunk, a unit of 16 for each warp; and of a rest that is not worth a segment of its
 // own.
-constexpr int kShortestChunk = 64, kSliver = 32;
+constexpr int kShortestChunk = 64, kSliver = 32, kLongSliver = 128;
 // The tile kernel's splits end with its tiles.
 constexpr int kTileStep = 64;
 
@@ -160,6 +160,8 @@ class Planner {
   }
 
   bool cut(int target, int chunks) {
+    // A merge costs more than a few percent of a chunk: whole sequences where they nearly fit.
+    const int sliver = std::clamp(target / 32, kSliver, kLongSliver);
     WorkList& list = plan_.decode;
     list.clear();
     list.header.chunked = 1;
@@ -174,14 +176,14 @@ class Planner {
       size_t first = list.items.size();
       int begin = whole.kv_begin;
       do {
-        if (in_chunk == kMaxChunkItems || (in_chunk > 0 && target - filled < kSliver)) close();
+        if (in_chunk == kMaxChunkItems || (in_chunk > 0 && target - filled < sliver)) close();
         // Too many items for the chunks: the caller makes them longer, unless it is their number that fills
         // them; then there are more chunks than thread blocks run at once.
         if (list.header.num_chunks + 2 >= kMaxChunks) return single_chunks();
         WorkItem item = whole;
         item.kv_begin = begin;
         const int end = begin / kSplitStep * kSplitStep + (target - filled) / kSplitStep * kSplitStep;
-        item.kv_end = whole.kv_end - end < kSliver ? whole.kv_end : end;
+        item.kv_end = whole.kv_end - end < sliver ? whole.kv_end : end;
         filled += span(item) + (decode_.size() > 1 ? kSegmentCost : 0);
         ++in_chunk;
         list.items.push_back(item);
