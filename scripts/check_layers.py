@@ -53,8 +53,16 @@ NOT_ARCHITECTURES = re.compile(r"llama\.cpp|llama-cpp|llama-bench", re.IGNORECAS
 # A part may import those of lower floors; not its neighbours and nothing above.
 PYTHON_FLOORS: tuple[tuple[str, ...], ...] = (
     ("_core", "logging", "flag_table"),
-    ("archs", "sampling_params", "outputs", "output_hub", "default_model", "refusal_reasons", "memory",
-     "cuda"),
+    (
+        "archs",
+        "sampling_params",
+        "outputs",
+        "output_hub",
+        "default_model",
+        "refusal_reasons",
+        "memory",
+        "cuda",
+    ),
     ("loading", "device_memory"),
     ("tokenizer", "engine_args"),
     ("null_model", "prompts", "collect"),
