@@ -5,7 +5,7 @@
 //   cuda_linear_bench [bf16|fp8] mROWS,... KERNEL ...
 //
 // KERNEL: auto, mma (mma.sync), or the fields of SkinnyConfig:
-// row_tiles,k_boxes,smem_kb,turns. bf16 or fp8 holds for the next kernel, the rows
+// row_tiles,k_boxes,smem_kb. bf16 or fp8 holds for the next kernel, the rows
 // for all that follow.
 #include <algorithm>
 #include <cstdio>
@@ -211,8 +211,7 @@ int run(int argc, char** argv) {
       for (size_t at = 0; at != std::string::npos; at = arg.find(',', at + 1))
         rows.push_back(std::atoi(arg.c_str() + at + 1));
     } else {
-      const bool given =
-          std::sscanf(arg.c_str(), "%d,%d,%d,%d", &c.row_tiles, &c.k_boxes, &c.smem_kb, &c.turns) == 4;
+      const bool given = std::sscanf(arg.c_str(), "%d,%d,%d", &c.row_tiles, &c.k_boxes, &c.smem_kb) == 3;
       if (arg == "mma") c.row_tiles = 0;
       for (bool fp8 : {false, true}) {
         for (int m : rows) {

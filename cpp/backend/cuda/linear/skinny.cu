@@ -1,8 +1,5 @@
 #include "backend/cuda/linear/skinny.h"
 
-#include <cstdio>
-#include <cstdlib>
-
 #include "backend/cuda/linear/skinny_kernels.h"
 #include "base/error.h"
 
@@ -29,12 +26,7 @@ SkinnyProduct make_product(const LinearParams& p, const QuantizedRows* x) {
 
 }  // namespace
 
-SkinnyConfig skinny_config(const SkinnyProduct& p, const Context& ctx) {
-  SkinnyConfig c;
-  static const char* given = std::getenv("TACO_SKINNY");  // TUNING
-  if (given != nullptr) std::sscanf(given, "%d,%d,%d,%d", &c.row_tiles, &c.k_boxes, &c.smem_kb, &c.turns);
-  return c;
-}
+SkinnyConfig skinny_config(const SkinnyProduct& p, const Context& ctx) { return {}; }
 
 bool takes_skinny(const LinearParams& p, const Context& ctx) {
   const CudaLinear& w = as_cuda(*p.weight);

@@ -47,12 +47,10 @@ CUtensorMap make_map(const void* data, DType dtype, int64_t rows, int64_t cols, 
 }  // namespace
 
 SkinnyScratch skinny_scratch(Context& ctx) {
-  // Two slots a block, up to two blocks an SM, 128 x 128 sums each.
-  const size_t partials = static_cast<size_t>(ctx.num_sms) * 2 * 2 * 128 * 128 * sizeof(float);
-  const size_t words = static_cast<size_t>(kSkinnyMaxTiles + ctx.num_sms * 8);
-  int* semaphores = static_cast<int*>(ctx.gemm_semaphores.reserve_zeroed(words * sizeof(int), ctx.stream));
-  return {static_cast<float*>(ctx.gemm_partials.reserve(partials, ctx.stream)), semaphores,
-          semaphores + kSkinnyMaxTiles};
+  // Two slots a block, a block an SM, up to 128 x 128 sums each.
+  const size_t partials = static_cast<size_t>(ctx.num_sms) * 2 * 128 * 128 * sizeof(float);
+  return {static_cast<float*>(ctx.gemm_partials.reserve(partials, ctx.stream)),
+          static_cast<int*>(ctx.gemm_semaphores.reserve_zeroed(kSkinnyMaxTiles * sizeof(int), ctx.stream))};
 }
 
 bool skinny_sm90_can(const SkinnyProduct& p) {

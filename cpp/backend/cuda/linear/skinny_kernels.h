@@ -34,13 +34,14 @@ inline SkinnyProduct skinny_rows(const SkinnyProduct& p, int64_t first, int64_t 
   return part;
 }
 
-// How the Hopper kernel cuts its work. The result of a row depends on row_tiles and k_boxes (they place the
-// cuts along K), never on the rest nor on m.
+// How the Hopper kernel cuts its work. The result of a row depends on k_boxes (it places the cuts along K),
+// never on smem_kb nor on m.
 struct SkinnyConfig {
-  int row_tiles = 1;  // weight rows of a tile / 64: 1 or 2
-  int k_boxes = 4;    // 128-byte pieces of each row in a pipeline stage: 1, 2 or 4
-  int smem_kb = 210;  // of a block
-  int turns = -1;  // >= 0: a block starts to load when all but so many stages of the launch before have come
+  int row_tiles = 1;  // weight rows of a tile / 64
+  int k_boxes = 4;    // 128-byte pieces of each row in a pipeline stage: 2 or 4
+  // Of a block: more than half of an SM's, so that no SM gets two blocks of one launch while another has
+  // none, and much, since all of it is filled before the kernel in front has ended.
+  int smem_kb = 210;
 };
 SkinnyConfig skinny_config(const SkinnyProduct& p, const Context& ctx);
 
@@ -58,7 +59,6 @@ void run_skinny_mma(const SkinnyProduct& p, Context& ctx);
 struct SkinnyScratch {
   float* partials;
   int* semaphores;
-  int* turns;
 };
 SkinnyScratch skinny_scratch(Context& ctx);
 inline constexpr int64_t kSkinnyMaxTiles = 64 * 1024;  // semaphores: 64-row tiles, N up to 4 M

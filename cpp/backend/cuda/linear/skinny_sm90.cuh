@@ -26,8 +26,6 @@ struct Args {
   int units_per_tile;
   int64_t units;
   int stages;
-  int turn_units;  // on their way when the turn is given away
-  int* turns;      // whose turn it is to load, a word of 32 bytes for each block; or null
   float4* partials;
   int* semaphores;
 };
@@ -64,15 +62,6 @@ __device__ __forceinline__ void tma_load(void* to, const CUtensorMap* map, uint6
       "l"(map), "r"(smem_u32(bar)), "r"(x), "r"(y), "l"(policy)
       : "memory");
 }
-// The blocks of the next launch are there early, but what they load ahead would only slow this one down, and
-// memory idle while it sums up, stores, and the next one starts on its x. So block b begins to load when
-// almost all pieces of block b of the launch before have come. Only a matter of time, never of results: after
-// 20 us it goes on.
-__device__ __forceinline__ void take_turn(int* turn) {
-  for (int i = 0; i < 100 && atomicCAS(turn, 0, 1) != 0; ++i) __nanosleep(100);
-}
-__device__ __forceinline__ void give_turn(int* turn) { atomicExch(turn, 0); }
-
 // Block b of `blocks` has units [range_begin(b), range_begin(b + 1)).
 __host__ __device__ inline int64_t range_begin(int64_t b, int64_t units, int64_t blocks) {
   return b * units / blocks;
@@ -148,9 +137,7 @@ __global__ void __launch_bounds__(Layout<kTokens, kTiles, kBoxes>::kThreads, kTo
         for (int b = 0; b < kBoxes; ++b)
           tma_load(to + b * L::kXBox, &x_map, &full[stage], (p * kBoxes + b) * kBoxElements, 0, kEvictLast);
       };
-      pdl_launch();
-      int* turn = args.turns == nullptr ? nullptr : args.turns + blockIdx.x * 8;
-      if (turn != nullptr) take_turn(turn);
+      pdl_launch();  // at once: measured better than when little is left to load
       const int ahead = min(stages, count);
       for (int i = 0; i < ahead; ++i) {
         load_w(i, tile, piece);
@@ -173,11 +160,6 @@ __global__ void __launch_bounds__(Layout<kTokens, kTiles, kBoxes>::kThreads, kTo
         load_x(stage, piece);
         next(tile, piece);
         if (++stage == stages) stage = 0, parity ^= 1;
-      }
-      if (turn != nullptr) {
-        const int seen = count - 1 - args.turn_units;  // the piece whose arrival gives the turn away
-        if (seen >= 0) barrier_wait(&full[seen % stages], seen / stages & 1);
-        give_turn(turn);
       }
     }
     return;
@@ -327,13 +309,11 @@ void launch_tile(const SkinnyProduct& p, const SkinnyConfig& config, const CUten
   a.stages = std::min((smem_limit - L::kExtra) / L::kStage, L::kMaxStages);
   if (a.stages < 2) a.stages = std::min<int>((static_cast<int>(ctx.max_smem) - L::kExtra) / L::kStage, 3);
   TACO_CHECK(a.stages >= 2, "a skinny product's stages of ", L::kStage, " bytes do not fit");
-  a.turn_units = config.turns;
   // A block with less than two units costs more in sums than it reads.
   const int64_t blocks = std::max<int64_t>(1, std::min<int64_t>(int64_t{ctx.num_sms}, a.units / 2));
   const SkinnyScratch scratch = skinny_scratch(ctx);
   a.partials = reinterpret_cast<float4*>(scratch.partials);
   a.semaphores = scratch.semaphores;
-  a.turns = config.turns >= 0 ? scratch.turns : nullptr;
   launch(ctx, skinny_kernel<T, kTokens, kTiles, kBoxes>, dim3(static_cast<unsigned>(blocks)),
          dim3(L::kThreads), static_cast<size_t>(a.stages * L::kStage + L::kExtra), w_map, x_map, a);
 }
