@@ -80,12 +80,12 @@ lint: install $(STAMP)/dev ## ruff, mypy, clang-format and the layer map
 	ruff check .
 	mypy
 	@echo "clang-format --dry-run"
-	@find cpp tests bench \( -name '*.cc' -o -name '*.h' \) -print0 | xargs -0 clang-format --dry-run --Werror
+	@find cpp tests bench \( -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \) -print0 | xargs -0 clang-format --dry-run --Werror
 	$(PY) scripts/check_layers.py
 
 .PHONY: format
 format: $(STAMP)/dev ## put C++ and Python sources into the house style
-	@find cpp tests bench \( -name '*.cc' -o -name '*.h' \) -print0 | xargs -0 clang-format -i
+	@find cpp tests bench \( -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \) -print0 | xargs -0 clang-format -i
 	ruff check --fix .
 
 .PHONY: install

@@ -70,7 +70,8 @@ class Backend {
   // `rows` rows of `width` bytes, dense in the source, `pitch` bytes apart on the device.
   virtual void upload_rows_async(void* device, size_t pitch, const void* source, size_t width, int64_t rows) {
     for (int64_t i = 0; i < rows; ++i)
-      std::memcpy(static_cast<char*>(device) + i * pitch, static_cast<const char*>(source) + i * width, width);
+      std::memcpy(static_cast<char*>(device) + i * pitch, static_cast<const char*>(source) + i * width,
+                  width);
   }
   // A mark in the order of the ops, and waiting for it. Marks grow from 1; nothing is before mark 0.
   virtual uint64_t mark() { return 0; }
@@ -118,8 +119,8 @@ std::unique_ptr<Backend> make_cpu_backend(int num_threads);
 
 struct CudaOptions {
   int device = 0;
-  std::string plugin;    // path of libtaco_cuda.so
-  std::string cublaslt;  // path of libcublasLt.so.13, or empty: the loader's search
+  std::string plugin;            // path of libtaco_cuda.so
+  std::string cublaslt;          // path of libcublasLt.so.13, or empty: the loader's search
   bool batch_invariant = false;  // a row's result does not depend on the other rows of its step
   size_t offload_bytes = 0;      // of weights to keep in host memory
 };

@@ -1,11 +1,12 @@
 // The operations a backend offers to the model. One struct of parameters per op, plain data only.
 //
 // Layout conventions, for every op:
-//  * activations are row-major [rows, dim], one row per token of the step; strides are in elements. Their type
+//  * activations are row-major [rows, dim], one row per token of the step; strides are in elements. Their
+//  type
 //    is `dtype` of the params: Backend::activation_dtype (CPU: always float32).
 //  * index arrays (ids, positions, slots, ...) and small float vectors (norm weights, slopes) are in the
-//    backend's memory; `consumer`, where there is one, is the product that will read `out`, or null: a backend
-//    may then write `out` in the form which that product wants (CUDA: FP8 rows with their scales).
+//    backend's memory; `consumer`, where there is one, is the product that will read `out`, or null: a
+//    backend may then write `out` in the form which that product wants (CUDA: FP8 rows with their scales).
 //  * a paged KV cache of one layer is [num_blocks][2 (K, V)][num_kv_heads][block_size][head_dim].
 //    The order inside one (block, K or V, head) panel is the backend's own (CPU:
 //    backend/cpu/isa/kv_layout.h).
@@ -64,7 +65,7 @@ struct LinearParams {
   Epilogue epilogue = Epilogue::kStore;
   Activation activation = Activation::kNone;
   float out_scale = 1.0f;
-  void* out;  // [rows, out_features], or half as wide for kGated
+  void* out;               // [rows, out_features], or half as wide for kGated
   bool float_out = false;  // `out` is float32 whatever the activations are: logits, routers
   const Linear* consumer = nullptr;
   DType dtype = DType::kF32;

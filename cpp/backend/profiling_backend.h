@@ -45,7 +45,8 @@ class ProfilingBackend final : public Backend {
   void download_async(void* host, const void* source, size_t bytes) override {
     inner_->download_async(host, source, bytes);
   }
-  void upload_rows_async(void* device, size_t pitch, const void* source, size_t width, int64_t rows) override {
+  void upload_rows_async(void* device, size_t pitch, const void* source, size_t width,
+                         int64_t rows) override {
     inner_->upload_rows_async(device, pitch, source, width, rows);
   }
   uint64_t mark() override { return inner_->mark(); }

@@ -25,8 +25,8 @@ struct SampleRow {
   int32_t top_k = 0;  // <= 0: all
   float temperature = 0.0f, top_p = 1.0f, min_p = 0.0f;
   float repetition = 1.0f, presence = 0.0f, frequency = 0.0f;
-  uint64_t seed = 0, position = 0;  // position: of the token in the output
-  int32_t logprobs = -1;            // -1: none wanted; k: the k most likely
+  uint64_t seed = 0, position = 0;             // position: of the token in the output
+  int32_t logprobs = -1;                       // -1: none wanted; k: the k most likely
   int32_t first_allowed = 0, num_allowed = 0;  // ranges of the lists; num_allowed 0: all are allowed
   int32_t first_edit = 0, num_edits = 0;
   int32_t first_count = 0, num_counts = 0;

@@ -82,7 +82,8 @@ void add_tensor(ModelBuilder& self, const std::string& slot,
 }
 
 // A stand-in for a tensor: the backend makes the values.
-void add_dummy(ModelBuilder& self, const std::string& slot, const std::vector<int64_t>& shape, uint64_t seed) {
+void add_dummy(ModelBuilder& self, const std::string& slot, const std::vector<int64_t>& shape,
+               uint64_t seed) {
   TACO_REQUIRE(shape.size() == 1 || shape.size() == 2, "slot '", slot,
                "': a tensor has one or two dimensions");
   HostMatrix matrix;
@@ -166,14 +167,13 @@ void bind_model(nb::module_& m) {
           [](std::shared_ptr<Model> model, int max_model_len, int block_size, const std::string& kv,
              int max_num_batched_tokens, int max_num_seqs) {
             nb::gil_scoped_release release;
-            return ModelExecutor::profile(model,
-                                          {.max_model_len = max_model_len,
-                                           .block_size = block_size,
-                                           .num_blocks = 0,
-                                           .kv_dtype = kv_dtype(kv),
-                                           .max_num_batched_tokens = max_num_batched_tokens,
-                                           .max_num_seqs = max_num_seqs,
-                                           .enforce_eager = true});
+            return ModelExecutor::profile(model, {.max_model_len = max_model_len,
+                                                  .block_size = block_size,
+                                                  .num_blocks = 0,
+                                                  .kv_dtype = kv_dtype(kv),
+                                                  .max_num_batched_tokens = max_num_batched_tokens,
+                                                  .max_num_seqs = max_num_seqs,
+                                                  .enforce_eager = true});
           },
           "model"_a, nb::kw_only(), "max_model_len"_a, "block_size"_a = 16, "kv_dtype"_a = "auto",
           "max_num_batched_tokens"_a = 2048, "max_num_seqs"_a = 256)

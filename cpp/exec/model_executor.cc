@@ -89,8 +89,8 @@ size_t ModelExecutor::profile(std::shared_ptr<const Model> model, ModelExecutorC
   return before > after + kv ? before - after - kv : 0;
 }
 
-// The largest steps, so that all scratch memory has its final size and place, and whatever is loaded or tuned at
-// first use is. The cache holds nothing yet: sequences share its blocks.
+// The largest steps, so that all scratch memory has its final size and place, and whatever is loaded or tuned
+// at first use is. The cache holds nothing yet: sequences share its blocks.
 void ModelExecutor::warm_up() {
   const int bs = config_.block_size;
   auto params = std::make_shared<SamplingParams>();
@@ -126,7 +126,9 @@ void ModelExecutor::move_blocks(const StepPlan& plan) {
   for (size_t i = 0; i < layers; ++i) {
     char* device = static_cast<char*>(kv_layer(model_->spec, cache_, i).data);
     char* host = static_cast<char*>(swap_.get()) + i * bytes;
-    auto on_host = [&](const BlockMove& move) { return host + static_cast<size_t>(move.host) * layers * bytes; };
+    auto on_host = [&](const BlockMove& move) {
+      return host + static_cast<size_t>(move.host) * layers * bytes;
+    };
     auto on_device = [&](const BlockMove& move) { return device + static_cast<size_t>(move.device) * bytes; };
     for (const BlockMove& move : plan.swap_out) backend.download_async(on_host(move), on_device(move), bytes);
     for (const BlockMove& move : plan.swap_in) backend.upload_async(on_device(move), on_host(move), bytes);

@@ -58,7 +58,7 @@ class ModelExecutor final : public Executor {
     size_t num_samples = 0;
     bool on_host = false;
   };
-  struct Pending {  // a submitted step
+  struct Pending {      // a submitted step
     StepOutput output;  // what is known already: host sampling, prompt logprobs
     bool on_device = false;
   };

@@ -27,7 +27,8 @@ void for_each_forbidden(const Sequence& sequence, Forbid&& forbid) {
   if (n > 0 && tokens.size() >= n) {
     auto last = tokens.last(n - 1);
     for (size_t i = 0; i + n <= tokens.size(); ++i) {
-      if (std::equal(last.begin(), last.end(), tokens.begin() + static_cast<ptrdiff_t>(i))) forbid(tokens[i + n - 1]);
+      if (std::equal(last.begin(), last.end(), tokens.begin() + static_cast<ptrdiff_t>(i)))
+        forbid(tokens[i + n - 1]);
     }
   }
   if (sequence.output_len() < p.min_tokens) {

@@ -153,7 +153,8 @@ const int32_t* StepInputs::upload_index(const std::vector<int32_t>& rows) {
   if (rows.size() > index_capacity_) {
     std::shared_ptr<Backend> b = backend_;
     index_capacity_ = std::max<size_t>(rows.size() * 2, 64);
-    d_index_ = std::shared_ptr<void>(b->allocate(index_capacity_ * sizeof(int32_t)), [b](void* p) { b->release(p); });
+    d_index_ = std::shared_ptr<void>(b->allocate(index_capacity_ * sizeof(int32_t)),
+                                     [b](void* p) { b->release(p); });
   }
   backend_->upload(d_index_.get(), rows.data(), rows.size() * sizeof(int32_t));
   return static_cast<const int32_t*>(d_index_.get());

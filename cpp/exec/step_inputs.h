@@ -24,7 +24,8 @@ class StepInputs {
   // padded_rows: the rows to compute, at least the plan's; each row beyond the plan's writes no K and V and
   // belongs to no sequence. sampled_rows: rows whose logits are wanted.
   // The pointers stay good until the next call; the next call but one waits for this step's copies.
-  const DecoderBatch& build(const StepPlan& plan, int64_t padded_rows, const std::vector<int32_t>& sampled_rows);
+  const DecoderBatch& build(const StepPlan& plan, int64_t padded_rows,
+                            const std::vector<int32_t>& sampled_rows);
   const StepShape& shape() const { return shape_; }
   const int32_t* sampled_rows() const { return d_sampled_; }  // device, [padded_rows at most]
   int32_t* ids() const { return d_ids_; }

@@ -44,7 +44,8 @@ struct Group {
 std::vector<float> to_floats(const HostMatrix& m) {
   std::vector<float> out(static_cast<size_t>(m.rows * m.cols));
   if (m.data == nullptr) {  // a stand-in: small enough not to matter
-    for (size_t i = 0; i < out.size(); ++i) out[i] = static_cast<float>((i + m.seed) * 37 % 2001) * 1e-6f - 1e-3f;
+    for (size_t i = 0; i < out.size(); ++i)
+      out[i] = static_cast<float>((i + m.seed) * 37 % 2001) * 1e-6f - 1e-3f;
     return out;
   }
   for (int64_t r = 0; r < m.rows; ++r) dequantize_row(m, r, out.data() + r * m.cols);
@@ -198,7 +199,8 @@ struct ModelBuilder::Impl {
       std::vector<Part> in;
       if (f.gated) in.push_back({x + "gate", f.intermediate});
       in.push_back({x + "up", f.intermediate});
-      linear_slots(in, s.hidden, false, &w.experts_in[e], f.gated ? LinearUse::kGatedExpert : LinearUse::kExpert);
+      linear_slots(in, s.hidden, false, &w.experts_in[e],
+                   f.gated ? LinearUse::kGatedExpert : LinearUse::kExpert);
       linear_slots({{x + "down", s.hidden}}, f.intermediate, false, &w.experts_out[e], LinearUse::kExpert);
     }
   }

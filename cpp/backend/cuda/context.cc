@@ -9,11 +9,12 @@ void throw_cuda_error(cudaError_t error, const char* what, const char* file, int
   cudaGetLastError();  // a later call must not see it again; a lost device stays lost
   if (error == cudaErrorMemoryAllocation) {
     fail(ErrorCode::kResourceExhausted, "the GPU is out of memory (", what,
-         "): lower --gpu-memory-utilization, --max-num-seqs or --max-num-batched-tokens, or end other programs "
+         "): lower --gpu-memory-utilization, --max-num-seqs or --max-num-batched-tokens, or end other "
+         "programs "
          "that use the GPU");
   }
-  fail(ErrorCode::kUnavailable, "CUDA: ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ") in ", what,
-       " at ", file, ":", line);
+  fail(ErrorCode::kUnavailable, "CUDA: ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ") in ",
+       what, " at ", file, ":", line);
 }
 
 namespace {
@@ -27,8 +28,8 @@ Scratch::~Scratch() { cudaFree(data_); }
 void Scratch::grow(size_t bytes, cudaStream_t stream, bool zero) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   TACO_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
-  TACO_CHECK(status == cudaStreamCaptureStatusNone, "scratch memory must not grow from ", size_, " to ", bytes,
-             " bytes while a graph is captured");
+  TACO_CHECK(status == cudaStreamCaptureStatusNone, "scratch memory must not grow from ", size_, " to ",
+             bytes, " bytes while a graph is captured");
   TACO_CUDA_CHECK(cudaStreamSynchronize(stream));
   cudaFree(data_);
   ++scratch_moves;

@@ -12,16 +12,16 @@
 
 namespace taco::cuda {
 
-class CublasLt;  // linear/cublaslt.h
-class Uploader;  // linear/upload.h
+class CublasLt;    // linear/cublaslt.h
+class Uploader;    // linear/upload.h
 struct MoeTables;  // moe/moe.cc
 
 // Rows that a producer wrote in FP8 for the product that reads them, beside their 16-bit place `source`.
 struct QuantizedRows {
   const void* source = nullptr;  // the activation buffer that they stand for
-  int64_t rows = 0, cols = 0;     // rows 0: forgotten
-  void* data = nullptr;     // e4m3 [rows, cols], dense
-  float* scales = nullptr;  // [rows]: value = data * scale
+  int64_t rows = 0, cols = 0;    // rows 0: forgotten
+  void* data = nullptr;          // e4m3 [rows, cols], dense
+  float* scales = nullptr;       // [rows]: value = data * scale
 };
 
 // Scratch of one kind, grown on demand outside of graph capture; addresses are stable once grown.
@@ -44,10 +44,10 @@ struct Context {
   int device = 0;
   cudaStream_t stream = nullptr;
   int num_sms = 0;
-  int capability = 0;    // 80, 89, 90; lowered by TACO_CUDA_ISA=80 for tests of the older paths
-  size_t max_smem = 0;   // bytes a block can have
+  int capability = 0;   // 80, 89, 90; lowered by TACO_CUDA_ISA=80 for tests of the older paths
+  size_t max_smem = 0;  // bytes a block can have
   bool batch_invariant = false;
-  bool pdl = true;       // programmatic dependent launch; TACO_PDL=0 turns it off
+  bool pdl = true;  // programmatic dependent launch; TACO_PDL=0 turns it off
   std::shared_ptr<CublasLt> lt;
   std::shared_ptr<Uploader> uploader;  // made with the first weight
   std::shared_ptr<MoeTables> moe_tables;

@@ -45,15 +45,16 @@ CudaBackend::CudaBackend(const CudaOptions& options) {
   ctx_.num_sms = properties.multiProcessorCount;
   ctx_.capability = properties.major * 10 + properties.minor;
   if (ctx_.capability < 80) {
-    fail(ErrorCode::kUnavailable, "the CUDA backend needs compute capability 8.0 or newer; ", device_name_, " has ",
-         properties.major, ".", properties.minor, ": use --device cpu");
+    fail(ErrorCode::kUnavailable, "the CUDA backend needs compute capability 8.0 or newer; ", device_name_,
+         " has ", properties.major, ".", properties.minor, ": use --device cpu");
   }
   if (env_is("TACO_CUDA_ISA", "80")) ctx_.capability = 80;
   ctx_.pdl = !env_is("TACO_PDL", "0");
   ctx_.max_smem = properties.sharedMemPerBlockOptin;
   ctx_.batch_invariant = options.batch_invariant;
   TACO_CUDA_CHECK(cudaStreamCreateWithFlags(&ctx_.stream, cudaStreamNonBlocking));
-  for (cudaEvent_t& event : events_) TACO_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  for (cudaEvent_t& event : events_)
+    TACO_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
   ctx_.lt = std::make_shared<CublasLt>(options.cublaslt);
   attention_ = std::make_unique<Attention>(ctx_);
   if (options.offload_bytes > 0) offloader_ = std::make_unique<Offloader>(ctx_, options.offload_bytes);
@@ -116,7 +117,8 @@ void CudaBackend::download_async(void* host, const void* source, size_t bytes) {
   TACO_CUDA_CHECK(cudaMemcpyAsync(host, source, bytes, cudaMemcpyDeviceToHost, ctx_.stream));
 }
 
-void CudaBackend::upload_rows_async(void* device, size_t pitch, const void* source, size_t width, int64_t rows) {
+void CudaBackend::upload_rows_async(void* device, size_t pitch, const void* source, size_t width,
+                                    int64_t rows) {
   TACO_CUDA_CHECK(cudaMemcpy2DAsync(device, pitch, source, width, width, static_cast<size_t>(rows),
                                     cudaMemcpyHostToDevice, ctx_.stream));
 }

@@ -1,10 +1,11 @@
-// Launching kernels with programmatic dependent launch (PDL): a kernel may start before the one ahead of it in
-// the stream has ended, and does its first independent work (weights into shared memory) meanwhile.
+// Launching kernels with programmatic dependent launch (PDL): a kernel may start before the one ahead of it
+// in the stream has ended, and does its first independent work (weights into shared memory) meanwhile.
 //
 // The rules, for every kernel of this backend:
 //  * before `pdl_wait()` it reads nothing but weights and kernel parameters, and writes no global memory at
 //    all: whatever stands in front of it in the stream may still be running, and reading or writing anything;
-//  * every thread that touches global memory calls `pdl_wait()` first, and every kernel calls it: the chain of
+//  * every thread that touches global memory calls `pdl_wait()` first, and every kernel calls it: the chain
+//  of
 //    waits is what orders kernel n+2 behind kernel n;
 //  * `pdl_launch()` lets the next kernel start once all blocks have called it or ended. It promises nothing
 //    about this kernel's results (the next one waits for them), so it stands early; late where the next
@@ -33,10 +34,12 @@ __device__ __forceinline__ void pdl_launch() {
 
 // kernel<<<grid, block, smem, ctx.stream>>>(args...), with PDL where the device has it.
 template <typename... Params, typename... Args>
-void launch(const Context& ctx, void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem, Args&&... args) {
+void launch(const Context& ctx, void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem,
+            Args&&... args) {
   if (smem > 48 * 1024)
     TACO_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                         cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem)));
+                                         cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         static_cast<int>(smem)));
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;

@@ -51,7 +51,8 @@ void Offloader::acquire(const CudaLinear& weight) {
   }
   const int buffer = entry.order % 2;
   for (Scratch& staging : staging_) staging.reserve(largest_, ctx_.stream);
-  if (staged_[buffer] != &entry || entry.order == 0) {  // the first of a pass, or one whose turn nobody foresaw
+  if (staged_[buffer] != &entry ||
+      entry.order == 0) {  // the first of a pass, or one whose turn nobody foresaw
     TACO_CUDA_CHECK(cudaEventRecord(used_event_[buffer], ctx_.stream));
     TACO_CUDA_CHECK(cudaStreamWaitEvent(stream_, used_event_[buffer], 0));
     load(entry, buffer);

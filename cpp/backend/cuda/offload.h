@@ -9,9 +9,9 @@
 
 namespace taco::cuda {
 
-// Two staging buffers: while a product reads one, the next offloaded weight is copied into the other on a stream
-// of its own. The order of use is learnt from the first pass over the model; a pass begins with the weight that
-// was seen first. Copies are ordered by events, so that a captured graph holds them too.
+// Two staging buffers: while a product reads one, the next offloaded weight is copied into the other on a
+// stream of its own. The order of use is learnt from the first pass over the model; a pass begins with the
+// weight that was seen first. Copies are ordered by events, so that a captured graph holds them too.
 class Offloader {
  public:
   Offloader(Context& ctx, size_t budget);  // bytes of weights to keep on the host

@@ -1,7 +1,7 @@
 #include <cstring>
 
-#include "backend/cpu/activations.h"
 #include "attention_case.h"
+#include "backend/cpu/activations.h"
 #include "base/error.h"
 #include "cpu_levels.h"
 

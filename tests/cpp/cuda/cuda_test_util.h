@@ -17,7 +17,8 @@ inline bool has_device() {
   return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
 }
 
-// One backend for all tests of the process: TACO_CUBLASLT names the library where the loader does not find it.
+// One backend for all tests of the process: TACO_CUBLASLT names the library where the loader does not find
+// it.
 inline CudaBackend& backend(bool batch_invariant = false) {
   const char* lt = std::getenv("TACO_CUBLASLT");
   static CudaOptions options{.device = 0, .plugin = "", .cublaslt = lt ? lt : "", .batch_invariant = false};
@@ -83,7 +84,8 @@ inline std::vector<float> random_floats(size_t n, uint64_t seed, float scale = 1
 inline DeviceBuffer to_device(const std::vector<float>& x, DType dtype) {
   if (dtype == DType::kF32) return DeviceBuffer(x);
   std::vector<uint16_t> bits(x.size());
-  for (size_t i = 0; i < x.size(); ++i) bits[i] = dtype == DType::kBF16 ? to_bf16(x[i]).bits : to_f16(x[i]).bits;
+  for (size_t i = 0; i < x.size(); ++i)
+    bits[i] = dtype == DType::kBF16 ? to_bf16(x[i]).bits : to_f16(x[i]).bits;
   return DeviceBuffer(bits);
 }
 

@@ -1,5 +1,5 @@
-// The whole core with the CUDA backend under it: the model against the CPU's, the engine with graphs and steps
-// in flight, and a request alone against the same one in company.
+// The whole core with the CUDA backend under it: the model against the CPU's, the engine with graphs and
+// steps in flight, and a request alone against the same one in company.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -24,7 +24,8 @@ ModelSpec wide_spec() {
   spec.hidden = 256;
   spec.ropes[0].rotary_dim = 64;
   spec.ropes[0].inv_freq.clear();
-  for (int i = 0; i < 32; ++i) spec.ropes[0].inv_freq.push_back(std::pow(10000.0f, -static_cast<float>(i) / 32));
+  for (int i = 0; i < 32; ++i)
+    spec.ropes[0].inv_freq.push_back(std::pow(10000.0f, -static_cast<float>(i) / 32));
   for (LayerSpec& layer : spec.layers) {
     layer.attn.num_heads = 8;
     layer.attn.num_kv_heads = 2;
@@ -49,7 +50,8 @@ TEST(CudaModel, LogitsAreTheCpus) {
   for (bool wide : {false, true}) {
     for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
       ModelSpec spec = wide ? wide_spec() : testing::tiny_spec();
-      // As trained models have it: a product keeps the size of its input. Larger weights make the softmax chaotic.
+      // As trained models have it: a product keeps the size of its input. Larger weights make the softmax
+      // chaotic.
       const float scale = 1.0f / std::sqrt(static_cast<float>(spec.hidden));
       auto on_cpu = testing::random_model(spec, make_cpu_backend(2), DType::kF32, 1, scale);
       auto on_gpu = testing::random_model(spec, cuda(), dtype, 1, scale);
@@ -145,7 +147,8 @@ TEST(CudaEngine, CompanyDoesNotMatterInTheBatchInvariantMode) {
   std::vector<Job> jobs = some_jobs(64, spec.vocab_size);
   auto model = testing::random_model(spec, cuda(true), DType::kBF16);
   Tokens together = run(model, jobs, all_of(jobs), 2048, false);
-  for (size_t i = 0; i < jobs.size(); i += 7) EXPECT_EQ(run(model, jobs, {i}, 2048, false).at(i), together.at(i));
+  for (size_t i = 0; i < jobs.size(); i += 7)
+    EXPECT_EQ(run(model, jobs, {i}, 2048, false).at(i), together.at(i));
   EXPECT_EQ(run(model, jobs, all_of(jobs), 2048, true), together) << "without graphs";
 }
 

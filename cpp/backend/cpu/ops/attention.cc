@@ -1,8 +1,8 @@
 // Shares a step's attention out over the threads.
 #include <algorithm>
 
-#include "backend/cpu/ops/ops.h"
 #include "backend/cpu/activations.h"
+#include "backend/cpu/ops/ops.h"
 #include "base/error.h"
 
 namespace taco::cpu {

@@ -2,8 +2,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "backend/cpu/ops/ops.h"
 #include "backend/cpu/activations.h"
+#include "backend/cpu/ops/ops.h"
 #include "base/error.h"
 
 namespace taco::cpu {
@@ -97,7 +97,8 @@ void Moe::run(const MoeParams& p, ThreadPool& pool, const RunLinear& linear) {
     linear(down);
     pool.parallel_for(n, 1 + 16384 / p.hidden, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
-        kernels.scale_add(f32(p.out) + rows[i] * p.hidden, out_.as<float>() + i * p.hidden, weights[i], p.hidden);
+        kernels.scale_add(f32(p.out) + rows[i] * p.hidden, out_.as<float>() + i * p.hidden, weights[i],
+                          p.hidden);
     });
   }
 }

@@ -1,8 +1,8 @@
 // Ops that treat each row by itself: norms, rotation and KV write, gathering, block copies.
 #include <cstring>
 
-#include "backend/cpu/ops/ops.h"
 #include "backend/cpu/activations.h"
+#include "backend/cpu/ops/ops.h"
 #include "base/error.h"
 
 namespace taco::cpu {
@@ -44,8 +44,9 @@ void run_norm(const NormParams& p, ThreadPool& pool) {
     }
     return;
   }
-  const NormArgs args{p.kind == NormKind::kRms, f32(p.in),  f32(p.residual), p.residual_scale, p.weight,     p.bias,
-                      p.weight_offset,          p.eps, p.dim,      p.in_stride,      p.out_stride, f32(p.out)};
+  const NormArgs args{
+      p.kind == NormKind::kRms, f32(p.in), f32(p.residual), p.residual_scale, p.weight,     p.bias,
+      p.weight_offset,          p.eps,     p.dim,           p.in_stride,      p.out_stride, f32(p.out)};
   const VectorKernels& kernels = vector_kernels();
   pool.parallel_for(p.rows, grain_rows(p.dim),
                     [&](int64_t begin, int64_t end) { kernels.norm(args, begin, end); });
@@ -56,7 +57,7 @@ void run_rope_and_cache(const RopeAndCacheParams& p, ThreadPool& pool) {
   TACO_CHECK(p.num_kv_heads == cache.num_kv_heads && p.head_dim == cache.head_dim,
              "the cache is another layer's");
   TACO_CHECK(p.rotary_dim % 2 == 0 && p.rotary_dim <= p.head_dim);
-  const RopeArgs args{f32(p.qkv),           p.stride,  p.num_heads,   p.num_kv_heads, p.head_dim,
+  const RopeArgs args{f32(p.qkv),      p.stride,  p.num_heads,   p.num_kv_heads, p.head_dim,
                       p.positions,     p.cos_sin, p.rotary_dim,  p.interleaved,  p.slots,
                       p.q_norm,        p.k_norm,  p.qk_norm_eps, cache.data,     kv_type(cache.dtype),
                       cache.block_size};
