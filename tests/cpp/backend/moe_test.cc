@@ -79,7 +79,7 @@ TEST_P(MoeTest, AgreesWithTheReference) {
           for (size_t i = 0; i < out.size(); ++i) ASSERT_NEAR(out[i], expected[i], 1e-5f) << i;
           // A row alone gets the same bits.
           std::vector<float> alone(hidden, NAN);
-          p.in += (rows - 1) * hidden;
+          p.in = in.data() + (rows - 1) * hidden;
           p.router_logits += (rows - 1) * 8;
           p.rows = 1;
           p.out = alone.data();

@@ -149,7 +149,7 @@ TEST_P(OpsTest, NormOfARowDoesNotDependOnTheOthers) {
   p.out = all.data();
   run_norm(p, pool());
   p.rows = 1;
-  p.in += 63 * 576;
+  p.in = in.data() + 63 * 576;
   p.out = one.data();
   run_norm(p, pool());
   EXPECT_EQ(0, std::memcmp(one.data(), all.data() + 63 * 576, 576 * sizeof(float)));
