@@ -174,6 +174,6 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert "taco_llm can run models here" in capsys.readouterr().out
     assert cli.main(["doctor", "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)
-    assert {"Python", "native core", "CPU", "memory", "huge pages", "packages", "CUDA", "default model"} <= {
-        finding["what"] for finding in findings
-    }
+    names = {finding["what"] for finding in findings}
+    assert {"Python", "native core", "CPU", "memory", "huge pages", "packages", "default model"} <= names
+    assert names & {"CUDA", "CUDA backend"}  # without and with the plugin
