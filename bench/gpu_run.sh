@@ -6,8 +6,8 @@
 #
 # Steps: build tests sanitize kernels parity invariance workload perplexity.
 # From the environment (each has a default or is left out):
-#   OUT         folder of the results: info.json, a log for each step, *.json, taco.jsonl   [/tmp/taco-gpu]
-#   BUILD       build folder                                                                [/tmp/taco-gpu-build]
+#   OUT         folder of the results: info.json, a log for each step, *.json, taco.jsonl   [build/gpu-run]
+#   BUILD       build folder                                                                [build/gpu]
 #   PYTHON      interpreter with numpy and nanobind; torch and transformers for parity      [python3]
 #   ARCHS       compute capabilities to build for                                           [90a]
 #   CMAKE_ARGS  more arguments, such as -DGTest_DIR=...
@@ -18,7 +18,7 @@
 # Each step has a time limit, and a step that fails does not stop the next. Exit status: failed steps.
 set -u
 cd "$(dirname "$0")/.."
-OUT=${OUT:-/tmp/taco-gpu} BUILD=${BUILD:-/tmp/taco-gpu-build} PYTHON=${PYTHON:-python3} ARCHS=${ARCHS:-90a}
+OUT=${OUT:-$PWD/build/gpu-run} BUILD=${BUILD:-$PWD/build/gpu} PYTHON=${PYTHON:-python3} ARCHS=${ARCHS:-90a}
 STEPS=${STEPS:-build tests sanitize kernels parity invariance workload perplexity}
 QUANT=${QUANT-,fp8} MODEL_SHAPE=${MODEL_SHAPE:-llama3-8b}
 JOBS=${JOBS:-$(nproc)}

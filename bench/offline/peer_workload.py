@@ -155,7 +155,7 @@ def main() -> int:
         "--model", default="llama3-8b", help=f"a folder, or one of {', '.join(random_config.SHAPES)}"
     )
     parser.add_argument("--quant", default="", help="'' (bf16), 'fp8', or several: ',fp8'")
-    parser.add_argument("--out", default=str(Path(os.environ.get("OUT", "/tmp/out")) / "taco.jsonl"))
+    parser.add_argument("--out", default=str(Path(os.environ.get("OUT", "build")) / "taco.jsonl"))
     parser.add_argument("--parts", default="decode,prefill,throughput")
     parser.add_argument("--batches", default="", help="instead of the workload's: 1,8,32")
     parser.add_argument("--prefill", default="", help="lengths instead of the workload's: 512,2048")

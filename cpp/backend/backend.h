@@ -114,6 +114,14 @@ class Backend {
   virtual void patch_ids(const PatchIdsParams&) {}
 };
 
+// Memory that goes back to its backend, which it keeps alive.
+inline std::shared_ptr<void> device_memory(const std::shared_ptr<Backend>& backend, size_t bytes) {
+  return {backend->allocate(bytes), [backend](void* p) { backend->release(p); }};
+}
+inline std::shared_ptr<void> host_memory(const std::shared_ptr<Backend>& backend, size_t bytes) {
+  return {backend->allocate_host(bytes), [backend](void* p) { backend->release_host(p); }};
+}
+
 // The CPU backend is always there. num_threads 0: one for each core of the process.
 std::unique_ptr<Backend> make_cpu_backend(int num_threads);
 

@@ -30,21 +30,12 @@ const char* message(SampleError error) {
 
 DeviceSampler::DeviceSampler(std::shared_ptr<Backend> backend, int vocab_size, int max_rows)
     : backend_(std::move(backend)), vocab_size_(vocab_size), max_rows_(max_rows) {
-  d_rows_ = device(static_cast<size_t>(max_rows) * sizeof(SampleRow));
-  d_results_ = device(static_cast<size_t>(max_rows) * sizeof(SampleResult));
+  d_rows_ = device_memory(backend_, static_cast<size_t>(max_rows) * sizeof(SampleRow));
+  d_results_ = device_memory(backend_, static_cast<size_t>(max_rows) * sizeof(SampleResult));
   for (Slot& slot : slots_) {
-    slot.rows = host(static_cast<size_t>(max_rows) * sizeof(SampleRow));
-    slot.results = host(static_cast<size_t>(max_rows) * sizeof(SampleResult));
+    slot.rows = host_memory(backend_, static_cast<size_t>(max_rows) * sizeof(SampleRow));
+    slot.results = host_memory(backend_, static_cast<size_t>(max_rows) * sizeof(SampleResult));
   }
-}
-
-std::shared_ptr<void> DeviceSampler::device(size_t bytes) const {
-  std::shared_ptr<Backend> b = backend_;
-  return {b->allocate(bytes), [b](void* p) { b->release(p); }};
-}
-std::shared_ptr<void> DeviceSampler::host(size_t bytes) const {
-  std::shared_ptr<Backend> b = backend_;
-  return {b->allocate_host(bytes), [b](void* p) { b->release_host(p); }};
 }
 
 // Each distinct token of prompt and output once, with its count in the output.
@@ -122,10 +113,10 @@ void DeviceSampler::submit(const std::vector<Pick>& picks, const float* logits) 
   const size_t counts_at = edits_at + align(edits_.size() * sizeof(TokenEdit));
   const size_t lists = counts_at + counts_.size() * sizeof(TokenCount);
   if (lists > 0) {
-    if (lists > slot.lists_capacity) slot.lists = host(slot.lists_capacity = lists * 2);
+    if (lists > slot.lists_capacity) slot.lists = host_memory(backend_, slot.lists_capacity = lists * 2);
     if (lists > d_lists_capacity_) {
       backend_->synchronize();  // a step in flight reads the old ones
-      d_lists_ = device(d_lists_capacity_ = lists * 2);
+      d_lists_ = device_memory(backend_, d_lists_capacity_ = lists * 2);
     }
     char* to = static_cast<char*>(slot.lists.get());
     if (!allowed_.empty()) std::memcpy(to, allowed_.data(), allowed_.size() * sizeof(int32_t));
@@ -136,10 +127,10 @@ void DeviceSampler::submit(const std::vector<Pick>& picks, const float* logits) 
   slot.top_width = std::max(params.max_logprobs, 0);
   const size_t top = picks.size() * static_cast<size_t>(slot.top_width) * sizeof(TopToken);
   if (top > 0) {
-    if (top > slot.top_capacity) slot.top = host(slot.top_capacity = top * 2);
+    if (top > slot.top_capacity) slot.top = host_memory(backend_, slot.top_capacity = top * 2);
     if (top > d_top_capacity_) {
       backend_->synchronize();
-      d_top_ = device(d_top_capacity_ = top * 2);
+      d_top_ = device_memory(backend_, d_top_capacity_ = top * 2);
     }
   }
 

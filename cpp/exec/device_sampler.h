@@ -40,8 +40,6 @@ class DeviceSampler {
   };
   void describe(const Sequence& sequence, SampleRow& row);
   void add_penalties(const Sequence& sequence, SampleRow& row);
-  std::shared_ptr<void> device(size_t bytes) const;
-  std::shared_ptr<void> host(size_t bytes) const;
 
   std::shared_ptr<Backend> backend_;
   int vocab_size_, max_rows_;

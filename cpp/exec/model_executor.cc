@@ -10,10 +10,6 @@ namespace {
 
 DType kv_dtype_of(const Model& model, std::optional<DType> wanted) { return wanted.value_or(model.dtype); }
 
-std::shared_ptr<void> allocate(const std::shared_ptr<Backend>& backend, size_t bytes) {
-  return {backend->allocate(bytes), [backend](void* p) { backend->release(p); }};
-}
-
 const ModelExecutorConfig& checked(const Model& model, const ModelExecutorConfig& c) {
   TACO_REQUIRE(c.block_size == 8 || c.block_size == 16 || c.block_size == 32,
                "block_size must be 8, 16 or 32, not ", c.block_size);
@@ -57,18 +53,16 @@ ModelExecutor::ModelExecutor(std::shared_ptr<const Model> model, const ModelExec
   size_t bytes =
       block_bytes(*model_, config_.block_size, config_.kv_dtype) * static_cast<size_t>(config_.num_blocks);
   // Not zeroed: untouched pages cost nothing on a host, and attention reads only what was written.
-  kv_data_ = allocate(model_->backend, bytes);
+  kv_data_ = device_memory(model_->backend, bytes);
   cache_ = {kv_data_.get(), kv_dtype_of(*model_, config_.kv_dtype), config_.num_blocks, config_.block_size};
   if (config_.num_host_blocks > 0) {
-    std::shared_ptr<Backend> owner = model_->backend;
-    swap_ = {owner->allocate_host(block_bytes(*model_, config_.block_size, config_.kv_dtype) *
-                                  static_cast<size_t>(config_.num_host_blocks)),
-             [owner](void* p) { owner->release_host(p); }};
+    swap_ = host_memory(model_->backend, block_bytes(*model_, config_.block_size, config_.kv_dtype) *
+                                             static_cast<size_t>(config_.num_host_blocks));
   }
   logits_rows_ = std::min(limits(config_).max_rows, limits(config_).max_seqs);
   if (!backend.samples()) logits_rows_ = std::min(logits_rows_, kMaxLogitsRows);
-  logits_ = std::static_pointer_cast<float>(
-      allocate(model_->backend, static_cast<size_t>(logits_rows_) * model_->spec.vocab_size * sizeof(float)));
+  logits_ = std::static_pointer_cast<float>(device_memory(
+      model_->backend, static_cast<size_t>(logits_rows_) * model_->spec.vocab_size * sizeof(float)));
   for (int t = 0; t < backend.host_threads(); ++t) {
     samplers_.push_back(std::make_unique<Sampler>(model_->spec.vocab_size));
   }
@@ -255,13 +249,11 @@ void ModelExecutor::sample_on_device(const Sampling& sampling, bool have_logits)
   inputs_.set_results(std::move(order));
 }
 
-int64_t ModelExecutor::bucket(int64_t rows) const { return padded(rows); }
-
 // A graph is of steps in which each sequence computes one row and samples from it.
 bool ModelExecutor::can_replay(const StepPlan& plan, const Sampling& sampling) const {
   const int64_t rows = static_cast<int64_t>(plan.seqs.size());
   if (config_.enforce_eager || !model_->backend->has_graphs() || sampling.on_host) return false;
-  if (bucket(rows) > logits_rows_ || sampling.rows.size() != plan.seqs.size()) return false;
+  if (padded(rows) > logits_rows_ || sampling.rows.size() != plan.seqs.size()) return false;
   for (const SeqStep& step : plan.seqs) {
     if (step.count != 1 || step.start >= config_.max_seq_len_to_capture || step.prompt_logprobs) return false;
   }
@@ -303,7 +295,7 @@ void ModelExecutor::submit(const StepPlan& plan) {
     if (plan.seqs.empty()) return;
     const Sampling sampling = sampling_of(plan);
     const bool replay = can_replay(plan, sampling);
-    const int64_t rows = replay ? bucket(plan.num_tokens) : plan.num_tokens;
+    const int64_t rows = replay ? padded(plan.num_tokens) : plan.num_tokens;
     const DecoderBatch& batch = inputs_.build(plan, rows, sampling.rows);
     model_->backend->begin_step(inputs_.shape());
     if (replay) {

@@ -69,7 +69,6 @@ class ModelExecutor final : public Executor {
 
   void warm_up();
   Sampling sampling_of(const StepPlan& plan) const;
-  int64_t bucket(int64_t rows) const;
   bool can_replay(const StepPlan& plan, const Sampling& sampling) const;
   void run_ops(const DecoderBatch& batch, bool all_logits);
   void run_graph(const DecoderBatch& batch);

@@ -28,20 +28,13 @@ struct Layout {
 
 StepInputs::StepInputs(std::shared_ptr<Backend> backend, int block_size, const Limits& limits)
     : backend_(std::move(backend)), block_size_(block_size), limits_(limits) {
-  std::shared_ptr<Backend> b = backend_;
-  auto device = [&](size_t bytes) {
-    return std::shared_ptr<void>(b->allocate(bytes), [b](void* p) { b->release(p); });
-  };
-  auto host = [&](size_t bytes) {
-    return std::shared_ptr<void>(b->allocate_host(bytes), [b](void* p) { b->release_host(p); });
-  };
   size_t packed = Layout(limits.max_rows, limits.max_seqs).end;
   size_t tables = static_cast<size_t>(limits.max_seqs) * limits.max_blocks * sizeof(int32_t);
-  d_packed_ = device(packed);
-  d_tables_ = device(tables);
+  d_packed_ = device_memory(backend_, packed);
+  d_tables_ = device_memory(backend_, tables);
   for (Slot& slot : slots_) {
-    slot.packed = host(packed);
-    slot.tables = host(tables);
+    slot.packed = host_memory(backend_, packed);
+    slot.tables = host_memory(backend_, tables);
   }
 }
 
@@ -151,10 +144,8 @@ const DecoderBatch& StepInputs::build(const StepPlan& plan, int64_t padded_rows,
 
 const int32_t* StepInputs::upload_index(const std::vector<int32_t>& rows) {
   if (rows.size() > index_capacity_) {
-    std::shared_ptr<Backend> b = backend_;
     index_capacity_ = std::max<size_t>(rows.size() * 2, 64);
-    d_index_ = std::shared_ptr<void>(b->allocate(index_capacity_ * sizeof(int32_t)),
-                                     [b](void* p) { b->release(p); });
+    d_index_ = device_memory(backend_, index_capacity_ * sizeof(int32_t));
   }
   backend_->upload(d_index_.get(), rows.data(), rows.size() * sizeof(int32_t));
   return static_cast<const int32_t*>(d_index_.get());

@@ -67,9 +67,7 @@ Decoder::Decoder(std::shared_ptr<const Model> model, int max_rows, int max_posit
 }
 
 Decoder::Buffer Decoder::buffer(int64_t elements, DType dtype) const {
-  std::shared_ptr<Backend> backend = model_->backend;
-  return Buffer(backend->allocate(static_cast<size_t>(elements) * dtype_size(dtype)),
-                [backend](void* p) { backend->release(p); });
+  return device_memory(model_->backend, static_cast<size_t>(elements) * dtype_size(dtype));
 }
 
 void Decoder::normalize(const NormSpec& spec, const NormWeights& w, const void* in, void* out, int64_t rows,

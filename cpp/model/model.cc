@@ -10,9 +10,8 @@ namespace taco {
 
 DeviceVector::DeviceVector(std::shared_ptr<Backend> backend, const std::vector<float>& values) {
   size_t bytes = values.size() * sizeof(float);
-  float* p = static_cast<float*>(backend->allocate(bytes));
-  backend->upload(p, values.data(), bytes);
-  data_ = std::shared_ptr<float>(p, [backend](float* q) { backend->release(q); });
+  data_ = std::static_pointer_cast<float>(device_memory(backend, bytes));
+  backend->upload(data_.get(), values.data(), bytes);
 }
 
 size_t Model::weight_bytes() const {

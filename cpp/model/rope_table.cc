@@ -9,8 +9,7 @@ namespace taco {
 RopeTable::RopeTable(const RopeSpec& spec, std::shared_ptr<Backend> backend, int max_positions)
     : spec_(spec), backend_(backend), max_positions_(max_positions) {
   size_t count = static_cast<size_t>(max_positions) * spec.rotary_dim;
-  data_ = std::shared_ptr<float>(static_cast<float*>(backend->allocate(count * sizeof(float))),
-                                 [backend](float* p) { backend->release(p); });
+  data_ = std::static_pointer_cast<float>(device_memory(backend, count * sizeof(float)));
 }
 
 const float* RopeTable::get(int positions) {

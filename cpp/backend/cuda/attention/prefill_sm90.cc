@@ -1,30 +1,13 @@
 #include "backend/cuda/attention/prefill_sm90.h"
 
-#include <cuda.h>
-
 #include <bit>
 #include <cmath>
 
 #include "backend/cuda/attention/prefill_sm90_params.h"
+#include "backend/cuda/tensor_map.h"
 
 namespace taco::cuda {
 namespace {
-
-using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
-
-// The driver's function without linking its library: this one must load on machines that have none.
-EncodeTiled encode_tiled() {
-  static const EncodeTiled function = [] {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    TACO_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000,
-                                                     cudaEnableDefault, &result));
-    if (result != cudaDriverEntryPointSuccess || found == nullptr)
-      fail(ErrorCode::kUnavailable, "the CUDA driver has no tensor maps: it is older than CUDA 12");
-    return reinterpret_cast<EncodeTiled>(found);
-  }();
-  return function;
-}
 
 // The layer's cache as a run of groups of 8 tokens, [groups][chunk of 64 dims][8 tokens][64 dims]; a box is
 // one page of a head, so that each page takes one copy, and every 8 tokens of 64 dims are an atom of the
@@ -36,7 +19,7 @@ CUtensorMap cache_map(const KvCacheView& cache) {
   const cuuint64_t sizes[4] = {64, 8, chunks, groups}, strides[3] = {row, 128, 8 * row};
   const cuuint32_t box[4] = {64, 8, static_cast<cuuint32_t>(chunks), static_cast<cuuint32_t>(page_groups)};
   const cuuint32_t steps[4] = {1, 1, 1, 1};
-  CUresult result = encode_tiled()(
+  CUresult result = tensor_map_encoder()(
       &map, cache.dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
       4, cache.data, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);

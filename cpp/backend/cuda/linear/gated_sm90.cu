@@ -2,27 +2,10 @@
 #include <cstdlib>
 
 #include "backend/cuda/linear/gated_sm90.cuh"
+#include "backend/cuda/tensor_map.h"
 
 namespace taco::cuda {
 namespace {
-
-using Encode = decltype(&cuTensorMapEncodeTiled);
-
-// The driver's function by way of the runtime: libcuda is not linked.
-Encode encode_function() {
-  static const Encode encode = [] {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    TACO_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000,
-                                                     cudaEnableDefault, &result));
-    if (result != cudaDriverEntryPointSuccess || found == nullptr)
-      fail(ErrorCode::kUnavailable,
-           "the NVIDIA driver lacks cuTensorMapEncodeTiled: it must be of CUDA "
-           "12 or newer");
-    return reinterpret_cast<Encode>(found);
-  }();
-  return encode;
-}
 
 bool aligned(const void* p, int64_t stride, DType dtype) {
   return reinterpret_cast<uintptr_t>(p) % 16 == 0 &&
@@ -30,25 +13,6 @@ bool aligned(const void* p, int64_t stride, DType dtype) {
 }
 
 }  // namespace
-
-CUtensorMap swizzled_map(const void* data, DType dtype, int64_t rows, int64_t cols, int64_t stride,
-                         int box_rows) {
-  const int64_t size = static_cast<int64_t>(dtype_size(dtype));
-  const CUtensorMapDataType type = dtype == DType::kBF16  ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                   : dtype == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                                          : CU_TENSOR_MAP_DATA_TYPE_UINT8;
-  CUtensorMap map;
-  const cuuint64_t dims[2] = {static_cast<cuuint64_t>(cols), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(stride * size)};
-  const cuuint32_t box[2] = {static_cast<cuuint32_t>(128 / size), static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t steps[2] = {1, 1};
-  const CUresult result = encode_function()(
-      &map, type, 2, const_cast<void*>(data), dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  TACO_CHECK(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled failed with ", static_cast<int>(result),
-             " for [", rows, ", ", cols, "], stride ", stride);
-  return map;
-}
 
 // cuBLASLt has tiles of many sizes, and is better where these leave the last wave rather empty. The limits
 // are measured with 4096 x 28672 weights.

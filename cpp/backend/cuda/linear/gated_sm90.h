@@ -14,10 +14,6 @@ bool takes_gated_sm90(const LinearParams& p, const QuantizedRows* x, const Conte
 // p.consumer is not looked at: `out` is written in 16 bits.
 void run_gated_sm90(const LinearParams& p, const QuantizedRows* x, Context& ctx);
 
-// Row-major [rows, cols] in boxes of 128 bytes by box_rows, in 128-byte swizzle; zeros beyond the borders.
-CUtensorMap swizzled_map(const void* data, DType dtype, int64_t rows, int64_t cols, int64_t stride,
-                         int box_rows);
-
 // The same kernel over the experts of a mixture. Rows of x and out stand by expert, each expert's from a
 // multiple of kExpertRows on; what stands in the rows between is computed and means nothing.
 constexpr int kExpertRows = 256;
