@@ -2,16 +2,12 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <array>
-#include <string_view>
-
 #include "bindings/bindings.h"
+#include "bindings/enum_text.h"
 #include "model/model_spec.h"
 
 namespace taco::bindings {
 
-template <typename E>
-struct EnumNames;
 template <>
 struct EnumNames<NormKind> {
   static constexpr std::array<const char*, 3> names{"none", "rms", "layer"};
@@ -29,29 +25,6 @@ struct EnumNames<MoeRouting> {
 }  // namespace taco::bindings
 
 namespace nanobind::detail {
-template <typename E>
-struct EnumCaster {
-  NB_TYPE_CASTER(E, const_name("str"))
-  bool from_python(handle src, uint8_t, cleanup_list*) noexcept {
-    if (!PyUnicode_Check(src.ptr())) return false;
-    const char* text = PyUnicode_AsUTF8(src.ptr());
-    if (!text) {
-      PyErr_Clear();
-      return false;
-    }
-    for (size_t i = 0; i < taco::bindings::EnumNames<E>::names.size(); ++i) {
-      if (std::string_view(text) == taco::bindings::EnumNames<E>::names[i]) {
-        value = static_cast<E>(i);
-        return true;
-      }
-    }
-    return false;
-  }
-  static handle from_cpp(E e, rv_policy, cleanup_list*) noexcept {
-    return PyUnicode_FromString(taco::bindings::EnumNames<E>::names[static_cast<size_t>(e)]);
-  }
-};
-
 template <>
 struct type_caster<taco::NormKind> : EnumCaster<taco::NormKind> {};
 template <>

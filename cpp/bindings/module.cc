@@ -45,6 +45,7 @@ NB_MODULE(_core, m) {
   nb::register_exception_translator(translate);
   taco::bindings::bind_spec(m);
   taco::bindings::bind_model(m);
+  taco::bindings::bind_speculation(m);  // before what has its classes as defaults and results
   taco::bindings::bind_output(m);
   taco::bindings::bind_engine(m);
 }

@@ -221,6 +221,142 @@ class SamplingParams:
 
     def __init__(self, **fields: Any) -> None: ...
 
+# --- speculation. Enumerations are strings: method "none|lookahead|ngram"; a draft's source "root" (none),
+# "ngram", "raw_local", "raw_global", "turbo_local", "turbo_global", "other".
+class LookaheadConfig:
+    """The keys of lookahead_cache_config.json; cpp/spec/speculation_config.h says what each means."""
+
+    cache_mode: int
+    cache_size: int
+    copy_length: int
+    match_length: int
+    turbo_match_length: int
+    min_match_length: int
+    cell_max_size: int
+    voc_size: int
+    max_seq_len: int
+    eos_token_id: int
+    top_k: int
+    threshold: float
+    decay: float
+    is_hybrid: bool
+    is_debug: bool
+    log_interval: int
+    target_parallelism: int
+    top_k_in_cell: int
+    token_paths_top_k: int
+    start_freq: float
+    num_threads: int
+    global_cache_switch: bool
+    ignore_prompt: bool
+    warmup_file: str
+    def __init__(self, **fields: Any) -> None: ...
+
+class SpeculationConfig:
+    method: str
+    lookahead: LookaheadConfig
+    memory_bytes: int
+    ngram_max: int
+    ngram_min: int
+    num_speculative_tokens: int
+    cost_model: bool
+    disable_by_batch_size: int
+    typical_acceptance: bool
+    typical_threshold: float
+    typical_alpha: float
+    def __init__(self, **fields: Any) -> None: ...
+
+class DraftTree:
+    """A tree of tokens that may follow `root`. Nodes are numbered from it, a parent before its children."""
+
+    def __init__(self, root: int) -> None: ...
+    def add(self, parent: int, token: int, p: float = 1.0, source: str = "other") -> int:
+        """The new node's number. ValueError: no such parent, a child twice, more than 64 nodes."""
+    def prune(self, keep: int) -> None:
+        """Keeps the nodes whose bits are set, laid out depth first, the likelier child first."""
+    def find_child(self, node: int, token: int) -> int:
+        """-1: there is none."""
+    def __len__(self) -> int:
+        """Nodes, with the root."""
+    @property
+    def tokens(self) -> list[int]: ...
+    @property
+    def parents(self) -> list[int]:
+        """-1 for the root."""
+    @property
+    def depths(self) -> list[int]: ...
+    @property
+    def p(self) -> list[float]:
+        """Estimated probability that all of the path up to the node is accepted."""
+    @property
+    def sources(self) -> list[str]: ...
+    @property
+    def ancestors(self) -> list[int]:
+        """Bit masks: the node itself and all before it on its path."""
+
+class Drafter:
+    """Proposes tokens. For one thread at a time; cpp/spec/drafter.h is the contract."""
+
+    def begin(self, sequence: int, prompt: Sequence[int], name_space: int = 0) -> None: ...
+    def commit(self, sequence: int, tokens: Sequence[int]) -> None: ...
+    def end(self, sequence: int) -> None: ...
+    def draft(
+        self, sequence: int, last_token: int, max_depth: int = 7, max_nodes: int = 63, min_p: float = 0.0
+    ) -> DraftTree: ...
+    def verified(self, sequence: int, tree: DraftTree, accepted: int) -> None: ...
+
+class SequenceSpeculation:
+    """What speculation did for one sequence."""
+
+    iterations: int
+    hit_iterations: int
+    drafted: int
+    accepted: int
+    accepted_at_least: list[int]
+    """[d]: iterations that accepted at least d drafted tokens."""
+    def __init__(self) -> None: ...
+
+class HitAverages:
+    """Means over the sequences so far."""
+
+    num_iters: float
+    hit_iters: float
+    hit_len: float
+    invalid_len: float
+    hit_rate: float
+    global_average_hit_len: float
+    valid_average_hit_len: float
+    hit_valid_rate: float
+
+class SpeculationStats:
+    iterations: int
+    drafted_iterations: int
+    hit_iterations: int
+    drafted: int
+    accepted: int
+    possible: int
+    """Tokens that the iterations had given if all of each tree's longest path were right."""
+    drafted_by_source: dict[str, int]
+    accepted_by_source: dict[str, int]
+    hit_lengths: dict[str, list[int]]
+    """Source of the first accepted token ("root": none) -> iterations by number accepted: 0 to 15, more."""
+    averages: HitAverages
+    reports: int
+    """Multiples of the log interval that iterations has passed; reported: averages at the last of them."""
+    reported: HitAverages
+    draft_seconds: float
+    cache_bytes: int
+    expected_speedup: float
+    """0: not known; likewise realised_speedup."""
+    realised_speedup: float
+
+class SpeculationMeter:
+    """Counts iterations, for replays: the engine has its own."""
+
+    def __init__(self, log_interval: int = 0) -> None: ...
+    def count(self, sequence: SequenceSpeculation, tree: DraftTree, deepest_accepted: int) -> None: ...
+    def stats(self) -> SpeculationStats: ...
+
 class TokenLogprob:
     token: int
     logprob: float
