@@ -110,7 +110,10 @@ void bind_trees(nb::module_& m) {
       .def("end", &Drafter::end, "sequence"_a, release())
       .def("draft", &draft, "sequence"_a, "last_token"_a, "max_depth"_a = 7,
            "max_nodes"_a = DraftTree::kMaxNodes - 1, "min_p"_a = 0.0f, release())
-      .def("verified", &Drafter::verified, "sequence"_a, "tree"_a, "accepted"_a, release());
+      .def("verified", &Drafter::verified, "sequence"_a, "tree"_a, "accepted"_a, release())
+      .def_prop_ro("memory_bytes", &Drafter::memory_bytes)
+      .def("save", &Drafter::save, "path"_a, release())
+      .def("load", &Drafter::load, "path"_a, release());
 }
 
 void bind_settings(nb::module_& m) {

@@ -1,8 +1,10 @@
 // Who proposes tokens. All calls come from the engine thread, one sequence's in the order of its life.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 
 #include "spec/draft_tree.h"
 
@@ -33,6 +35,18 @@ class Drafter {
   // What became of a tree as it was verified (it may have been pruned; size 1: nothing was verified, the
   // sequence took an ordinary step). accepted: number of drafted tokens that the verifier took.
   virtual void verified(uint64_t sequence, const DraftTree& tree, int accepted) = 0;
+
+  // The rest may be called from any thread, while the engine thread drafts.
+
+  // Held by what it has learnt; in bytes.
+  virtual size_t memory_bytes() const { return 0; }
+  // Writes what it has learnt over sequences to `path`, or leaves the file that was there. Returns the bytes
+  // written; 0: this drafter remembers nothing, and there is no file. Throws kUnavailable with the reason.
+  virtual uint64_t save(const std::string& /*path*/) { return 0; }
+  // Before the first sequence: takes over what was saved and returns the number of tokens or entries. Throws
+  // kNotFound (no file), kInvalidArgument (damaged, of another version or another vocabulary), and has then
+  // learnt nothing.
+  virtual uint64_t load(const std::string& /*path*/) { return 0; }
 };
 
 }  // namespace taco

@@ -295,7 +295,7 @@ class DraftTree:
         """Bit masks: the node itself and all before it on its path."""
 
 class Drafter:
-    """Proposes tokens. For one thread at a time; cpp/spec/drafter.h is the contract."""
+    """Proposes tokens. For one thread at a time but the last three; cpp/spec/drafter.h is the contract."""
 
     def begin(self, sequence: int, prompt: Sequence[int], name_space: int = 0) -> None: ...
     def commit(self, sequence: int, tokens: Sequence[int]) -> None: ...
@@ -304,6 +304,12 @@ class Drafter:
         self, sequence: int, last_token: int, max_depth: int = 7, max_nodes: int = 63, min_p: float = 0.0
     ) -> DraftTree: ...
     def verified(self, sequence: int, tree: DraftTree, accepted: int) -> None: ...
+    @property
+    def memory_bytes(self) -> int: ...
+    def save(self, path: str) -> int:
+        """Bytes written; 0: it remembers nothing. RuntimeError: why it could not be written."""
+    def load(self, path: str) -> int:
+        """What was taken over. KeyError: no such file. ValueError: damaged, or not of this vocabulary."""
 
 class SequenceSpeculation:
     """What speculation did for one sequence."""
