@@ -1,4 +1,6 @@
-"""Gemma 2: sandwich norms with weight + 1, softcaps, alternating windows, scaled embedding."""
+"""Gemma: norms with weight + 1, a scaled embedding, a gated feed-forward with tanh GELU. Gemma 2: sandwich
+norms, softcaps, alternating windows as well.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import numpy as np
 from taco_llm._core import AttentionSpec, FfnSpec, LayerSpec, ModelSpec, NormSpec
 
 from .config import Config, divide, windows
-from .llama_like import IGNORE, RULES
+from .llama_like import IGNORE, RULES, llama_like, weight_rules
 from .rope import make_rope
 from .rules import Rule, WeightRules
 
@@ -30,6 +32,39 @@ def embed_scale(hidden: int, dtype: str) -> float:
     return float(scale)
 
 
+def plus_one_norm(c: Config) -> NormSpec:
+    # GGUF files have the 1 in the weights already.
+    offset = c.number("norm_weight_offset", default=1.0)
+    return NormSpec(kind="rms", eps=c.number("rms_norm_eps", default=1e-6), weight_offset=offset)
+
+
+def gemma(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
+    bias = c.flag("attention_bias", default=False)
+    activation = c.activation("hidden_activation", "hidden_act", default="gelu_pytorch_tanh")
+    spec = llama_like(
+        c,
+        max_model_len,
+        architecture="GemmaForCausalLM",
+        hidden=3072,
+        intermediate=24576,
+        num_layers=28,
+        num_heads=16,
+        num_kv_heads=16,
+        default_head_dim=256,
+        max_positions=8192,
+        vocab=256000,
+        tied=True,
+        norm=plus_one_norm(c),
+        act="gelu_pytorch_tanh",
+        qkv_bias=bias,
+        out_bias=bias,
+        # The first files say "gelu" and mean its tanh form.
+        ffn=dict(activation="gelu_tanh" if activation == "gelu" else activation),
+    )
+    spec.embed_scale = embed_scale(spec.hidden, c.text("dtype", "torch_dtype", default="float32"))
+    return spec, weight_rules(len(spec.layers))
+
+
 def gemma2(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
     hidden = c.integer("hidden_size", default=2304)
     heads = c.integer("num_attention_heads", default=8)
@@ -46,13 +81,7 @@ def gemma2(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules
         max_model_len=max_model_len,
     )
     bias = c.flag("attention_bias", default=False)
-    norm = NormSpec(
-        kind="rms",
-        eps=c.number("rms_norm_eps", default=1e-6),
-        weight_offset=c.number(
-            "norm_weight_offset", default=1.0
-        ),  # GGUF files have the 1 in the weights already
-    )
+    norm = plus_one_norm(c)
     ffn = FfnSpec(
         intermediate=c.integer("intermediate_size", default=9216),
         activation=c.activation("hidden_activation", "hidden_act", default="gelu_pytorch_tanh"),

@@ -25,12 +25,13 @@ RULES = [
     Rule("model.layers.{i}.mlp.up_proj.*", ("layers.{i}.ffn.up.*",)),
     Rule("model.layers.{i}.mlp.down_proj.*", ("layers.{i}.ffn.down.*",)),
     Rule("model.norm.*", ("final_norm.*",)),
-    Rule("lm_head.weight", ("head.weight",)),
+    Rule("lm_head.*", ("head.*",)),
 ]
 IGNORE = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq")
 
 
 def weight_rules(num_layers: int, extra: Sequence[Rule] = (), num_experts: int = 0) -> WeightRules:
+    """RULES and the extra ones, which come last: of two rules for one tensor they win."""
     return WeightRules([*RULES, *extra], num_layers, num_experts, prefix="model.", ignore=IGNORE)
 
 
@@ -51,58 +52,66 @@ def llama_like(
     hidden: int = 4096,
     intermediate: int = 11008,
     vocab: int = 32000,
+    num_heads: int = 32,
+    default_head_dim: int | None = None,
+    partial: float = 1.0,
+    act: str = "silu",
+    norm: NormSpec | None = None,
     layer_windows: Callable[[int], list[int]] | None = None,
+    attn: dict[str, Any] | None = None,
     ffn: dict[str, Any] | None = None,
+    layer: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
 ) -> ModelSpec:
     """The keywords are what families differ in: structure, and the defaults of their HF config classes.
 
-    num_kv_heads: the default; None: as many as there are heads. ffn: overrides of the FfnSpec's fields.
+    num_kv_heads: the default; None: as many as there are heads. default_head_dim: None: hidden / heads.
+    partial: the rotated share of a head. norm: None: an RMS norm. attn, ffn, layer, model: overrides of the
+    fields of AttentionSpec, FfnSpec, LayerSpec and ModelSpec.
     """
     hidden = c.integer("hidden_size", default=hidden)
-    heads = c.integer("num_attention_heads", default=32)
+    heads = c.integer("num_attention_heads", default=num_heads)
     kv_heads = c.integer("num_key_value_heads", default=num_kv_heads or heads)
     divide("num_attention_heads / num_key_value_heads", heads, kv_heads)
     layers = c.integer("num_hidden_layers", default=num_layers)
-    size = head_dim(c, hidden, heads)
+    size = c.optional_integer("head_dim") or default_head_dim or head_dim(c, hidden, heads)
     max_positions = c.integer("max_position_embeddings", default=max_positions)
     rope = make_rope(
-        c, head_dim=size, max_positions=max_positions, max_model_len=max_model_len, default_theta=theta
+        c,
+        head_dim=size,
+        max_positions=max_positions,
+        max_model_len=max_model_len,
+        default_theta=theta,
+        partial=partial,
     )
-    norm = NormSpec(kind="rms", eps=c.number("rms_norm_eps", default=eps))
+    norm = norm or NormSpec(kind="rms", eps=c.number("rms_norm_eps", default=eps))
     spec_windows = layer_windows(layers) if layer_windows else [0] * layers
     ffn_fields: dict[str, Any] = dict(
         intermediate=c.integer("intermediate_size", default=intermediate),
-        activation=c.activation("hidden_act", default="silu"),
+        activation=c.activation("hidden_act", default=act),
         gated=True,
         bias=mlp_bias,
     )
     ffn_spec = FfnSpec(**{**ffn_fields, **(ffn or {})})
-    return ModelSpec(
+    attn_fields: dict[str, Any] = dict(
+        num_heads=heads, num_kv_heads=kv_heads, head_dim=size, qkv_bias=qkv_bias, out_bias=out_bias, rope=0
+    )
+    attn_fields |= attn or {}
+    layer_fields = dict(attn_norm=norm, ffn_norm=norm, ffn=ffn_spec) | (layer or {})
+    model_fields: dict[str, Any] = dict(
         architecture=architecture,
         vocab_size=c.integer("vocab_size", default=vocab),
         hidden=hidden,
         max_positions=rope.max_positions,
         ropes=[rope.spec],
         layers=[
-            LayerSpec(
-                attn_norm=norm,
-                ffn_norm=norm,
-                attn=AttentionSpec(
-                    num_heads=heads,
-                    num_kv_heads=kv_heads,
-                    head_dim=size,
-                    qkv_bias=qkv_bias,
-                    out_bias=out_bias,
-                    window=spec_windows[i],
-                    rope=0,
-                ),
-                ffn=ffn_spec,
-            )
-            for i in range(layers)
+            LayerSpec(attn=AttentionSpec(**attn_fields, window=window), **layer_fields)
+            for window in spec_windows
         ],
         final_norm=norm,
         tied_head=c.flag("tie_word_embeddings", default=tied),
     )
+    return ModelSpec(**{**model_fields, **(model or {})})
 
 
 def llama(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:

@@ -22,6 +22,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "FalconForCausalLM": ("falcon", "falcon"),
     "GPT2LMHeadModel": ("gpt2", "gpt2"),
     "GPTNeoXForCausalLM": ("gpt_neox", "gpt_neox"),
+    "GemmaForCausalLM": ("gemma", "gemma"),
     "Gemma2ForCausalLM": ("gemma", "gemma2"),
     "LlamaForCausalLM": ("llama_like", "llama"),
     "MistralForCausalLM": ("llama_like", "mistral"),

@@ -72,6 +72,10 @@ def gemma2(**fields: Any) -> Case:
     return Case("Gemma2Config", {**base, **fields})
 
 
+def gemma(**fields: Any) -> Case:
+    return Case("GemmaConfig", {**LLAMA, "head_dim": 16, **fields})
+
+
 def opt(**fields: Any) -> Case:
     base = dict(
         vocab_size=VOCAB,
@@ -144,6 +148,9 @@ CASES: dict[str, Case] = {
     "gemma2-no-caps": gemma2(
         attn_logit_softcapping=None, final_logit_softcapping=None, num_key_value_heads=6, attention_bias=True
     ),
+    "gemma-multiquery": gemma(num_key_value_heads=1),
+    "gemma-multihead-untied": gemma(num_key_value_heads=6, head_dim=8, tie_word_embeddings=False),
+    "gemma-biases": gemma(attention_bias=True, hidden_act="gelu"),
     "opt": opt(),
     "opt-350m": opt(do_layer_norm_before=False, word_embed_proj_dim=32),
     "opt-no-bias": opt(enable_bias=False, layer_norm_elementwise_affine=False, activation_function="gelu"),
