@@ -115,6 +115,11 @@ def falcon(attention: str = "eager", **fields: Any) -> Case:
     return Case("FalconConfig", {**base, **fields}, attention=attention)
 
 
+def gpt_bigcode(**fields: Any) -> Case:
+    base = dict(vocab_size=VOCAB, n_embd=48, n_layer=2, n_head=4, n_positions=96)
+    return Case("GPTBigCodeConfig", {**base, **fields})
+
+
 CASES: dict[str, Case] = {
     "llama-grouped": llama(),
     "llama-multihead-tied": llama(num_key_value_heads=6, tie_word_embeddings=True),
@@ -172,6 +177,9 @@ CASES: dict[str, Case] = {
     # transformers' eager path adds ALiBi twice (in the mask and in the layer); its sdpa path is right.
     "falcon-1b": falcon("sdpa", alibi=True, bias=True, parallel_attn=False, multi_query=False),
     "falcon-sequential": falcon(parallel_attn=False, bias=True, tie_word_embeddings=False),
+    "gpt-bigcode": gpt_bigcode(),
+    "gpt-bigcode-multihead": gpt_bigcode(multi_query=False, n_inner=80, tie_word_embeddings=False),
+    "gpt-bigcode-unscaled": gpt_bigcode(scale_attn_weights=False, activation_function="gelu", n_head=3),
 }
 
 
