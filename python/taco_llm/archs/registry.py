@@ -24,6 +24,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "GemmaForCausalLM": ("gemma", "gemma"),
     "GPT2LMHeadModel": ("gpt2", "gpt2"),
     "GPTBigCodeForCausalLM": ("gpt_bigcode", "gpt_bigcode"),
+    "GPTJForCausalLM": ("gptj", "gptj"),
     "GPTNeoXForCausalLM": ("gpt_neox", "gpt_neox"),
     "LlamaForCausalLM": ("llama_like", "llama"),
     "MistralForCausalLM": ("llama_like", "mistral"),

@@ -172,8 +172,11 @@ def make_rope(
     max_model_len: int | None,
     default_theta: float = 10000.0,
     partial: float = 1.0,
+    rotary_dim: int | None = None,
 ) -> Rope:
-    """partial: the rotated share of each head where the config does not say (`partial_rotary_factor`)."""
+    """partial: the rotated share of each head where the config does not say (`partial_rotary_factor`).
+    rotary_dim: the rotated dims, for families that give their number.
+    """
     params = parameters(c, default_theta)
     rule = _RULES.get(str(params["rope_type"]))
     if rule is None:
@@ -181,7 +184,7 @@ def make_rope(
         raise ValueError(
             f"config.json: rope type {params['rope_type']!r} is not supported; supported: {known}"
         )
-    dim = int(
+    dim = rotary_dim or int(
         head_dim
         * _positive(params, "partial_rotary_factor", c.number("partial_rotary_factor", default=partial))
     )

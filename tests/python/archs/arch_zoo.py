@@ -120,6 +120,11 @@ def gpt_bigcode(**fields: Any) -> Case:
     return Case("GPTBigCodeConfig", {**base, **fields})
 
 
+def gptj(**fields: Any) -> Case:
+    base = dict(vocab_size=VOCAB, n_embd=48, n_layer=2, n_head=4, n_positions=96, rotary_dim=8)
+    return Case("GPTJConfig", {**base, **fields})
+
+
 CASES: dict[str, Case] = {
     "llama-grouped": llama(),
     "llama-multihead-tied": llama(num_key_value_heads=6, tie_word_embeddings=True),
@@ -180,6 +185,10 @@ CASES: dict[str, Case] = {
     "gpt-bigcode": gpt_bigcode(),
     "gpt-bigcode-multihead": gpt_bigcode(multi_query=False, n_inner=80, tie_word_embeddings=False),
     "gpt-bigcode-unscaled": gpt_bigcode(scale_attn_weights=False, activation_function="gelu", n_head=3),
+    "gptj": gptj(),
+    "gptj-odd-share": gptj(rotary_dim=10, n_inner=80, activation_function="gelu"),
+    "gptj-whole-heads": gptj(n_head=3, rotary_dim=16),
+    "gptj-tied": gptj(tie_word_embeddings=True, n_layer=3),
 }
 
 
