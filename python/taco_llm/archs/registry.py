@@ -29,6 +29,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "LlamaForCausalLM": ("llama_like", "llama"),
     "MistralForCausalLM": ("llama_like", "mistral"),
     "MixtralForCausalLM": ("llama_like", "mixtral"),
+    "NemotronForCausalLM": ("nemotron", "nemotron"),
     "OPTForCausalLM": ("opt", "opt"),
     "Qwen2ForCausalLM": ("llama_like", "qwen2"),
 }

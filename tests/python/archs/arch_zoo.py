@@ -125,6 +125,10 @@ def gptj(**fields: Any) -> Case:
     return Case("GPTJConfig", {**base, **fields})
 
 
+def nemotron(**fields: Any) -> Case:
+    return Case("NemotronConfig", {**LLAMA, **fields})
+
+
 CASES: dict[str, Case] = {
     "llama-grouped": llama(),
     "llama-multihead-tied": llama(num_key_value_heads=6, tie_word_embeddings=True),
@@ -189,6 +193,11 @@ CASES: dict[str, Case] = {
     "gptj-odd-share": gptj(rotary_dim=10, n_inner=80, activation_function="gelu"),
     "gptj-whole-heads": gptj(n_head=3, rotary_dim=16),
     "gptj-tied": gptj(tie_word_embeddings=True, n_layer=3),
+    "nemotron": nemotron(),
+    "nemotron-biases": nemotron(attention_bias=True, mlp_bias=True, num_key_value_heads=6, hidden_act="gelu"),
+    "nemotron-quarter-tied": nemotron(
+        head_dim=16, partial_rotary_factor=0.25, num_key_value_heads=1, tie_word_embeddings=True
+    ),
 }
 
 
