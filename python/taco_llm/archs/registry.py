@@ -32,6 +32,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "NemotronForCausalLM": ("nemotron", "nemotron"),
     "OPTForCausalLM": ("opt", "opt"),
     "Qwen2ForCausalLM": ("llama_like", "qwen2"),
+    "Starcoder2ForCausalLM": ("starcoder2", "starcoder2"),
 }
 
 # Names under which older checkpoints have the same models.

@@ -129,6 +129,10 @@ def nemotron(**fields: Any) -> Case:
     return Case("NemotronConfig", {**LLAMA, **fields})
 
 
+def starcoder2(**fields: Any) -> Case:
+    return Case("Starcoder2Config", {**LLAMA, **fields})
+
+
 CASES: dict[str, Case] = {
     "llama-grouped": llama(),
     "llama-multihead-tied": llama(num_key_value_heads=6, tie_word_embeddings=True),
@@ -198,6 +202,9 @@ CASES: dict[str, Case] = {
     "nemotron-quarter-tied": nemotron(
         head_dim=16, partial_rotary_factor=0.25, num_key_value_heads=1, tie_word_embeddings=True
     ),
+    "starcoder2": starcoder2(),
+    "starcoder2-window": starcoder2(sliding_window=9, num_key_value_heads=1),
+    "starcoder2-no-bias": starcoder2(use_bias=False, tie_word_embeddings=False, num_key_value_heads=6),
 }
 
 
