@@ -133,6 +133,10 @@ def starcoder2(**fields: Any) -> Case:
     return Case("Starcoder2Config", {**LLAMA, **fields})
 
 
+def phi(**fields: Any) -> Case:
+    return Case("PhiConfig", {**LLAMA, "num_key_value_heads": None, "head_dim": 8, **fields})
+
+
 CASES: dict[str, Case] = {
     "llama-grouped": llama(),
     "llama-multihead-tied": llama(num_key_value_heads=6, tie_word_embeddings=True),
@@ -205,6 +209,9 @@ CASES: dict[str, Case] = {
     "starcoder2": starcoder2(),
     "starcoder2-window": starcoder2(sliding_window=9, num_key_value_heads=1),
     "starcoder2-no-bias": starcoder2(use_bias=False, tie_word_embeddings=False, num_key_value_heads=6),
+    "phi": phi(),
+    "phi-2": phi(hidden_size=60, head_dim=10, partial_rotary_factor=0.4, num_hidden_layers=2),
+    "phi-grouped": phi(num_key_value_heads=2, partial_rotary_factor=1.0, tie_word_embeddings=True),
 }
 
 

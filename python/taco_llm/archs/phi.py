@@ -1,0 +1,39 @@
+"""Phi 1, 1.5 and 2: attention and feed-forward beside each other behind one layer norm, biases everywhere."""
+
+from __future__ import annotations
+
+from taco_llm._core import ModelSpec, NormSpec
+
+from .config import Config
+from .llama_like import llama_like, weight_rules
+from .rules import Rule, WeightRules
+
+PHI_RULES = [
+    Rule("model.layers.{i}.self_attn.dense.*", ("layers.{i}.attn.o.*",)),
+    Rule("model.layers.{i}.mlp.fc1.*", ("layers.{i}.ffn.up.*",)),
+    Rule("model.layers.{i}.mlp.fc2.*", ("layers.{i}.ffn.down.*",)),
+    Rule("model.final_layernorm.*", ("final_norm.*",)),
+]
+
+
+def phi(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
+    norm = NormSpec(kind="layer", eps=c.number("layer_norm_eps", default=1e-5), bias=True)
+    spec = llama_like(
+        c,
+        max_model_len,
+        architecture="PhiForCausalLM",
+        hidden=2048,
+        intermediate=8192,
+        num_layers=24,
+        vocab=51200,
+        partial=0.5,
+        act="gelu_new",
+        norm=norm,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        ffn=dict(gated=False),
+        layer=dict(parallel=True, ffn_norm=NormSpec()),
+        model=dict(head_bias=True),
+    )
+    return spec, weight_rules(len(spec.layers), PHI_RULES)
