@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from taco_llm._core import ModelSpec, NormSpec
 
-from .config import Config
+from .config import Config, windows
 from .llama_like import llama_like, weight_rules
 from .rules import Rule, WeightRules
 
@@ -37,3 +37,28 @@ def phi(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
         model=dict(head_bias=True),
     )
     return spec, weight_rules(len(spec.layers), PHI_RULES)
+
+
+PHI3_RULES = [
+    Rule(
+        "model.layers.{i}.self_attn.qkv_proj.*",
+        ("layers.{i}.attn.q.*", "layers.{i}.attn.k.*", "layers.{i}.attn.v.*"),
+    ),
+    Rule("model.layers.{i}.mlp.gate_up_proj.*", ("layers.{i}.ffn.gate.*", "layers.{i}.ffn.up.*")),
+]
+
+
+def phi3(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
+    window = c.optional_integer("sliding_window")
+    spec = llama_like(
+        c,
+        max_model_len,
+        architecture="Phi3ForCausalLM",
+        hidden=3072,
+        intermediate=8192,
+        max_positions=4096,
+        vocab=32064,
+        eps=1e-5,
+        layer_windows=lambda n: windows(c, n, window, [True] * n),
+    )
+    return spec, weight_rules(len(spec.layers), PHI3_RULES)

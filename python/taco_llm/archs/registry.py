@@ -31,6 +31,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "MixtralForCausalLM": ("llama_like", "mixtral"),
     "NemotronForCausalLM": ("nemotron", "nemotron"),
     "OPTForCausalLM": ("opt", "opt"),
+    "Phi3ForCausalLM": ("phi", "phi3"),
     "PhiForCausalLM": ("phi", "phi"),
     "Qwen2ForCausalLM": ("llama_like", "qwen2"),
     "Starcoder2ForCausalLM": ("starcoder2", "starcoder2"),

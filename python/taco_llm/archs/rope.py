@@ -11,6 +11,10 @@ token's rotation depends on what comes after it, and cached keys disagree with n
 the base is fixed for the life of the engine: at the length that is served (`max_model_len`). Up to the
 original length this is the plain rotation, which is what transformers does there too; ask for a longer
 context by max_model_len.
+
+longrope: transformers takes the short factors for a sequence up to the original context and the long ones
+beyond, with the same trouble at the border. Here, as in vLLM, the served length decides once: the long
+factors when it is above the original context (without max_model_len: the model's own), else the short ones.
 """
 
 from __future__ import annotations
@@ -129,6 +133,23 @@ def _llama3(x: _Input) -> tuple[np.ndarray, float, int]:
     return np.where(medium, smoothed, scaled), 1.0, x.max_positions
 
 
+def _longrope(x: _Input) -> tuple[np.ndarray, float, int]:
+    original = _positive(x.params, "original_max_position_embeddings", x.max_positions)
+    long = (x.max_model_len or x.max_positions) > original
+    name = "long_factor" if long else "short_factor"
+    divisors = x.params.get(name)
+    if not isinstance(divisors, list) or len(divisors) != x.dim // 2:
+        raise ValueError(f"config.json: rope scaling: {name} must be a list of {x.dim // 2} numbers")
+    divisors = [_positive({name: d}, name) for d in divisors]
+    exponents = np.arange(0, x.dim, 2, dtype=F32) / F32(x.dim)
+    inv_freq = F32(1) / (np.asarray(divisors, dtype=F32) * np.power(F32(x.base), exponents, dtype=F32))
+    magnitude = x.params.get("long_mscale" if long else "short_mscale", x.params.get("attention_factor"))
+    if magnitude is None:
+        factor = _positive(x.params, "factor", x.max_positions / original)
+        magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return inv_freq, float(magnitude), x.max_positions
+
+
 def _factors(x: _Input) -> tuple[np.ndarray, float, int]:
     factors = np.asarray(x.params["factors"], dtype=F32)
     if factors.shape != (x.dim // 2,):
@@ -142,6 +163,8 @@ _RULES: dict[str, Callable[[_Input], tuple[np.ndarray, float, int]]] = {
     "dynamic": _dynamic,
     "yarn": _yarn,
     "llama3": _llama3,
+    "longrope": _longrope,
+    "su": _longrope,  # its name in the first files
     "factors": _factors,
 }
 
@@ -159,7 +182,9 @@ def parameters(c: Config, default_theta: float = 10000.0) -> dict[str, Any]:
     params["rope_type"] = params.get("rope_type") or params.get("type") or "default"
     if params.get("rope_theta") is None:
         params["rope_theta"] = c.number("rope_theta", "rotary_emb_base", default=default_theta)
-    if params["rope_type"] in ("yarn", "llama3") and c.raw("original_max_position_embeddings"):
+    if params["rope_type"] in ("yarn", "llama3", "longrope", "su") and c.raw(
+        "original_max_position_embeddings"
+    ):
         params.setdefault("original_max_position_embeddings", c.raw("original_max_position_embeddings"))
     return params
 

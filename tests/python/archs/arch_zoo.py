@@ -137,6 +137,19 @@ def phi(**fields: Any) -> Case:
     return Case("PhiConfig", {**LLAMA, "num_key_value_heads": None, "head_dim": 8, **fields})
 
 
+def phi3(**fields: Any) -> Case:
+    return Case("Phi3Config", {**LLAMA, "num_hidden_layers": 2, **fields})
+
+
+def longrope(dim: int, original: int, **fields: Any) -> dict[str, Any]:
+    """Phi-3's fields of a rotation of `dim` dims: long where the prompt is longer than `original`."""
+    factors = dict(
+        short_factor=[1.0 + 0.1 * i for i in range(dim // 2)], long_factor=[1.5 + i for i in range(dim // 2)]
+    )
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, **factors, **fields}
+    return dict(rope_parameters=rope, original_max_position_embeddings=original)
+
+
 CASES: dict[str, Case] = {
     "llama-grouped": llama(),
     "llama-multihead-tied": llama(num_key_value_heads=6, tie_word_embeddings=True),
@@ -212,6 +225,12 @@ CASES: dict[str, Case] = {
     "phi": phi(),
     "phi-2": phi(hidden_size=60, head_dim=10, partial_rotary_factor=0.4, num_hidden_layers=2),
     "phi-grouped": phi(num_key_value_heads=2, partial_rotary_factor=1.0, tie_word_embeddings=True),
+    "phi3-window": phi3(sliding_window=9, num_key_value_heads=6),
+    "phi3-longrope-long": phi3(**longrope(8, 16)),
+    "phi3-longrope-short": phi3(**longrope(8, 128, attention_factor=1.2), num_key_value_heads=1),
+    "phi4-partial-tied": phi3(
+        **longrope(6, 32, partial_rotary_factor=0.75), tie_word_embeddings=True, num_key_value_heads=3
+    ),
 }
 
 

@@ -57,3 +57,14 @@ def test_dynamic_rope_beyond_the_original_length(tmp_path):
     ids = arch_zoo.prompt(length=56)
     ours = parity.run(parity.load(tmp_path, max_model_len=56), ids)
     assert parity.error(ours, arch_zoo.logits(model, ids)) < parity.TOLERANCE
+
+
+@pytest.mark.parametrize(("served", "long"), [(32, False), (33, True), (None, True)])
+def test_longrope_factors_follow_the_served_length(tmp_path, served, long):
+    # Up to the original context transformers has the short factors, beyond it the long ones for every token.
+    case = arch_zoo.phi3(**arch_zoo.longrope(8, 32))
+    model = arch_zoo.make_model(case)
+    arch_zoo.save(case, model, tmp_path)
+    ids = arch_zoo.prompt(length=40 if long else 32)
+    ours = parity.run(parity.load(tmp_path, max_model_len=served), ids)
+    assert parity.error(ours, arch_zoo.logits(model, ids)) < parity.TOLERANCE

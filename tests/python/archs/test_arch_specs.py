@@ -56,6 +56,11 @@ ROPES = {
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
     },
+    "longrope": {
+        "original_max_position_embeddings": 64,
+        "short_factor": [1.0] * 64,
+        "long_factor": [1.0 + 0.5 * i for i in range(64)],
+    },
 }
 
 
@@ -68,7 +73,8 @@ def test_rope_is_that_of_transformers(name):
     if name == "default":
         expected, factor = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(hf).inv_freq, 1.0
     else:
-        expected, factor = ROPE_INIT_FUNCTIONS[params["rope_type"]](hf, torch.device("cpu"))
+        # The length that is served here without max_model_len: what longrope chooses by.
+        expected, factor = ROPE_INIT_FUNCTIONS[params["rope_type"]](hf, torch.device("cpu"), seq_len=256)
     # A few units in the last place: NumPy and torch round powers differently.
     np.testing.assert_allclose(np.array(rope.inv_freq), expected.numpy(), rtol=6e-7)
     assert rope.attention_factor == pytest.approx(factor, rel=1e-6)
@@ -178,6 +184,7 @@ def test_unknown_architecture_names_the_nearest():
         ({"rope_scaling": {"type": "warp"}}, "rope type 'warp' is not supported"),
         ({"rope_scaling": {"type": "linear"}}, "needs a number for 'factor'"),
         ({"rope_scaling": {"type": "linear", "factor": -1}}, "'factor' must be positive"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": 1}}, "short_factor must be a list of 8"),
         ({"rope_scaling": [1]}, "rope_scaling must be an object"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised with 'gptq'"),
     ],
