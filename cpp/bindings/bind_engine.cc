@@ -76,7 +76,8 @@ void bind_engine(nb::module_& m) {
           "__init__",
           [](EngineHandle* self, ExecutorHandle& executor, std::shared_ptr<Vocabulary> vocabulary,
              int max_num_batched_tokens, int max_num_seqs, bool chunked, bool priority, int64_t max_waiting,
-             uint64_t seed, int64_t swap_blocks, const std::string& preemption_mode) {
+             uint64_t seed, int64_t swap_blocks, const std::string& preemption_mode,
+             const SpeculationConfig* speculation, std::shared_ptr<Drafter> drafter) {
             EngineConfig config;
             config.max_num_batched_tokens = max_num_batched_tokens;
             config.max_num_seqs = max_num_seqs;
@@ -86,11 +87,14 @@ void bind_engine(nb::module_& m) {
             config.seed = seed;
             config.swap_blocks = swap_blocks;
             config.preemption_mode = preemption_mode_of(preemption_mode);
+            if (speculation) config.speculation = *speculation;
+            config.drafter = std::move(drafter);
             new (self) EngineHandle(executor, std::move(vocabulary), config);
           },
           "executor"_a, "vocabulary"_a = nb::none(), nb::kw_only(), "max_num_batched_tokens"_a = 2048,
           "max_num_seqs"_a = 256, "enable_chunked_prefill"_a = true, "priority_scheduling"_a = false,
-          "max_waiting"_a = -1, "seed"_a = 0, "swap_blocks"_a = 0, "preemption_mode"_a = "auto")
+          "max_waiting"_a = -1, "seed"_a = 0, "swap_blocks"_a = 0, "preemption_mode"_a = "auto",
+          "speculation"_a = nb::none(), "drafter"_a = nb::none())
       .def(
           "submit",
           [](EngineHandle& self, std::vector<int32_t> prompt, const SamplingParams& params, int priority) {

@@ -139,6 +139,7 @@ void bind_output(nb::module_& m) {
       .def_ro("num_prompt_tokens", &Output::num_prompt_tokens)
       .def_ro("num_output_tokens", &Output::num_output_tokens)
       .def_ro("num_cached_tokens", &Output::num_cached_tokens)
+      .def_ro("speculation", &Output::speculation)
       .def_prop_ro("times", [](const Output& o) {
         const RequestTimes& t = o.times;
         return nb::make_tuple(t.arrival, t.first_scheduled, t.first_token, t.last_token, t.finished);
@@ -163,7 +164,8 @@ void bind_output(nb::module_& m) {
       .def_ro("last_step_end", &S::last_step_end)
       .def_ro("current_step_start", &S::current_step_start)
       .def_ro("dead", &S::dead)
-      .def_ro("death_reason", &S::death_reason);
+      .def_ro("death_reason", &S::death_reason)
+      .def_ro("speculation", &S::speculation);
 }
 
 }  // namespace taco::bindings

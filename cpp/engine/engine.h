@@ -12,6 +12,8 @@
 #include "engine/vocabulary.h"
 #include "exec/executor.h"
 #include "sched/scheduler.h"
+#include "spec/speculation_config.h"
+#include "spec/speculation_stats.h"
 
 namespace taco {
 
@@ -25,6 +27,9 @@ struct EngineConfig {
   double watermark = 0.01;  // part of the blocks kept free when a new request is admitted
   int64_t swap_blocks = 0;  // of the executor's host blocks, for preemption by swap
   PreemptionMode preemption_mode = PreemptionMode::kAuto;
+  SpeculationConfig speculation;
+  // Of speculation.method, made and perhaps taught before; null: the engine makes it.
+  std::shared_ptr<Drafter> drafter;
 };
 
 struct RequestTimes {  // seconds of the monotonic clock; 0: not yet
@@ -46,6 +51,7 @@ struct Output {
   bool request_finished = false;                                            // the last output of the request
   int num_prompt_tokens = 0, num_output_tokens = 0, num_cached_tokens = 0;  // this sequence's output so far
   RequestTimes times;
+  SequenceSpeculation speculation;  // of the whole sequence, with its finish_reason
 };
 
 struct EngineStats {
@@ -58,6 +64,7 @@ struct EngineStats {
   double current_step_start = 0;  // 0 while idle
   bool dead = false;              // a step threw: nothing is accepted any more
   std::string death_reason;
+  SpeculationStats speculation;  // all 0 without it
 };
 
 class Engine {

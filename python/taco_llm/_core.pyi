@@ -386,6 +386,8 @@ class Output:
     num_prompt_tokens: int
     num_output_tokens: int
     num_cached_tokens: int
+    speculation: SequenceSpeculation
+    """Of the whole sequence, with its finish_reason."""
     times: tuple[float, float, float, float, float]
     """arrival, first scheduled, first token, last token, finished: time.monotonic(); 0: not yet."""
 
@@ -409,6 +411,8 @@ class EngineStats:
     current_step_start: float
     dead: bool
     death_reason: str
+    speculation: SpeculationStats
+    """All 0 without speculation."""
 
 class Engine:
     """Takes the executor over. All methods are thread-safe and release the GIL where they wait."""
@@ -426,7 +430,10 @@ class Engine:
         seed: int = 0,
         swap_blocks: int = 0,
         preemption_mode: str = "auto",
-    ) -> None: ...
+        speculation: SpeculationConfig | None = None,
+        drafter: Drafter | None = None,
+    ) -> None:
+        """drafter: of speculation's method, made and perhaps taught before; None: the engine makes it."""
     def submit(self, prompt: Sequence[int], params: SamplingParams, priority: int = 0) -> int: ...
     def abort(self, request: int) -> None: ...
     def abort_all(self) -> None: ...
