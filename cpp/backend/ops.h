@@ -47,6 +47,10 @@ struct NormParams {
   float eps;
   int64_t rows, dim, in_stride, out_stride;
   void* out;  // may be `in`
+  // A row is `groups` runs of dim elements side by side (heads), each normalised by itself. Above 1: no
+  // residual, no consumer.
+  int groups = 1;
+  bool group_weights = false;  // weight and bias are [groups * dim]: each run has its own
   const Linear* consumer = nullptr;
   DType dtype = DType::kF32;
 };

@@ -18,6 +18,10 @@ struct EnumNames<Activation> {
                                                     "gelu_quick", "relu", "relu2"};
 };
 template <>
+struct EnumNames<QkNormScope> {
+  static constexpr std::array<const char*, 3> names{"head", "each_head", "all_heads"};
+};
+template <>
 struct EnumNames<MoeRouting> {
   static constexpr std::array<const char*, 3> names{"softmax_topk", "topk_softmax", "sigmoid_topk"};
 };
@@ -29,6 +33,8 @@ template <>
 struct type_caster<taco::NormKind> : EnumCaster<taco::NormKind> {};
 template <>
 struct type_caster<taco::Activation> : EnumCaster<taco::Activation> {};
+template <>
+struct type_caster<taco::QkNormScope> : EnumCaster<taco::QkNormScope> {};
 template <>
 struct type_caster<taco::MoeRouting> : EnumCaster<taco::MoeRouting> {};
 }  // namespace nanobind::detail

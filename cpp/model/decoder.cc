@@ -138,6 +138,30 @@ void Decoder::attention(size_t index, const void* in, const DecoderBatch& batch,
                    .out_stride = stride,
                    .out = qkv_.get(),
                    .dtype = dtype_});
+  // An RMS norm with the same weights for all heads is part of the rotation's kernel.
+  const bool fused_norm = a.qk_norm.kind == NormKind::kRms && a.qk_norm_scope == QkNormScope::kHead &&
+                          a.qk_norm.weight && !a.qk_norm.bias;
+  if (a.qk_norm.kind != NormKind::kNone && !fused_norm) {
+    auto norm_heads = [&](const NormWeights& weights, int64_t at, int heads) {
+      const bool together = a.qk_norm_scope == QkNormScope::kAllHeads;
+      void* x = static_cast<char*>(qkv_.get()) + at * dtype_size(dtype_);
+      backend_.norm({.kind = a.qk_norm.kind,
+                     .in = x,
+                     .weight = weights.weight.data(),
+                     .bias = weights.bias.data(),
+                     .eps = a.qk_norm.eps,
+                     .rows = batch.rows,
+                     .dim = together ? int64_t{heads} * a.head_dim : a.head_dim,
+                     .in_stride = stride,
+                     .out_stride = stride,
+                     .out = x,
+                     .groups = together ? 1 : heads,
+                     .group_weights = a.qk_norm_scope == QkNormScope::kEachHead,
+                     .dtype = dtype_});
+    };
+    norm_heads(w.q_norm, 0, a.num_heads);
+    norm_heads(w.k_norm, q_dim, a.num_kv_heads);
+  }
   const RopeSpec* rope = a.rope >= 0 ? &s.ropes[a.rope] : nullptr;
   backend_.rope_and_cache({.qkv = qkv_.get(),
                            .rows = batch.rows,
@@ -150,9 +174,9 @@ void Decoder::attention(size_t index, const void* in, const DecoderBatch& batch,
                            .rotary_dim = rope ? rope->rotary_dim : 0,
                            .interleaved = rope && rope->interleaved,
                            .slots = batch.slots,
-                           .q_norm = w.q_norm.data(),
-                           .k_norm = w.k_norm.data(),
-                           .qk_norm_eps = a.qk_norm_eps,
+                           .q_norm = fused_norm ? w.q_norm.weight.data() : nullptr,
+                           .k_norm = fused_norm ? w.k_norm.weight.data() : nullptr,
+                           .qk_norm_eps = a.qk_norm.eps,
                            .cache = view,
                            .dtype = dtype_});
   backend_.attention({.q = qkv_.get(),

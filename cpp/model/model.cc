@@ -97,6 +97,30 @@ struct ModelBuilder::Impl {
     if (norm.bias) vector_slot(name + ".bias", dim, &out->bias);
   }
 
+  // Norms of heads are small: their weights are joined, and the offset is added, once and for all.
+  void head_norm_slots(const std::string& name, const AttentionSpec& a, int heads, NormWeights* out) {
+    if (a.qk_norm.kind == NormKind::kNone) return;
+    const bool each = a.qk_norm_scope == QkNormScope::kEachHead;
+    const int64_t dim = a.qk_norm_scope == QkNormScope::kAllHeads ? int64_t{heads} * a.head_dim : a.head_dim;
+    auto slots_of = [&](const char* kind, float offset, DeviceVector* vector) {
+      std::vector<std::pair<std::string, std::vector<int64_t>>> members;
+      std::vector<std::string> names;
+      for (int h = 0; h < (each ? heads : 1); ++h) {
+        names.push_back(each ? str_cat(name, ".", h, ".", kind) : str_cat(name, ".", kind));
+        members.push_back({names.back(), {dim}});
+      }
+      group(std::move(members), [this, names, offset, vector] {
+        std::vector<float> all;
+        for (const std::string& n : names) {
+          for (float x : to_floats(given.at(n))) all.push_back(x + offset);
+        }
+        *vector = DeviceVector(model->backend, all);
+      });
+    };
+    if (a.qk_norm.weight) slots_of("weight", a.qk_norm.weight_offset, &out->weight);
+    if (a.qk_norm.bias) slots_of("bias", 0.0f, &out->bias);
+  }
+
   struct Part {
     std::string name;
     int64_t rows;
@@ -174,10 +198,8 @@ struct ModelBuilder::Impl {
     int64_t q = int64_t{a.num_heads} * a.head_dim, kv = int64_t{a.num_kv_heads} * a.head_dim;
     linear_slots({{p + "attn.q", q}, {p + "attn.k", kv}, {p + "attn.v", kv}}, s.hidden, a.qkv_bias, &w.qkv);
     linear_slots({{p + "attn.o", s.hidden}}, q, a.out_bias, &w.attn_out);
-    if (a.qk_norm) {
-      vector_slot(p + "attn.q_norm.weight", a.head_dim, &w.q_norm);
-      vector_slot(p + "attn.k_norm.weight", a.head_dim, &w.k_norm);
-    }
+    head_norm_slots(p + "attn.q_norm", a, a.num_heads, &w.q_norm);
+    head_norm_slots(p + "attn.k_norm", a, a.num_kv_heads, &w.k_norm);
     if (a.sinks) vector_slot(p + "attn.sinks", a.num_heads, &w.sinks);
     if (!a.alibi_slopes.empty()) w.alibi_slopes = DeviceVector(model->backend, a.alibi_slopes);
 

@@ -29,7 +29,8 @@ struct NormWeights {
 struct LayerWeights {
   NormWeights attn_norm, post_attn_norm, ffn_norm, post_ffn_norm;
   std::unique_ptr<Linear> qkv, attn_out;  // qkv: [q heads | k heads | v heads]
-  DeviceVector q_norm, k_norm, sinks, alibi_slopes;
+  NormWeights q_norm, k_norm;             // the spec's weight_offset is in the weights
+  DeviceVector sinks, alibi_slopes;
   std::unique_ptr<Linear> ffn_in, ffn_out;  // ffn_in: [gate; up] or up
   std::unique_ptr<Linear> router;
   std::vector<std::unique_ptr<Linear>> experts_in, experts_out;

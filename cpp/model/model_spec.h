@@ -8,6 +8,13 @@
 
 namespace taco {
 
+// What a norm of q and k before the rotation is over, and which weights it has.
+enum class QkNormScope : uint8_t {
+  kHead,      // each head by itself, all with the same [head_dim] weights
+  kEachHead,  // each head by itself, with weights of its own
+  kAllHeads,  // all heads of q together, and all of k
+};
+
 #define TACO_SPEC_BEGIN(Name, doc) struct Name {
 #define TACO_FIELD(type, name, default_, doc) type name = default_;
 #define TACO_SPEC_END(Name) \

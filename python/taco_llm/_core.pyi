@@ -37,8 +37,8 @@ class AttentionSpec:
     scale: float
     qkv_bias: bool
     out_bias: bool
-    qk_norm: bool
-    qk_norm_eps: float
+    qk_norm: NormSpec
+    qk_norm_scope: str
     window: int
     softcap: float
     rope: int
@@ -135,7 +135,8 @@ class ModelBuilder:
     embed.positions [max_positions + position_offset, hidden], embed.project_in [hidden, embed_dim],
     embed.project_out [embed_dim, hidden], embed.norm.{weight,bias},
     layers.I.{attn_norm,post_attn_norm,ffn_norm,post_ffn_norm}.{weight,bias},
-    layers.I.attn.{q,k,v,o}.{weight,bias}, layers.I.attn.{q_norm,k_norm}.weight, layers.I.attn.sinks,
+    layers.I.attn.{q,k,v,o}.{weight,bias}, layers.I.attn.{q_norm,k_norm}.{weight,bias} (each_head:
+    layers.I.attn.{q_norm,k_norm}.HEAD.{weight,bias}), layers.I.attn.sinks,
     layers.I.ffn.{gate,up,down}.{weight,bias}, layers.I.moe.router.weight,
     layers.I.moe.experts.E.{gate,up,down}.weight, final_norm.{weight,bias}, head.{weight,bias}.
     Linear weights are [out, in].

@@ -121,6 +121,35 @@ TEST_P(OpsTest, Norm) {
   }
 }
 
+TEST_P(OpsTest, NormOfGroups) {
+  LevelGuard guard(GetParam());
+  for (int64_t dim : {5, 64}) {
+    for (int flags = 0; flags < 16; ++flags) {
+      const int groups = 3;
+      const int64_t rows = 9, stride = groups * dim + 7;
+      std::vector<float> in = noise(rows * stride, 11 + flags), expected = in, out = in;
+      const std::vector<float> weight = noise(groups * dim, 12), bias = noise(groups * dim, 13);
+      NormParams p{};
+      p.kind = flags & 1 ? NormKind::kLayer : NormKind::kRms;
+      p.weight = flags & 2 ? weight.data() : nullptr;
+      p.bias = flags & 4 ? bias.data() : nullptr;
+      p.weight_offset = 1.0f;
+      p.eps = 1e-5f;
+      p.rows = rows;
+      p.dim = dim;
+      p.in_stride = p.out_stride = stride;
+      p.groups = groups;
+      p.group_weights = flags & 8;
+      p.in = p.out = out.data();
+      run_norm(p, pool());
+      p.in = p.out = expected.data();
+      ref::norm(p);
+      // What lies behind the groups stays as it is, too.
+      expect_near(out, expected, 4e-6f, str_cat("dim ", dim, " flags ", flags));
+    }
+  }
+}
+
 TEST_P(OpsTest, NormOfNoKindCopies) {
   LevelGuard guard(GetParam());
   std::vector<float> in = noise(40, 1), residual = noise(40, 2), out(40, kNaN);

@@ -131,6 +131,45 @@ TEST(CudaNorm, RowsStridesAndPlaces) {
         }
 }
 
+TEST(CudaNorm, Groups) {
+  TACO_SKIP_WITHOUT_DEVICE();
+  for (DType dtype : kActivations)
+    for (NormKind kind : {NormKind::kRms, NormKind::kLayer})
+      for (int64_t dim : {20, 64, 128})
+        for (int64_t pad : {0, 13})
+          for (bool own : {false, true}) {
+            SCOPED_TRACE(str_cat("kind ", static_cast<int>(kind), " dim ", dim, " pad ", pad, " ",
+                                 dtype_name(dtype), own ? " own weights" : ""));
+            const int groups = 5;
+            const int64_t rows = 300, stride = groups * dim + pad;
+            std::vector<float> x = rounded(random_floats(rows * stride, 21), dtype);
+            std::vector<float> weight = uniform(groups * dim, 22, 0.5f, 1.5f),
+                               bias = uniform(groups * dim, 23, -1.0f, 1.0f);
+            DeviceBuffer d_x = to_device(x, dtype), d_weight(weight), d_bias(bias);
+            NormParams p{.kind = kind,
+                         .in = d_x.as(),
+                         .weight = d_weight.as<float>(),
+                         .bias = d_bias.as<float>(),
+                         .weight_offset = 0.5f,
+                         .eps = 1e-5f,
+                         .rows = rows,
+                         .dim = dim,
+                         .in_stride = stride,
+                         .out_stride = stride,
+                         .out = d_x.as(),
+                         .groups = groups,
+                         .group_weights = own,
+                         .dtype = dtype};
+            backend().norm(p);
+            std::vector<float> got = from_device(d_x, dtype);
+            p.in = p.out = x.data();
+            p.weight = weight.data();
+            p.bias = bias.data();
+            ref::norm(p);
+            EXPECT_LE(relative_error(got, x), tolerance(dtype));
+          }
+}
+
 TEST(CudaNorm, NoneAddsOrCopies) {
   TACO_SKIP_WITHOUT_DEVICE();
   for (DType dtype : kActivations)

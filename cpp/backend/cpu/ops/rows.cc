@@ -31,6 +31,7 @@ KvType kv_type(DType dtype) {
 
 void run_norm(const NormParams& p, ThreadPool& pool) {
   TACO_CHECK(p.rows >= 0 && p.dim > 0 && p.in && p.out);
+  TACO_CHECK(p.groups == 1 || (p.groups > 1 && !p.residual && p.kind != NormKind::kNone));
   if (p.kind == NormKind::kNone) {
     for (int64_t row = 0; row < p.rows; ++row) {
       const float* in = f32(p.in) + row * p.in_stride;
@@ -44,12 +45,19 @@ void run_norm(const NormParams& p, ThreadPool& pool) {
     }
     return;
   }
-  const NormArgs args{
-      p.kind == NormKind::kRms, f32(p.in), f32(p.residual), p.residual_scale, p.weight,     p.bias,
-      p.weight_offset,          p.eps,     p.dim,           p.in_stride,      p.out_stride, f32(p.out)};
   const VectorKernels& kernels = vector_kernels();
-  pool.parallel_for(p.rows, grain_rows(p.dim),
-                    [&](int64_t begin, int64_t end) { kernels.norm(args, begin, end); });
+  pool.parallel_for(p.rows, grain_rows(p.dim * p.groups), [&](int64_t begin, int64_t end) {
+    NormArgs args{
+        p.kind == NormKind::kRms, f32(p.in), f32(p.residual), p.residual_scale, p.weight,     p.bias,
+        p.weight_offset,          p.eps,     p.dim,           p.in_stride,      p.out_stride, f32(p.out)};
+    for (int g = 0; g < p.groups; ++g) {
+      kernels.norm(args, begin, end);
+      args.in += p.dim;
+      args.out += p.dim;
+      if (p.group_weights && args.weight) args.weight += p.dim;
+      if (p.group_weights && args.bias) args.bias += p.dim;
+    }
+  });
 }
 
 void run_rope_and_cache(const RopeAndCacheParams& p, ThreadPool& pool) {

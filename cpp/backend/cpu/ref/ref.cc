@@ -66,6 +66,18 @@ void kv_store(const KvCacheView& c, int64_t block, int value, int head, int toke
 }
 
 void norm(const NormParams& p) {
+  if (p.groups > 1) {
+    for (int g = 0; g < p.groups; ++g) {
+      NormParams one = p;
+      one.groups = 1;
+      one.in = f32(p.in) + g * p.dim;
+      one.out = f32(p.out) + g * p.dim;
+      if (p.group_weights && p.weight) one.weight = p.weight + g * p.dim;
+      if (p.group_weights && p.bias) one.bias = p.bias + g * p.dim;
+      norm(one);
+    }
+    return;
+  }
   for (int64_t row = 0; row < p.rows; ++row) {
     const float* in = f32(p.in) + row * p.in_stride;
     float* out = f32(p.out) + row * p.out_stride;

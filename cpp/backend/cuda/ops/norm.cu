@@ -20,8 +20,19 @@ struct NormArgs {
   uint8_t* quantized;  // [rows, dim] e4m3, or null
   float* scales;       // [rows]
   float residual_scale, weight_offset, eps;
-  int rows, dim;
+  int rows, dim, groups;
+  bool group_weights;
   int64_t in_stride, out_stride;
+
+  // What block row y of the grid works on.
+  __device__ __forceinline__ void select(int group, size_t element) {
+    if (group == 0) return;
+    const int64_t at = int64_t{group} * dim;
+    in = static_cast<const char*>(in) + at * element;
+    out = static_cast<char*>(out) + at * element;
+    if (group_weights && weight != nullptr) weight += at;
+    if (group_weights && bias != nullptr) bias += at;
+  }
 };
 
 // A block takes rows in turn and holds each in registers, kVectors times eight elements a thread. How a row
@@ -32,6 +43,7 @@ __global__ void __launch_bounds__(kMaxThreads, kVectors == 1   ? 3
                                                                : 1) norm_kernel(NormArgs p) {
   __shared__ float buffers[2][32];
   BlockReduce reduce{buffers};
+  p.select(blockIdx.y, sizeof(T));
   const int vectors = p.dim / kVec;
   const bool normalizes = p.kind != NormKind::kNone;
   float w[kVectors][kVec];
@@ -137,6 +149,7 @@ template <typename T>
 __global__ void __launch_bounds__(kMaxThreads) norm_any_kernel(NormArgs p) {
   __shared__ float buffers[2][32];
   BlockReduce reduce{buffers};
+  p.select(blockIdx.y, sizeof(T));
   pdl_launch();
   pdl_wait();
   const int64_t row = blockIdx.x;
@@ -189,7 +202,7 @@ void launch_norm(const NormArgs& p, const Context& ctx) {
                     aligned16(p.residual) && aligned16(p.weight) && aligned16(p.bias);
   if (!fast) {
     const int threads = std::min(kMaxThreads, (p.dim + 31) / 32 * 32);
-    return launch(ctx, norm_any_kernel<T>, dim3(p.rows), dim3(threads), 0, p);
+    return launch(ctx, norm_any_kernel<T>, dim3(p.rows, p.groups), dim3(threads), 0, p);
   }
   const int each = vectors <= kMaxThreads ? 1 : vectors <= 2 * kMaxThreads ? 2 : 4;
   const int threads = ((vectors + each - 1) / each + 31) / 32 * 32;
@@ -197,13 +210,14 @@ void launch_norm(const NormArgs& p, const Context& ctx) {
                                                      : each == 2 ? 2
                                                                  : 1));
   auto kernel = each == 1 ? norm_kernel<T, 1> : each == 2 ? norm_kernel<T, 2> : norm_kernel<T, 4>;
-  launch(ctx, kernel, dim3(blocks), dim3(threads), 0, p);
+  launch(ctx, kernel, dim3(blocks, p.groups), dim3(threads), 0, p);
 }
 
 }  // namespace
 
 void run_norm(const NormParams& p, Context& ctx) {
   if (p.rows == 0 || p.dim == 0) return;
+  TACO_CHECK(p.groups == 1 || (p.groups > 1 && p.residual == nullptr && p.consumer == nullptr));
   NormArgs args{.kind = p.kind,
                 .in = p.in,
                 .residual = p.residual,
@@ -217,6 +231,8 @@ void run_norm(const NormParams& p, Context& ctx) {
                 .eps = p.eps,
                 .rows = static_cast<int>(p.rows),
                 .dim = static_cast<int>(p.dim),
+                .groups = p.groups,
+                .group_weights = p.group_weights,
                 .in_stride = p.in_stride,
                 .out_stride = p.out_stride};
   // The 16-bit rows are written as well: routers, adapters and a residual that passes through a norm read
