@@ -34,6 +34,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "Phi3ForCausalLM": ("phi", "phi3"),
     "PhiForCausalLM": ("phi", "phi"),
     "Qwen2ForCausalLM": ("llama_like", "qwen2"),
+    "StableLmForCausalLM": ("stablelm", "stablelm"),
     "Starcoder2ForCausalLM": ("starcoder2", "starcoder2"),
 }
 

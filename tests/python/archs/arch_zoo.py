@@ -150,6 +150,10 @@ def longrope(dim: int, original: int, **fields: Any) -> dict[str, Any]:
     return dict(rope_parameters=rope, original_max_position_embeddings=original)
 
 
+def stablelm(**fields: Any) -> Case:
+    return Case("StableLmConfig", {**LLAMA, "hidden_size": 96, "num_hidden_layers": 2, **fields})
+
+
 CASES: dict[str, Case] = {
     "llama-grouped": llama(),
     "llama-multihead-tied": llama(num_key_value_heads=6, tie_word_embeddings=True),
@@ -230,6 +234,12 @@ CASES: dict[str, Case] = {
     "phi3-longrope-short": phi3(**longrope(8, 128, attention_factor=1.2), num_key_value_heads=1),
     "phi4-partial-tied": phi3(
         **longrope(6, 32, partial_rotary_factor=0.75), tie_word_embeddings=True, num_key_value_heads=3
+    ),
+    "stablelm": stablelm(),
+    "stablelm-2-12b": stablelm(use_parallel_residual=True, qk_layernorm=True),
+    "stablelm-qk-norm-sequential": stablelm(qk_layernorm=True, num_key_value_heads=1, use_qkv_bias=True),
+    "stablelm-parallel-tied": stablelm(
+        use_parallel_residual=True, use_qkv_bias=True, partial_rotary_factor=1.0, tie_word_embeddings=True
     ),
 }
 
