@@ -12,6 +12,8 @@ PHI_RULES = [
     Rule("model.layers.{i}.self_attn.dense.*", ("layers.{i}.attn.o.*",)),
     Rule("model.layers.{i}.mlp.fc1.*", ("layers.{i}.ffn.up.*",)),
     Rule("model.layers.{i}.mlp.fc2.*", ("layers.{i}.ffn.down.*",)),
+    Rule("model.layers.{i}.self_attn.q_layernorm.*", ("layers.{i}.attn.q_norm.*",)),
+    Rule("model.layers.{i}.self_attn.k_layernorm.*", ("layers.{i}.attn.k_norm.*",)),
     Rule("model.final_layernorm.*", ("final_norm.*",)),
 ]
 
@@ -32,6 +34,7 @@ def phi(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
         qkv_bias=True,
         out_bias=True,
         mlp_bias=True,
+        attn=dict(qk_norm=norm if c.flag("qk_layernorm", default=False) else NormSpec()),
         ffn=dict(gated=False),
         layer=dict(parallel=True, ffn_norm=NormSpec()),
         model=dict(head_bias=True),

@@ -228,6 +228,7 @@ CASES: dict[str, Case] = {
     "starcoder2-no-bias": starcoder2(use_bias=False, tie_word_embeddings=False, num_key_value_heads=6),
     "phi": phi(),
     "phi-2": phi(hidden_size=60, head_dim=10, partial_rotary_factor=0.4, num_hidden_layers=2),
+    "phi-qk-norm": phi(qk_layernorm=True, num_key_value_heads=3),
     "phi-grouped": phi(num_key_value_heads=2, partial_rotary_factor=1.0, tie_word_embeddings=True),
     "phi3-window": phi3(sliding_window=9, num_key_value_heads=6),
     "phi3-longrope-long": phi3(**longrope(8, 16)),
