@@ -1,0 +1,168 @@
+// Decides for each step how many drafted tokens are worth verifying, down to none.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "spec/draft_calibration.h"
+#include "spec/draft_tree.h"
+#include "spec/speculation_config.h"
+#include "spec/step_cost.h"
+
+namespace taco {
+
+// What the next step does about drafts.
+enum class DraftMode : uint8_t {
+  kNone,    // an ordinary step; nothing is drafted
+  kShadow,  // trees are drafted and given to `select`, which takes them all away: an ordinary step, and what
+            // would have become of the drafts is learnt from the text
+  kDraft,   // trees are drafted, `select` prunes them, and the step verifies what is left
+};
+
+struct DraftDecision {
+  bool speculative = false;     // some tree has drafts left
+  int drafts = 0;               // of all trees
+  double expected_tokens = 0;   // that the trees' sequences get from this step
+  double expected_seconds = 0;  // of this step
+  double expected_speedup = 1;  // of decoding, against ordinary steps
+};
+
+struct StepOutcome {
+  // kSpeculative: drafts were verified, or the step could not run ahead because it might have verified some.
+  StepKind kind = StepKind::kOrdinary;
+  StepSize size;
+  int decoding = 0;          // sequences that got tokens
+  int other_rows = 0;        // rows that are neither a decoding sequence's last token nor a draft
+  int64_t tokens = 0;        // that the sequences got
+  double seconds = 0;        // of the step; where steps overlap, from the end of the one before
+  double draft_seconds = 0;  // spent on drafting for it, not in `seconds`
+};
+
+struct BudgetStats {
+  uint64_t ordinary_steps = 0, speculative_steps = 0;
+  uint64_t drafted = 0, accepted = 0, rejected = 0;  // nodes that steps verified; drafted is the sum
+  uint64_t shadow_nodes = 0;                         // judged by the text without being verified
+  double step_seconds = 0, draft_seconds = 0;
+  // Decoding speed against ordinary steps of the same sequences, over about the last 500 steps: as decisions
+  // promised, and as it came out. Prompts' rows count on neither side.
+  double expected_speedup = 1, realised_speedup = 1;
+  double total_speedup = 1;  // realised, over all steps
+};
+
+// Goodput: a step of A sequences gives A + sum of p tokens (p: the probability that a node's whole path is
+// accepted, so that sums over nodes are expected tokens) in T(rows) seconds. Nodes of all trees are taken in
+// the order of p, as many as make goodput highest; none, if the gain over an ordinary step is less than a
+// margin. Where prompts share the step, time is worth the tokens that the best step without them makes of it.
+//
+// Estimates are calibrated by outcomes, also by those of drafts that were not verified: the text that follows
+// judges them at no cost. That is how the controller notices that drafting starts or stops to pay. Where
+// ordinary steps run ahead of their results, speculation is a mode, entered and left with hysteresis, because
+// each change drains the device.
+//
+// Two guards against a wrong model of time: now and then a few ordinary steps are made to measure them, and
+// when a few hundred steps lost against ordinary ones, those take over for a while, for longer each time.
+//
+// With config.cost_model false every draft is verified. Deterministic; one thread, the engine's.
+class DraftBudget {
+ public:
+  // cost outlives it. runs_ahead: ordinary steps are computed while the host plans the next.
+  DraftBudget(const SpeculationConfig& config, StepCost* cost, bool runs_ahead);
+
+  // Once for each step, first. sequences: those that get a token; kv_tokens: as in StepSize.
+  DraftMode next(int sequences, int64_t kv_tokens);
+
+  // DraftRequest::min_p for this step; lower now and then, to learn about unlikely drafts.
+  float threshold(int sequences, int64_t kv_tokens);
+
+  // Prunes the trees to what is worth verifying in a step of one root for each tree, `other_rows` other rows
+  // and at most max_rows in all. sequences: whose trees they are. Nodes' p stays as the drafter estimated it;
+  // a p above the parent's counts as the parent's.
+  void select(std::span<DraftTree* const> trees, std::span<const uint64_t> sequences, int other_rows,
+              int64_t kv_tokens, int max_rows, DraftDecision& out);
+
+  // Tokens that a sequence got, in order, each exactly once.
+  void committed(uint64_t sequence, std::span<const int32_t> tokens);
+  void end(uint64_t sequence);
+
+  // A tree as it was verified, and the deepest node that is part of the text now (0: none).
+  void verified(uint64_t sequence, const DraftTree& tree, int deepest_accepted);
+
+  void observe(const StepOutcome& step);
+
+  const BudgetStats& stats() const { return stats_; }
+
+ private:
+  // Decaying sums: a number of tokens, and the seconds that they take one way and the other.
+  struct Rate {
+    double seconds = 0, base_seconds = 0, weight = 0;
+
+    void add(double share, double seconds_taken, double seconds_without);
+    double speedup() const { return seconds > 0 ? base_seconds / seconds : 1; }
+  };
+  // A tree followed through the text.
+  struct Followed {
+    DraftTree tree;
+    bool open = false;
+    bool fresh = false;     // taken from this step's trees
+    int node = 0;           // where the text stands in the tree
+    uint64_t accepted = 0;  // nodes that it went through
+    int64_t position = 0;   // tokens committed
+    int64_t next_root = 0;  // no tree before this position is followed
+  };
+  struct Choice {
+    int drafts = 0;
+    double sum_p = 0;    // of those
+    double seconds = 0;  // of the step
+  };
+
+  double seconds(StepKind kind, int sequences, int other_rows, int drafts, int64_t kv_tokens) const;
+  // Of a step that drafted and then verifies nothing: where steps run ahead, this one could not.
+  StepKind idle_kind() const;
+  // Seconds that ordinary steps need for as many tokens.
+  double ordinary_seconds(int sequences, int64_t kv_tokens, double tokens) const;
+  // The part of a step's seconds that is due to other rows.
+  double other_seconds(int sequences, int other_rows, int64_t kv_tokens) const;
+  int interval(int sequences, int64_t kv_tokens) const;
+  void sort_into_bins(std::span<DraftTree* const> trees);
+  Choice choose(int sequences, int other_rows, int64_t kv_tokens, int max_drafts) const;
+  void prune(std::span<DraftTree* const> trees, int drafts);
+  void follow(uint64_t sequence, const DraftTree& tree, bool verifying);
+  void judge(Followed& followed, bool ended);
+  void force_ordinary(int steps);
+  void guard(double taken, double without);
+
+  const SpeculationConfig config_;
+  StepCost* cost_;
+  const bool runs_ahead_;
+  DraftCalibration calibration_;
+  std::unordered_map<uint64_t, Followed> followed_;
+  BudgetStats stats_;
+
+  bool speculating_ = true;  // of the two modes; without running ahead always
+  DraftMode step_mode_ = DraftMode::kNone;
+  int since_draft_ = 0;      // steps
+  int forced_ordinary_ = 0;  // steps without drafts still to come
+  int penalty_ = 0;          // steps of the last punishment
+  int since_ordinary_ = 0;   // steps since one was last measured
+  int ordinary_run_ = 0;     // ordinary steps without a break
+  uint64_t thresholds_ = 0;
+
+  Rate promised_;  // of decisions, also those of the shadow: the mode follows it
+  int promised_sequences_ = 0;
+  Rate expected_, realised_, guarded_;  // for the statistics and the guard
+  double total_seconds_ = 0, total_without_ = 0;
+  double draft_seconds_ = 0;      // for one sequence, recently
+  double tokens_ = 1, rows_ = 1;  // of a sequence in a step, recently: expected and computed
+
+  // Of the step at hand: all nodes by calibrated p, in bins of 1/64 of an octave or less, likeliest first.
+  struct Bin {
+    int32_t nodes = 0;
+    float sum = 0;
+  };
+  std::vector<Bin> bins_;
+  std::vector<float> p_;  // of all nodes, tree by tree; also the roots'
+};
+
+}  // namespace taco
