@@ -22,6 +22,7 @@ ACTIVATIONS = {
 # Far above any model: what keeps a spoilt config from asking for endless layers.
 _LIMITS = {
     "num_hidden_layers": 1024,
+    "num_layers": 1024,
     "n_layer": 1024,
     "num_local_experts": 1024,
     "num_attention_heads": 1 << 16,
@@ -29,6 +30,7 @@ _LIMITS = {
     "hidden_size": 1 << 20,
     "n_embd": 1 << 20,
     "head_dim": 1 << 16,
+    "kv_channels": 1 << 16,
 }
 
 _LARGEST = (1 << 31) - 1

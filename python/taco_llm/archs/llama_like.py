@@ -164,6 +164,21 @@ def qwen2(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]
     return spec, weight_rules(len(spec.layers))
 
 
+def xverse(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
+    spec = llama_like(
+        c,
+        max_model_len,
+        architecture="XverseForCausalLM",
+        num_layers=40,
+        num_heads=40,
+        max_positions=8192,
+        hidden=5120,
+        intermediate=13824,
+        vocab=100278,
+    )
+    return spec, weight_rules(len(spec.layers))
+
+
 MIXTRAL_RULES = [
     Rule("model.layers.{i}.block_sparse_moe.gate.weight", ("layers.{i}.moe.router.weight",)),
     Rule(

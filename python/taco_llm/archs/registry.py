@@ -36,6 +36,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "Qwen2ForCausalLM": ("llama_like", "qwen2"),
     "StableLmForCausalLM": ("stablelm", "stablelm"),
     "Starcoder2ForCausalLM": ("starcoder2", "starcoder2"),
+    "XverseForCausalLM": ("llama_like", "xverse"),
 }
 
 # Names under which older checkpoints have the same models.

@@ -5,6 +5,7 @@ A new architecture adds its cases here. Needs torch and transformers.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from plain_zoo import CASES as PLAIN_CASES
+from plain_zoo import PlainCase
 from transformers import AutoModelForCausalLM
 
 VOCAB = 101
@@ -38,6 +41,17 @@ class Case:
     fields: dict[str, Any]
     attention: str = "eager"
     save: str = "safetensors"
+
+    @property
+    def architecture(self) -> str:
+        return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[getattr(transformers, self.config)].__name__
+
+    def defaults(self) -> dict[str, Any]:
+        """What the config class fills in."""
+        return json.loads(json.dumps(getattr(transformers, self.config)().to_dict()))
+
+    def build(self) -> Any:
+        return AutoModelForCausalLM.from_config(self.make_config(), attn_implementation=self.attention)
 
     def make_config(self) -> Any:
         return getattr(transformers, self.config)(
@@ -154,7 +168,8 @@ def stablelm(**fields: Any) -> Case:
     return Case("StableLmConfig", {**LLAMA, "hidden_size": 96, "num_hidden_layers": 2, **fields})
 
 
-CASES: dict[str, Case] = {
+CASES: dict[str, Case | PlainCase] = {
+    **PLAIN_CASES,
     "llama-grouped": llama(),
     "llama-multihead-tied": llama(num_key_value_heads=6, tie_word_embeddings=True),
     "llama-multiquery-biases": llama(num_key_value_heads=1, attention_bias=True, mlp_bias=True),
@@ -259,9 +274,8 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
                 p.add_(noise * 0.2)
 
 
-def make_model(case: Case, seed: int = 0) -> Any:
-    model = AutoModelForCausalLM.from_config(case.make_config(), attn_implementation=case.attention)
-    model = model.float().eval()
+def make_model(case: Case | PlainCase, seed: int = 0) -> Any:
+    model = case.build().float().eval()
     randomize(model, seed)
     return model
 
@@ -282,7 +296,10 @@ def _save_bin(model: Any, folder: Path) -> None:
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
 
 
-def save(case: Case, model: Any, folder: Path) -> None:
+def save(case: Case | PlainCase, model: Any, folder: Path) -> None:
+    if isinstance(case, PlainCase):
+        model.save(folder)
+        return
     model.config.architectures = [type(model).__name__]
     writers: dict[str, Callable[[], Any]] = {
         "safetensors": lambda: model.save_pretrained(folder),

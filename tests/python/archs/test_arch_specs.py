@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import arch_zoo
 import numpy as np
 import pytest
@@ -118,10 +116,8 @@ def test_old_gpt_neox_rotation_names():
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_left_out_fields_have_the_config_class_defaults(name, tmp_path):
     # transformers 4 saved only what differs from the defaults of the config class.
-    config_class = next(arch_zoo.CASES[c].config for c in arch_zoo.CASES if _class_of(c) == name)
-    hf = getattr(transformers, config_class)()
-    full = json.loads(json.dumps(hf.to_dict()))
-    del full["architectures"]
+    full = _defaults(name)
+    full.pop("architectures", None)
     rope = {"rope_parameters", "layer_types"}  # derived ones
     minimal = build_spec({"architectures": [name]})[0]
     complete = build_spec({"architectures": [name], **{k: v for k, v in full.items() if k not in rope}})[0]
@@ -130,9 +126,8 @@ def test_left_out_fields_have_the_config_class_defaults(name, tmp_path):
     assert repr(minimal) == repr(with_rope)
 
 
-def _class_of(case):
-    config = getattr(transformers, arch_zoo.CASES[case].config)
-    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[config].__name__
+def _defaults(name):
+    return next(case.defaults() for case in arch_zoo.CASES.values() if case.architecture == name)
 
 
 def test_served_context_of_scaled_ropes():
@@ -212,10 +207,8 @@ WEIRD_ROPES = [
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_weird_fields_are_values_or_value_errors(name):
-    config_class = next(arch_zoo.CASES[c].config for c in arch_zoo.CASES if _class_of(c) == name)
-    base = json.loads(json.dumps(getattr(transformers, config_class)().to_dict()))
-    base |= {"architectures": [name]}
-    layers = "n_layer" if "n_layer" in base else "num_hidden_layers"
+    base = _defaults(name) | {"architectures": [name]}
+    layers = next(f for f in ("n_layer", "num_layers", "num_hidden_layers") if f in base)
     base |= {layers: 2, "layer_types": None}
     build_spec(base)
     built = refused = 0

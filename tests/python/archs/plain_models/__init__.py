@@ -1,0 +1,13 @@
+"""Plain float32 references of the architectures whose published code is not in transformers.
+
+One readable module for each family, written from the papers and from what the published modelling computes:
+whole sequences, no cache, no batching. Parameters have the names of the checkpoints. Used by the parity tests
+and by nothing else.
+"""
+
+from __future__ import annotations
+
+from .common import PlainModel
+from .xverse import XverseForCausalLM
+
+MODELS: dict[str, type[PlainModel]] = {model.__name__: model for model in (XverseForCausalLM,)}

@@ -1,0 +1,47 @@
+"""Tiny random models of the architectures whose references are plain_models: cases of arch_zoo.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import plain_models
+
+VOCAB = 101
+
+
+@dataclass(frozen=True)
+class PlainCase:
+    """A reference of plain_models with its config's fields."""
+
+    architecture: str
+    fields: dict[str, Any]
+    save: str = "plain"
+
+    def defaults(self) -> dict[str, Any]:
+        return dict(plain_models.MODELS[self.architecture].DEFAULTS)
+
+    def build(self) -> Any:
+        return plain_models.MODELS[self.architecture](self.fields)
+
+
+def plain(architecture: str, base: dict[str, Any], **fields: Any) -> PlainCase:
+    """`...` leaves a field of the base out."""
+    return PlainCase(architecture, {k: v for k, v in {**base, **fields}.items() if v is not ...})
+
+
+# What the configs of Llama's relations share.
+RELATION = dict(
+    vocab_size=VOCAB,
+    hidden_size=48,
+    intermediate_size=80,
+    num_hidden_layers=2,
+    num_attention_heads=6,
+    max_position_embeddings=128,
+)
+
+CASES: dict[str, PlainCase] = {
+    "xverse": plain("XverseForCausalLM", RELATION),
+    "xverse-grouped": plain("XverseForCausalLM", RELATION, num_key_value_heads=2, rope_theta=500000.0),
+    "xverse-tied": plain("XverseForCausalLM", RELATION, tie_word_embeddings=True, rms_norm_eps=1e-5),
+}
