@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     Builder = Callable[[Config, int | None], tuple[ModelSpec, WeightRules]]
 
 ARCHITECTURES: dict[str, tuple[str, str]] = {
+    "BaiChuanForCausalLM": ("baichuan", "baichuan_7b"),
+    "BaichuanForCausalLM": ("baichuan", "baichuan"),
     "BloomForCausalLM": ("bloom", "bloom"),
     "FalconForCausalLM": ("falcon", "falcon"),
     "Gemma2ForCausalLM": ("gemma", "gemma2"),

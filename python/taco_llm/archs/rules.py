@@ -5,7 +5,7 @@ A rule is a name pattern, the slots it fills and a cut. In patterns `{i}` is the
 does not have fall away, so the spec alone decides about biases, tied heads and the like.
 
 Cuts work on bytes: an unquantised tensor is an array of unsigned integers as wide as its elements, a
-quantised one an array of blocks' bytes, its last axis a whole row. No element is converted.
+quantised one an array of blocks' bytes, its last axis a whole row. No element is converted, but by unit_rows.
 """
 
 from __future__ import annotations
@@ -106,6 +106,33 @@ def transposed(tensor: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
     ):
         raise Misshapen(f"{(shapes[0][1], sum(s[0] for s in shapes))}")
     return stacked(Tensor(tensor.format, tensor.shape[::-1], tensor.data.T), shapes)
+
+
+def _to_float32(tensor: Tensor) -> np.ndarray:
+    if tensor.format == "BF16":
+        return (tensor.data.astype(np.uint32) << 16).view(np.float32)
+    return tensor.data.view({"F32": np.float32, "F16": np.float16}[tensor.format]).astype(np.float32)
+
+
+def _from_float32(values: np.ndarray, format: str) -> np.ndarray:
+    """The unsigned integers of a format, rounded to the nearest."""
+    if format == "BF16":
+        bits = np.ascontiguousarray(values).view(np.uint32)
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2")
+    return values.astype({"F32": np.float32, "F16": np.float16}[format]).view(_UNITS[format])
+
+
+def unit_rows(tensor: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+    """One slot whose rows are divided by their lengths; the one cut that computes."""
+    if tensor.quantized or tensor.shape != shapes[0]:
+        raise Misshapen(f"{shapes[0]} in F32, F16 or BF16")
+    out = np.empty(tensor.shape, _UNITS[tensor.format])
+    step = max(1, (1 << 22) // tensor.shape[1])
+    for start in range(0, tensor.shape[0], step):
+        rows = _to_float32(tensor.rows(slice(start, start + step)))
+        length = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
+        out[start : start + step] = _from_float32(rows / np.maximum(length, np.float32(1e-12)), tensor.format)
+    return [Tensor(tensor.format, tensor.shape, out)]
 
 
 def grouped_qkv(head_dim: int) -> Cut:

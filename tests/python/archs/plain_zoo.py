@@ -39,8 +39,19 @@ RELATION = dict(
     num_attention_heads=6,
     max_position_embeddings=128,
 )
+# In place of max_position_embeddings in the configs of Baichuan 13B.
+MODEL_MAX_LENGTH = dict(max_position_embeddings=..., model_max_length=128)
 
 CASES: dict[str, PlainCase] = {
+    "baichuan-7b": plain("BaiChuanForCausalLM", RELATION),
+    "baichuan-7b-shallow": plain("BaiChuanForCausalLM", RELATION, num_hidden_layers=1, hidden_size=24),
+    "baichuan-7b-heads": plain("BaiChuanForCausalLM", RELATION, num_attention_heads=3, rms_norm_eps=1e-5),
+    "baichuan-13b": plain("BaichuanForCausalLM", RELATION, **MODEL_MAX_LENGTH),
+    "baichuan-13b-power-of-two": plain(
+        "BaichuanForCausalLM", RELATION, num_attention_heads=4, **MODEL_MAX_LENGTH
+    ),
+    "baichuan2-7b": plain("BaichuanForCausalLM", RELATION, z_loss_weight=0, model_max_length=128),
+    "baichuan2-13b": plain("BaichuanForCausalLM", RELATION, z_loss_weight=0, **MODEL_MAX_LENGTH),
     "xverse": plain("XverseForCausalLM", RELATION),
     "xverse-grouped": plain("XverseForCausalLM", RELATION, num_key_value_heads=2, rope_theta=500000.0),
     "xverse-tied": plain("XverseForCausalLM", RELATION, tie_word_embeddings=True, rms_norm_eps=1e-5),

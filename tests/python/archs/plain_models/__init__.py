@@ -7,7 +7,15 @@ and by nothing else.
 
 from __future__ import annotations
 
+from .baichuan import BaiChuanForCausalLM, BaichuanForCausalLM
 from .common import PlainModel
 from .xverse import XverseForCausalLM
 
-MODELS: dict[str, type[PlainModel]] = {model.__name__: model for model in (XverseForCausalLM,)}
+MODELS: dict[str, type[PlainModel]] = {
+    model.__name__: model
+    for model in (
+        BaiChuanForCausalLM,
+        BaichuanForCausalLM,
+        XverseForCausalLM,
+    )
+}
