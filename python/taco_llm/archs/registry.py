@@ -21,6 +21,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "BaiChuanForCausalLM": ("baichuan", "baichuan_7b"),
     "BaichuanForCausalLM": ("baichuan", "baichuan"),
     "BloomForCausalLM": ("bloom", "bloom"),
+    "ChatGLMModel": ("chatglm", "chatglm"),
     "FalconForCausalLM": ("falcon", "falcon"),
     "Gemma2ForCausalLM": ("gemma", "gemma2"),
     "GemmaForCausalLM": ("gemma", "gemma"),
@@ -43,6 +44,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
 
 # Names under which older checkpoints have the same models.
 ALIASES = {
+    "ChatGLMForConditionalGeneration": "ChatGLMModel",
     "LLaMAForCausalLM": "LlamaForCausalLM",
     "RWForCausalLM": "FalconForCausalLM",
 }

@@ -41,6 +41,18 @@ RELATION = dict(
 )
 # In place of max_position_embeddings in the configs of Baichuan 13B.
 MODEL_MAX_LENGTH = dict(max_position_embeddings=..., model_max_length=128)
+CHATGLM = dict(
+    num_layers=2,
+    padded_vocab_size=VOCAB,
+    hidden_size=48,
+    ffn_hidden_size=56,
+    kv_channels=16,
+    num_attention_heads=4,
+    seq_length=128,
+    add_qkv_bias=True,
+    multi_query_attention=True,
+    multi_query_group_num=2,
+)
 
 CASES: dict[str, PlainCase] = {
     "baichuan-7b": plain("BaiChuanForCausalLM", RELATION),
@@ -52,6 +64,14 @@ CASES: dict[str, PlainCase] = {
     ),
     "baichuan2-7b": plain("BaichuanForCausalLM", RELATION, z_loss_weight=0, model_max_length=128),
     "baichuan2-13b": plain("BaichuanForCausalLM", RELATION, z_loss_weight=0, **MODEL_MAX_LENGTH),
+    "chatglm2": plain("ChatGLMModel", CHATGLM),
+    "chatglm3-long": plain("ChatGLMModel", CHATGLM, multi_query_group_num=1, rope_ratio=50),
+    "chatglm-multihead": plain(
+        "ChatGLMModel", CHATGLM, multi_query_attention=False, add_bias_linear=True, kv_channels=8
+    ),
+    "chatglm-layer-norm": plain(
+        "ChatGLMModel", CHATGLM, rmsnorm=False, post_layer_norm=False, tie_word_embeddings=True
+    ),
     "xverse": plain("XverseForCausalLM", RELATION),
     "xverse-grouped": plain("XverseForCausalLM", RELATION, num_key_value_heads=2, rope_theta=500000.0),
     "xverse-tied": plain("XverseForCausalLM", RELATION, tie_word_embeddings=True, rms_norm_eps=1e-5),

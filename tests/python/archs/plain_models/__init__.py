@@ -8,6 +8,7 @@ and by nothing else.
 from __future__ import annotations
 
 from .baichuan import BaiChuanForCausalLM, BaichuanForCausalLM
+from .chatglm import ChatGLMModel
 from .common import PlainModel
 from .xverse import XverseForCausalLM
 
@@ -16,6 +17,7 @@ MODELS: dict[str, type[PlainModel]] = {
     for model in (
         BaiChuanForCausalLM,
         BaichuanForCausalLM,
+        ChatGLMModel,
         XverseForCausalLM,
     )
 }
