@@ -29,6 +29,8 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "GPTBigCodeForCausalLM": ("gpt_bigcode", "gpt_bigcode"),
     "GPTJForCausalLM": ("gptj", "gptj"),
     "GPTNeoXForCausalLM": ("gpt_neox", "gpt_neox"),
+    "InternLM2ForCausalLM": ("internlm", "internlm2"),
+    "InternLMForCausalLM": ("internlm", "internlm"),
     "LlamaForCausalLM": ("llama_like", "llama"),
     "MistralForCausalLM": ("llama_like", "mistral"),
     "MixtralForCausalLM": ("llama_like", "mixtral"),

@@ -72,6 +72,25 @@ CASES: dict[str, PlainCase] = {
     "chatglm-layer-norm": plain(
         "ChatGLMModel", CHATGLM, rmsnorm=False, post_layer_norm=False, tie_word_embeddings=True
     ),
+    "internlm": plain("InternLMForCausalLM", RELATION),
+    "internlm-no-bias": plain("InternLMForCausalLM", RELATION, bias=False, tie_word_embeddings=True),
+    "internlm-dynamic": plain(
+        "InternLMForCausalLM", RELATION, rotary={"base": 5000, "type": "dynamic"}, rms_norm_eps=1e-5
+    ),
+    "internlm2": plain("InternLM2ForCausalLM", RELATION, num_key_value_heads=2, bias=False),
+    "internlm2-bias": plain("InternLM2ForCausalLM", RELATION, rope_theta=1e6, tie_word_embeddings=True),
+    "internlm2-dynamic": plain(
+        "InternLM2ForCausalLM",
+        RELATION,
+        num_key_value_heads=1,
+        rope_scaling={"type": "dynamic", "factor": 2.0},
+    ),
+    "internlm2-linear": plain(
+        "InternLM2ForCausalLM",
+        RELATION,
+        num_key_value_heads=3,
+        rope_scaling={"type": "linear", "factor": 3.0},
+    ),
     "xverse": plain("XverseForCausalLM", RELATION),
     "xverse-grouped": plain("XverseForCausalLM", RELATION, num_key_value_heads=2, rope_theta=500000.0),
     "xverse-tied": plain("XverseForCausalLM", RELATION, tie_word_embeddings=True, rms_norm_eps=1e-5),

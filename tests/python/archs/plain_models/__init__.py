@@ -10,6 +10,7 @@ from __future__ import annotations
 from .baichuan import BaiChuanForCausalLM, BaichuanForCausalLM
 from .chatglm import ChatGLMModel
 from .common import PlainModel
+from .internlm import InternLM2ForCausalLM, InternLMForCausalLM
 from .xverse import XverseForCausalLM
 
 MODELS: dict[str, type[PlainModel]] = {
@@ -18,6 +19,8 @@ MODELS: dict[str, type[PlainModel]] = {
         BaiChuanForCausalLM,
         BaichuanForCausalLM,
         ChatGLMModel,
+        InternLM2ForCausalLM,
+        InternLMForCausalLM,
         XverseForCausalLM,
     )
 }
