@@ -97,6 +97,7 @@ struct RopeAndCacheParams {
   const float* q_norm = nullptr;  // RMS norm of each head before the rotation, [head_dim]
   const float* k_norm = nullptr;
   float qk_norm_eps = 1e-6f;
+  const float* q_scale = nullptr;  // [max_positions]: multiplies q after the rotation
   KvCacheView cache;
   DType dtype = DType::kF32;
 };

@@ -35,6 +35,11 @@ Decoder::Decoder(std::shared_ptr<const Model> model, int max_rows, int max_posit
     ropes_.emplace_back(r, model_->backend, max_positions);
     if (backend_.has_graphs()) ropes_.back().get(max_positions);  // nothing is uploaded while one is captured
   }
+  for (const LayerSpec& l : s.layers) {
+    const int length = l.attn.log_length;
+    if (length == 0 || query_scales_.count(length)) continue;
+    query_scales_.emplace(length, DeviceVector(model_->backend, log_query_scales(length, max_positions)));
+  }
   for (const LayerWeights& w : model_->layers) {
     Experts& experts = experts_.emplace_back();
     for (const auto& e : w.experts_in) experts.in.push_back(e.get());
@@ -177,6 +182,7 @@ void Decoder::attention(size_t index, const void* in, const DecoderBatch& batch,
                            .q_norm = fused_norm ? w.q_norm.weight.data() : nullptr,
                            .k_norm = fused_norm ? w.k_norm.weight.data() : nullptr,
                            .qk_norm_eps = a.qk_norm.eps,
+                           .q_scale = a.log_length ? query_scales_.at(a.log_length).data() : nullptr,
                            .cache = view,
                            .dtype = dtype_});
   backend_.attention({.q = qkv_.get(),

@@ -1,6 +1,7 @@
 // Runs a ModelSpec's layers over backend ops: one decoder for every architecture.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -58,6 +59,7 @@ class Decoder {
   Backend& backend_;
   int64_t max_rows_;
   std::vector<RopeTable> ropes_;
+  std::map<int, DeviceVector> query_scales_;  // by AttentionSpec.log_length: [max_positions]
   struct Experts {
     std::vector<const Linear*> in, out;
   };

@@ -20,6 +20,7 @@ void validate_layer(const ModelSpec& spec, const LayerSpec& layer, size_t index)
                "rotary_dim is larger than head_dim");
   TACO_REQUIRE(a.alibi_slopes.empty() || a.alibi_slopes.size() == static_cast<size_t>(a.num_heads), where(),
                "alibi_slopes must have one entry per head");
+  TACO_REQUIRE(a.log_length == 0 || a.log_length > 1, where(), "log_length must be 0 or above 1");
   const FfnSpec& f = layer.ffn;
   TACO_REQUIRE(f.intermediate > 0, where(), "ffn.intermediate must be positive");
   TACO_REQUIRE(f.num_experts >= 0, where(), "num_experts must not be negative");

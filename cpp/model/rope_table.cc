@@ -32,4 +32,11 @@ const float* RopeTable::get(int positions) {
   return data_.get();
 }
 
+std::vector<float> log_query_scales(int length, int positions) {
+  std::vector<float> out(positions, 1.0f);
+  for (int p = length; p < positions; ++p)
+    out[p] = static_cast<float>(std::log(static_cast<double>(p) + 1) / std::log(static_cast<double>(length)));
+  return out;
+}
+
 }  // namespace taco

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "backend/backend.h"
 #include "model/model_spec.h"
@@ -22,5 +23,8 @@ class RopeTable {
   std::shared_ptr<float> data_;
   int max_positions_, filled_ = 0;
 };
+
+// [positions] what queries are multiplied by: log(position + 1) / log(length) beyond `length` tokens, else 1.
+std::vector<float> log_query_scales(int length, int positions);
 
 }  // namespace taco

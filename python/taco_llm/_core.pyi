@@ -43,6 +43,7 @@ class AttentionSpec:
     softcap: float
     rope: int
     alibi_slopes: list[float]
+    log_length: int
     sinks: bool
     def __init__(self, **fields: Any) -> None: ...
 

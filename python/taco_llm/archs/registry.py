@@ -38,6 +38,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "OPTForCausalLM": ("opt", "opt"),
     "Phi3ForCausalLM": ("phi", "phi3"),
     "PhiForCausalLM": ("phi", "phi"),
+    "QWenLMHeadModel": ("qwen", "qwen"),
     "Qwen2ForCausalLM": ("llama_like", "qwen2"),
     "StableLmForCausalLM": ("stablelm", "stablelm"),
     "Starcoder2ForCausalLM": ("starcoder2", "starcoder2"),

@@ -191,14 +191,15 @@ TEST_P(OpsTest, RopeAndCache) {
     for (int block_size : {8, 16, 32}) {
       for (auto [dim, rotary] :
            {std::pair{64, 64}, {128, 128}, {80, 32}, {64, 0}, {33, 22}, {20, 20}, {256, 64}}) {
-        for (int flags = 0; flags < 4; ++flags) {
-          const bool interleaved = flags & 1, norms = flags & 2;
+        for (int flags = 0; flags < 8; ++flags) {
+          const bool interleaved = flags & 1, norms = flags & 2, scaled = flags & 4;
           const int heads = 5, kv_heads = 2, rows = 45, positions_count = 99;
           const int64_t width = int64_t{heads + 2 * kv_heads} * dim, stride = width + 2;
           const int64_t num_blocks = 64 / block_size + 3;
           std::vector<float> qkv = noise(rows * stride, ++seed), qkv2 = qkv;
           const std::vector<float> cos_sin = noise(positions_count * rotary, ++seed),
-                                   q_norm = noise(dim, ++seed), k_norm = noise(dim, ++seed);
+                                   q_norm = noise(dim, ++seed), k_norm = noise(dim, ++seed),
+                                   q_scale = noise(positions_count, ++seed);
           std::mt19937 rng(seed);
           std::vector<int32_t> positions(rows);
           std::vector<int64_t> slots(num_blocks * block_size);
@@ -224,6 +225,7 @@ TEST_P(OpsTest, RopeAndCache) {
             p.slots = slots.data();
             p.q_norm = norms ? q_norm.data() : nullptr;
             p.k_norm = norms ? k_norm.data() : nullptr;
+            p.q_scale = scaled ? q_scale.data() : nullptr;
             p.cache = {c.data(), dtype, num_blocks, block_size, kv_heads, dim};
             return p;
           };

@@ -301,7 +301,7 @@ TEST(CudaEmbedding, StandInsAreUniformAndDependOnTheSeed) {
 struct RopeCase {
   int head_dim = 128, rotary = 128, heads = 8, kv_heads = 2, block_size = 16;
   int64_t rows = 9, pad = 0;
-  bool interleaved = false, norms = false;
+  bool interleaved = false, norms = false, scaled = false;
   DType dtype = DType::kBF16, cache = DType::kBF16;
 };
 
@@ -343,7 +343,8 @@ void check_rope(const RopeCase& c) {
   constexpr int kPositions = 50, kBlocks = 7;
   std::vector<float> table = random_floats(kPositions * std::max(c.rotary, 1), 12, 0.7f);
   std::vector<float> q_norm = uniform(c.head_dim, 13, 0.5f, 1.5f),
-                     k_norm = uniform(c.head_dim, 14, 0.5f, 1.5f);
+                     k_norm = uniform(c.head_dim, 14, 0.5f, 1.5f),
+                     q_scale = uniform(kPositions, 15, 0.5f, 1.5f);
   std::vector<int32_t> positions;
   std::vector<int64_t> slots;
   for (int64_t r = 0; r < c.rows; ++r) {
@@ -362,7 +363,8 @@ void check_rope(const RopeCase& c) {
                    .k_scale = fp8 ? 0.004f : 1.0f,
                    .v_scale = fp8 ? 0.37f : 1.0f};
   DeviceBuffer d_qkv = to_device(qkv, c.dtype), d_table(table), d_q_norm(q_norm), d_k_norm(k_norm),
-               d_positions(positions), d_slots(slots), d_cache(elements * dtype_size(c.cache), 0x11);
+               d_q_scale(q_scale), d_positions(positions), d_slots(slots),
+               d_cache(elements * dtype_size(c.cache), 0x11);
   RopeAndCacheParams p{.qkv = d_qkv.as(),
                        .rows = c.rows,
                        .stride = stride,
@@ -377,6 +379,7 @@ void check_rope(const RopeCase& c) {
                        .q_norm = c.norms ? d_q_norm.as<float>() : nullptr,
                        .k_norm = c.norms ? d_k_norm.as<float>() : nullptr,
                        .qk_norm_eps = 1e-6f,
+                       .q_scale = c.scaled ? d_q_scale.as<float>() : nullptr,
                        .cache = view,
                        .dtype = c.dtype};
   p.cache.data = d_cache.as();
@@ -392,6 +395,7 @@ void check_rope(const RopeCase& c) {
   q.slots = slots.data();
   q.q_norm = c.norms ? q_norm.data() : nullptr;
   q.k_norm = c.norms ? k_norm.data() : nullptr;
+  q.q_scale = c.scaled ? q_scale.data() : nullptr;
   q.cache = view;
   q.cache.dtype = DType::kF32;
   q.cache.data = plain.data();
@@ -473,6 +477,21 @@ TEST(CudaRope, StridesRowsAndNoRotation) {
           for (bool norms : {false, true})
             check_rope(
                 {.rotary = rotary, .rows = rows, .pad = pad, .norms = norms, .dtype = dtype, .cache = dtype});
+}
+
+TEST(CudaRope, ScaledQueries) {
+  TACO_SKIP_WITHOUT_DEVICE();
+  for (DType dtype : kActivations)
+    for (int head_dim : {20, 128})
+      for (int rotary : {0, 16})
+        for (bool norms : {false, true})
+          check_rope({.head_dim = head_dim,
+                      .rotary = rotary,
+                      .rows = 33,
+                      .norms = norms,
+                      .scaled = true,
+                      .dtype = dtype,
+                      .cache = dtype});
 }
 
 TEST(CudaRows, Gather) {

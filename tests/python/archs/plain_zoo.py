@@ -53,6 +53,15 @@ CHATGLM = dict(
     multi_query_attention=True,
     multi_query_group_num=2,
 )
+QWEN = dict(
+    vocab_size=VOCAB,
+    hidden_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    kv_channels=16,
+    intermediate_size=112,
+    seq_length=128,
+)
 
 CASES: dict[str, PlainCase] = {
     "baichuan-7b": plain("BaiChuanForCausalLM", RELATION),
@@ -91,6 +100,11 @@ CASES: dict[str, PlainCase] = {
         num_key_value_heads=3,
         rope_scaling={"type": "linear", "factor": 3.0},
     ),
+    "qwen": plain("QWenLMHeadModel", QWEN),
+    "qwen-biases": plain("QWenLMHeadModel", QWEN, no_bias=False, tie_word_embeddings=True, rotary_pct=0.5),
+    # Beyond the trained length queries grow; the base is fixed, so it stays what it is in the reference.
+    "qwen-log-n": plain("QWenLMHeadModel", QWEN, seq_length=20, use_dynamic_ntk=False),
+    "qwen-no-log-n": plain("QWenLMHeadModel", QWEN, use_logn_attn=False, rotary_emb_base=500.0),
     "xverse": plain("XverseForCausalLM", RELATION),
     "xverse-grouped": plain("XverseForCausalLM", RELATION, num_key_value_heads=2, rope_theta=500000.0),
     "xverse-tied": plain("XverseForCausalLM", RELATION, tie_word_embeddings=True, rms_norm_eps=1e-5),

@@ -156,6 +156,10 @@ void rope_and_cache_rows(const RopeArgs& a, int64_t first, int64_t last) {
       if (a.q_norm) norm_head(q + static_cast<int64_t>(h) * dim, a.q_norm, a.qk_norm_eps, dim);
       if (cs) rotate(q + static_cast<int64_t>(h) * dim, cs, a.rotary_dim, a.interleaved);
     }
+    if (a.q_scale) {
+      const float factor = a.q_scale[a.positions[row]];
+      for (int i = 0; i < a.num_heads * dim; ++i) q[i] *= factor;
+    }
     for (int h = 0; h < a.num_kv_heads; ++h) {
       if (a.k_norm) norm_head(k + static_cast<int64_t>(h) * dim, a.k_norm, a.qk_norm_eps, dim);
       if (cs) rotate(k + static_cast<int64_t>(h) * dim, cs, a.rotary_dim, a.interleaved);

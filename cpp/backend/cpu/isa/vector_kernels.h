@@ -32,6 +32,7 @@ struct RopeArgs {
   const int64_t* slots;
   const float *q_norm, *k_norm;
   float qk_norm_eps;
+  const float* q_scale;  // [positions] or null
   void* cache;
   KvType kv_type;
   int block_size;

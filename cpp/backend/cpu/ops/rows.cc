@@ -65,9 +65,10 @@ void run_rope_and_cache(const RopeAndCacheParams& p, ThreadPool& pool) {
   TACO_CHECK(p.num_kv_heads == cache.num_kv_heads && p.head_dim == cache.head_dim,
              "the cache is another layer's");
   TACO_CHECK(p.rotary_dim % 2 == 0 && p.rotary_dim <= p.head_dim);
-  const RopeArgs args{f32(p.qkv),      p.stride,  p.num_heads,   p.num_kv_heads, p.head_dim,
-                      p.positions,     p.cos_sin, p.rotary_dim,  p.interleaved,  p.slots,
-                      p.q_norm,        p.k_norm,  p.qk_norm_eps, cache.data,     kv_type(cache.dtype),
+  const RopeArgs args{f32(p.qkv),      p.stride,    p.num_heads, p.num_kv_heads,
+                      p.head_dim,      p.positions, p.cos_sin,   p.rotary_dim,
+                      p.interleaved,   p.slots,     p.q_norm,    p.k_norm,
+                      p.qk_norm_eps,   p.q_scale,   cache.data,  kv_type(cache.dtype),
                       cache.block_size};
   for (int64_t row = 0; row < p.rows; ++row) {
     TACO_CHECK(p.slots[row] < cache.num_blocks * cache.block_size, "slot ", p.slots[row],

@@ -117,6 +117,7 @@ void rope_and_cache(const RopeAndCacheParams& p) {
       if (weight) rms_norm(x, weight, p.qk_norm_eps, dim);
       if (p.cos_sin)
         rotate(x, p.cos_sin + int64_t{p.positions[row]} * p.rotary_dim, p.rotary_dim, p.interleaved);
+      for (int d = 0; p.q_scale && h < p.num_heads && d < dim; ++d) x[d] *= p.q_scale[p.positions[row]];
     }
     const int64_t slot = p.slots[row];
     if (slot < 0) continue;

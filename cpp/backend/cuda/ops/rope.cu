@@ -23,6 +23,7 @@ struct RopeArgs {
   const int64_t* slots;
   const float *q_norm, *k_norm;
   float eps;
+  const float* q_scale;  // [positions] or null
   void* cache;
   DType cache_dtype;
   int block_size, block_shift;  // shift: -1 where the size is not a power of two
@@ -139,6 +140,14 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(RopeArgs p, int group_sh
       b[i + 1] = b1 * c[4 + i / 2] + b0 * s[4 + i / 2];
     }
   }
+  if (is_q && p.q_scale != nullptr) {
+    const float scale = p.q_scale[p.positions[row]];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      a[i] *= scale;
+      b[i] *= scale;
+    }
+  }
   if (is_q) {
     store8(x + low, a);
     store8(x + high, b);
@@ -171,10 +180,11 @@ __global__ void __launch_bounds__(kThreads) rope_any_kernel(RopeArgs p) {
   const int64_t slot = is_q ? -1 : p.slots[row];
   if (!is_q && slot < 0) return;
   const int64_t at = is_q ? 0 : cache_place(p, slot, head - p.num_heads - (is_v ? p.num_kv_heads : 0), is_v);
+  const float scale = is_q && p.q_scale != nullptr ? p.q_scale[p.positions[row]] : 1.0f;
   auto value = [&](int i) { return weight == nullptr ? to_f32(x[i]) : to_f32(x[i]) * factor * weight[i]; };
   auto put = [&](int i, float v) {
     if (is_q) {
-      x[i] = from_f32<T>(v);
+      x[i] = from_f32<T>(v * scale);
     } else {
       store_cache(p, at + i, is_v ? p.v_inverse : p.k_inverse, v);
     }
@@ -210,7 +220,7 @@ void launch_rope(const RopeArgs& p, const Context& ctx) {
 
 void run_rope_and_cache(const RopeAndCacheParams& p, Context& ctx) {
   if (p.rows == 0) return;
-  const bool touches_q = p.cos_sin != nullptr || p.q_norm != nullptr;
+  const bool touches_q = p.cos_sin != nullptr || p.q_norm != nullptr || p.q_scale != nullptr;
   const int size = p.cache.block_size;
   int shift = -1;
   for (int i = 0; i < 30; ++i) {
@@ -231,6 +241,7 @@ void run_rope_and_cache(const RopeAndCacheParams& p, Context& ctx) {
                 .q_norm = p.q_norm,
                 .k_norm = p.k_norm,
                 .eps = p.qk_norm_eps,
+                .q_scale = p.q_scale,
                 .cache = p.cache.data,
                 .cache_dtype = p.cache.dtype,
                 .block_size = size,

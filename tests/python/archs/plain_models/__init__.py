@@ -11,6 +11,7 @@ from .baichuan import BaiChuanForCausalLM, BaichuanForCausalLM
 from .chatglm import ChatGLMModel
 from .common import PlainModel
 from .internlm import InternLM2ForCausalLM, InternLMForCausalLM
+from .qwen import QWenLMHeadModel
 from .xverse import XverseForCausalLM
 
 MODELS: dict[str, type[PlainModel]] = {
@@ -21,6 +22,7 @@ MODELS: dict[str, type[PlainModel]] = {
         ChatGLMModel,
         InternLM2ForCausalLM,
         InternLMForCausalLM,
+        QWenLMHeadModel,
         XverseForCausalLM,
     )
 }
