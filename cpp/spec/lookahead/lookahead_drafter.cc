@@ -1,0 +1,431 @@
+#include "spec/lookahead/lookahead_drafter.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace taco {
+namespace {
+
+constexpr size_t kMinMemory = size_t{1} << 20;
+constexpr uint64_t kTurboKind = 1, kRawKind = 2;
+constexpr size_t kMaxLogLines = 16;
+constexpr int64_t kCommitExtra = 32;  // tokens of the queue that a commit works off beyond its own
+// Nodes less likely than this are not worth a row even where rows are free.
+constexpr float kLeastP = 0.002f;
+
+template <typename T>
+void in_range(const char* key, T value, T low, T high) {
+  TACO_REQUIRE(value >= low && value <= high, "lookahead cache: ", key, " = ", value, ": ", low, " to ", high,
+               " are allowed");
+}
+
+}  // namespace
+
+void validate(const LookaheadConfig& c, size_t memory_bytes) {
+  in_range("cache_mode", c.cache_mode, 0, 2);
+  in_range<int64_t>("cache_size", c.cache_size, 0, int64_t{1} << 40);
+  in_range("copy_length", c.copy_length, 1, DraftTree::kMaxNodes - 1);
+  in_range("match_length", c.match_length, 1, kMaxOrder);
+  in_range("turbo_match_length", c.turbo_match_length, 1, kMaxOrder);
+  in_range("min_match_length", c.min_match_length, 1, c.turbo_match_length);
+  in_range("cell_max_size", c.cell_max_size, 1, kMaxCell);
+  in_range("voc_size", c.voc_size, 1, 1 << 30);
+  in_range("max_seq_len", c.max_seq_len, 0, 1 << 30);
+  in_range("eos_token_id", c.eos_token_id, -1, c.voc_size - 1);
+  in_range("top_k", c.top_k, 1, RawLookaheadCache::kMaxPhrases);
+  TACO_REQUIRE(c.threshold >= 0 && c.threshold <= 4000, "lookahead cache: threshold = ", c.threshold,
+               ": 0 to 4000 are allowed");
+  TACO_REQUIRE(c.decay >= 0 && c.decay < 1, "lookahead cache: decay = ", c.decay,
+               ": 0 up to, but not including, 1 are allowed");
+  in_range("log_interval", c.log_interval, 1, 1 << 30);
+  in_range("target_parallelism", c.target_parallelism, 1, 1 << 30);
+  in_range("top_k_in_cell", c.top_k_in_cell, 1, 1 << 20);
+  in_range("token_paths_top_k", c.token_paths_top_k, 1, TurboLookaheadCache::kMaxGuesses);
+  TACO_REQUIRE(c.start_freq > 0 && c.start_freq <= 1e6f, "lookahead cache: start_freq = ", c.start_freq,
+               ": above 0 up to 1e6 are allowed");
+  in_range("num_threads", c.num_threads, 1, 1024);
+  TACO_REQUIRE(memory_bytes >= kMinMemory, "lookahead cache: a memory bound of ", memory_bytes,
+               " bytes is too small, it takes at least ", kMinMemory,
+               ": raise --cpu-decoding-memory-utilization");
+}
+
+LookaheadDrafter::LookaheadDrafter(const LookaheadConfig& config, size_t memory_bytes)
+    : config_((validate(config, memory_bytes), config)),
+      rules_{config.voc_size, config.eos_token_id},
+      budget_(memory_bytes),
+      local_budget_(memory_bytes / 2, &budget_),
+      raw_budget_(config.cache_mode == 0 ? memory_bytes : memory_bytes / 4, &budget_) {
+  if (config.cache_mode != 1) raw_ = std::make_unique<RawLookaheadCache>(config_, rules_, &raw_budget_);
+  if (config.cache_mode != 0) turbo_ = std::make_unique<TurboLookaheadCache>(config_, rules_, &budget_);
+}
+
+LookaheadDrafter::~LookaheadDrafter() = default;
+
+// --- Texts
+
+std::unique_ptr<LookaheadDrafter::Text> LookaheadDrafter::new_text(uint64_t name_space) {
+  auto text = std::make_unique<Text>(rules_, &local_budget_);
+  text->turbo_seed = hash_seed(name_space, kTurboKind);
+  text->raw_seed = hash_seed(name_space, kRawKind);
+  return text;
+}
+
+// Makes the shared cache give memory to the sequences' own texts, which draft better; up to their half.
+bool LookaheadDrafter::make_room() {
+  CellTable* turbo = turbo_ ? turbo_->table() : nullptr;
+  CellTable* raw = raw_ ? raw_->table() : nullptr;
+  if (turbo && (!raw || turbo->bytes() >= raw->bytes()) && turbo->shrink()) return true;
+  return (raw && raw->shrink()) || (turbo && turbo->shrink());
+}
+
+void LookaheadDrafter::enqueue(Text* text) {
+  if (text->queued || waiting(*text) == 0) return;
+  text->queued = true;
+  queue_.push_back(text);
+}
+
+void LookaheadDrafter::retire(std::unique_ptr<Text> text) {
+  if (!text) return;
+  text->complete = true;
+  enqueue(text.get());
+  if (text->queued) retired_.push_back(std::move(text));
+}
+
+// Positions that were not learned from, as one number for both caches.
+int64_t LookaheadDrafter::waiting(const Text& text) const {
+  const uint32_t size = text.index.size();
+  int64_t left = turbo_ ? size - text.turbo_at : 0;
+  if (raw_) {
+    const auto lag = text.complete ? 0u : static_cast<uint32_t>(config_.copy_length);
+    left = std::max<int64_t>(left, static_cast<int64_t>(size) - lag - text.raw_at);
+  }
+  return left;
+}
+
+int64_t LookaheadDrafter::learn(Text& text, int64_t max_tokens) {
+  const uint32_t size = text.index.size();
+  int64_t done = 0;
+  for (; done < max_tokens; ++done) {
+    bool any = false;
+    if (turbo_ && text.turbo_at < size) {
+      turbo_->learn(text.index, text.turbo_at, text.turbo_seed, text.turbo_at >= text.output_from);
+      ++text.turbo_at;
+      any = true;
+    }
+    // A phrase is learned when all of it is there, or when nothing more will come.
+    if (raw_ && text.raw_at < size &&
+        (text.complete || size - text.raw_at > static_cast<uint32_t>(config_.copy_length))) {
+      raw_->learn(text.index, text.raw_at, size, text.raw_seed, text.raw_at >= text.output_from);
+      ++text.raw_at;
+      any = true;
+    }
+    if (!any) break;
+  }
+  learned_ += done;
+  return done;
+}
+
+int64_t LookaheadDrafter::catch_up(int64_t max_tokens) {
+  owner_catches_up_ = true;
+  int64_t left = max_tokens > 0 ? max_tokens : INT64_MAX;
+  while (!queue_.empty() && left > 0) {
+    Text* text = queue_.front();
+    left -= learn(*text, left);
+    if (waiting(*text) > 0) break;
+    text->queued = false;
+    queue_.pop_front();
+    if (text->complete)
+      std::erase_if(retired_, [text](const std::unique_ptr<Text>& held) { return held.get() == text; });
+  }
+  int64_t waits = 0;
+  for (const Text* text : queue_) waits += waiting(*text);
+  return waits;
+}
+
+bool LookaheadDrafter::append_to_text(Sequence& s, int32_t token, bool output) {
+  if (!s.text) s.text = new_text(s.name_space);
+  while (!s.text->index.append(token))
+    if (local_budget_.limit() - local_budget_.used() < s.text->index.bytes() * 2 + 16384 || !make_room())
+      return false;
+  if (!output) s.text->output_from = s.text->index.size();
+  return true;
+}
+
+void LookaheadDrafter::append(Sequence& s, std::span<const int32_t> tokens, bool output) {
+  const int max_order = std::max(raw_ ? raw_->max_order() : 0, turbo_ ? turbo_->max_order() : 0);
+  for (const int32_t token : tokens) {
+    ++s.length;
+    s.context = s.context.next(token, rules_, max_order);
+    if (!append_to_text(s, token, output)) {
+      // Its own text is too long for what there is: it starts anew from here.
+      retire(std::move(s.text));
+      const bool owner = owner_catches_up_;
+      catch_up(0);
+      owner_catches_up_ = owner;
+      if (!append_to_text(s, token, output)) s.text.reset();
+    }
+    // An end of text drops the sequence's own cache. In a prompt it merely ends what n-grams reach over.
+    if (output && token == rules_.eos) retire(std::move(s.text));
+  }
+  if (s.text) enqueue(s.text.get());
+}
+
+// --- Sequences
+
+void LookaheadDrafter::begin(uint64_t sequence, uint64_t name_space, std::span<const int32_t> prompt) {
+  auto [at, added] = sequences_.try_emplace(sequence);
+  TACO_CHECK(added, "sequence ", sequence, " began before");
+  at->second = std::make_unique<Sequence>();
+  Sequence& s = *at->second;
+  s.name_space = name_space;
+  s.recent_hits = static_cast<float>(config_.copy_length);
+  if (config_.ignore_prompt) {
+    s.length = static_cast<int64_t>(prompt.size());
+    const size_t tail = std::min<size_t>(prompt.size(), kMaxOrder);
+    for (const int32_t token : prompt.last(tail)) s.context = s.context.next(token, rules_, kMaxOrder);
+    return;
+  }
+  s.text = new_text(name_space);
+  // Room for all of it at once saves copies; if there is none, it is found piece by piece.
+  s.text->index.reserve(static_cast<uint32_t>(prompt.size() + prompt.size() / 4 + 256));
+  append(s, prompt, false);
+}
+
+void LookaheadDrafter::commit(uint64_t sequence, std::span<const int32_t> tokens) {
+  const auto at = sequences_.find(sequence);
+  TACO_CHECK(at != sequences_.end(), "commit for an unknown sequence ", sequence);
+  Sequence& s = *at->second;
+  append(s, tokens, true);
+  if (s.since_draft.size() < DraftTree::kMaxNodes)
+    s.since_draft.insert(s.since_draft.end(), tokens.begin(), tokens.end());
+  if (s.told) {
+    count_sources(*s.told, s.told_accepted, s.since_draft);
+    s.told.reset();
+  }
+  if (!owner_catches_up_) {
+    catch_up(static_cast<int64_t>(tokens.size()) + kCommitExtra);
+    owner_catches_up_ = false;
+  }
+}
+
+void LookaheadDrafter::end(uint64_t sequence) {
+  const auto at = sequences_.find(sequence);
+  if (at == sequences_.end()) return;
+  Sequence& s = *at->second;
+  ended_.add(s.counts);
+  retire(std::move(s.text));
+  sequences_.erase(at);
+}
+
+int64_t LookaheadDrafter::warm_up(uint64_t name_space, std::span<const int32_t> prompt,
+                                  std::span<const int32_t> output) {
+  const int64_t before = learned_;
+  Sequence s;
+  s.name_space = name_space;
+  const bool owner = owner_catches_up_;
+  catch_up(0);
+  if (!config_.ignore_prompt) append(s, prompt, false);
+  append(s, output, true);
+  retire(std::move(s.text));
+  catch_up(0);
+  owner_catches_up_ = owner;
+  return learned_ - before;
+}
+
+// --- Drafts
+
+void LookaheadDrafter::draft(std::span<const DraftRequest> requests) {
+  depths_.assign(requests.size(), config_.copy_length);
+  for (const DraftRequest& request : requests) {
+    const auto at = sequences_.find(request.sequence);
+    if (at == sequences_.end()) continue;
+    Sequence& s = *at->second;
+    s.since_draft.clear();
+    s.told.reset();
+    draft_one(s, request, config_.copy_length);
+  }
+  if (config_.cache_mode != 0 || config_.token_paths_top_k > 1) return;
+  // Too many rows in all: a sequence drafts no more than what was accepted of late, then all in proportion.
+  int64_t rows = 0;
+  for (const DraftRequest& request : requests) rows += request.tree->size;
+  if (rows <= config_.target_parallelism) return;
+  auto shorten = [](DraftTree& tree, int depth) {
+    uint64_t keep = 0;
+    for (int i = 0; i < tree.size; ++i) keep |= static_cast<uint64_t>(tree.depth[i] <= depth) << i;
+    prune_and_lay_out(tree, keep);
+  };
+  rows = 0;
+  for (const DraftRequest& request : requests) {
+    const auto at = sequences_.find(request.sequence);
+    if (at != sequences_.end()) shorten(*request.tree, static_cast<int>(std::ceil(at->second->recent_hits)));
+    rows += request.tree->size;
+  }
+  if (rows <= config_.target_parallelism) return;
+  const auto drafts = static_cast<double>(rows - static_cast<int64_t>(requests.size()));
+  const auto room = static_cast<double>(config_.target_parallelism - static_cast<int64_t>(requests.size()));
+  const double scale = std::clamp(room / drafts, 0.0, 1.0);
+  for (const DraftRequest& request : requests)
+    shorten(*request.tree, static_cast<int>(request.tree->num_drafts() * scale));
+}
+
+void LookaheadDrafter::draft_one(const Sequence& s, const DraftRequest& request, int copy_length) {
+  int depth = std::min(request.max_depth, copy_length);
+  if (config_.max_seq_len > 0)
+    depth = static_cast<int>(std::min<int64_t>(depth, config_.max_seq_len - s.length));
+  if (depth < 1 || request.max_nodes < 1) return;
+  // The last token may be known to the caller before it is committed.
+  Context context = s.context;
+  bool at_end = true;
+  const int32_t root = request.tree->token[0];
+  if (context.size == 0 ? !rules_.barrier(root) : context.last[0] != root) {
+    context = context.next(root, rules_, kMaxOrder);
+    at_end = false;
+  }
+  if (turbo_)
+    draft_turbo(s, context, at_end, request, depth);
+  else
+    draft_raw(s, context, at_end, request, depth);
+}
+
+void LookaheadDrafter::draft_raw(const Sequence& s, const Context& context, bool at_end,
+                                 const DraftRequest& request, int depth) {
+  RawLookaheadCache::Phrase phrases[RawLookaheadCache::kMaxPhrases];
+  const TextIndex* text = s.text ? &s.text->index : nullptr;
+  const int count =
+      raw_->find(text, text ? text->size() : 0, at_end, context,
+                 s.text ? s.text->raw_seed : hash_seed(s.name_space, kRawKind), config_.top_k, phrases);
+  DraftTree& tree = *request.tree;
+  const int most = std::min(request.max_nodes, DraftTree::kMaxNodes - 1);
+  for (int i = 0; i < count; ++i) {
+    int node = 0;
+    float p = phrases[i].p;
+    for (int d = 1; d <= depth && d <= phrases[i].length; ++d) {
+      if (d > 1) p *= raw_->next_rate(phrases[i], d);
+      if (p < request.min_p) break;
+      const int32_t token = phrases[i].tokens[d - 1];
+      const int child = tree.find_child(node, token);
+      if (child < 0 && tree.num_drafts() == most) return;
+      node = child >= 0 ? child : tree.add(node, token, p, phrases[i].source);
+    }
+  }
+}
+
+void LookaheadDrafter::draft_turbo(const Sequence& s, const Context& context, bool at_end,
+                                   const DraftRequest& request, int depth) {
+  struct Open {
+    float p;
+    int32_t token;
+    int8_t parent;
+    DraftSource source;
+  };
+  struct Less {
+    bool operator()(const Open& a, const Open& b) const { return a.p < b.p; }
+  };
+  const int width = config_.token_paths_top_k;
+  const int most = std::min(request.max_nodes, DraftTree::kMaxNodes - 1);
+  const float least = std::max(request.min_p, kLeastP);
+  const TextIndex* text = s.text ? &s.text->index : nullptr;
+  const uint32_t end = text ? text->size() : 0;
+  const uint64_t turbo_seed = s.text ? s.text->turbo_seed : hash_seed(s.name_space, kTurboKind);
+  const uint64_t raw_seed = s.text ? s.text->raw_seed : hash_seed(s.name_space, kRawKind);
+  DraftTree& tree = *request.tree;
+  Context contexts[DraftTree::kMaxNodes];
+  contexts[0] = context;
+  Open open[DraftTree::kMaxNodes * TurboLookaheadCache::kMaxGuesses];
+  int num_open = 0;
+  int at_depth[DraftTree::kMaxNodes] = {};
+  auto push = [&](int node, float p, int32_t token, DraftSource source) {
+    if (p < least) return;
+    open[num_open++] = {p, token, static_cast<int8_t>(node), source};
+    std::push_heap(open, open + num_open, Less{});
+  };
+  auto expand = [&](int node) {
+    if (rules_.barrier(tree.token[node])) return;
+    TurboLookaheadCache::Guess guesses[TurboLookaheadCache::kMaxGuesses];
+    const bool here = node == 0 && at_end;
+    const float p = tree.p[node];
+    const int count = turbo_->guess(text, end, here, contexts[node], turbo_seed, width, guesses);
+    for (int i = 0; i < count; ++i) push(node, p * guesses[i].p, guesses[i].token, guesses[i].source);
+    if (count > 0 || !raw_) return;
+    RawLookaheadCache::Phrase phrases[RawLookaheadCache::kMaxPhrases];
+    const int copies = raw_->find(text, end, here, contexts[node], raw_seed, width, phrases);
+    for (int i = 0; i < copies; ++i) {
+      bool again = false;
+      for (int j = 0; j < i; ++j) again = again || phrases[j].tokens[0] == phrases[i].tokens[0];
+      if (!again) push(node, p * phrases[i].p, phrases[i].tokens[0], phrases[i].source);
+    }
+  };
+  expand(0);
+  while (num_open > 0 && tree.num_drafts() < most) {
+    std::pop_heap(open, open + num_open, Less{});
+    const Open best = open[--num_open];
+    const int d = tree.depth[best.parent] + 1;
+    if (at_depth[d] == width) continue;
+    ++at_depth[d];
+    const int node = tree.add(best.parent, best.token, best.p, best.source);
+    if (d == depth || tree.num_drafts() == most) continue;
+    contexts[node] = contexts[best.parent].next(best.token, rules_, turbo_->max_order());
+    expand(node);
+  }
+}
+
+// --- What became of them
+
+void LookaheadDrafter::verified(uint64_t sequence, const DraftTree& tree, int accepted) {
+  const auto at = sequences_.find(sequence);
+  if (at == sequences_.end()) return;
+  Sequence& s = *at->second;
+  s.counts.count(tree, accepted);
+  s.recent_hits += 0.2f * (static_cast<float>(accepted) - s.recent_hits);
+  ++counters_.hit_lengths[std::min(accepted, DraftTree::kMaxNodes - 1)];
+  for (int i = 1; i < tree.size; ++i) ++counters_.drafted_by_source[static_cast<int>(tree.source[i])];
+  if (accepted > 0) {
+    if (s.since_draft.empty()) {
+      s.told = std::make_unique<DraftTree>(tree);
+      s.told_accepted = accepted;
+    } else {
+      count_sources(tree, accepted, s.since_draft);
+    }
+  }
+  if (++iterations_ % config_.log_interval == 0 && config_.is_debug) {
+    if (log_lines_.size() == kMaxLogLines) log_lines_.pop_front();
+    log_lines_.push_back(metrics_line(stats()));
+  }
+}
+
+// tokens: those committed for the tree; fewer than accepted where a stop cut them.
+void LookaheadDrafter::count_sources(const DraftTree& tree, int accepted, std::span<const int32_t> tokens) {
+  int node = 0;
+  for (int i = 0; i < accepted && i < static_cast<int>(tokens.size()); ++i) {
+    node = tree.find_child(node, tokens[i]);
+    if (node < 0) return;
+    ++counters_.accepted_by_source[static_cast<int>(tree.source[node])];
+  }
+}
+
+LookaheadStats LookaheadDrafter::stats() const {
+  LookaheadStats out = counters_;
+  HitSums sums = ended_;
+  for (const auto& [id, sequence] : sequences_) sums.add(sequence->counts);
+  sums.tell(out);
+  for (const CellTable* table : {turbo_ ? turbo_->table() : nullptr, raw_ ? raw_->table() : nullptr}) {
+    if (!table) continue;
+    out.global_keys += table->num_keys();
+    out.evictions += table->evictions();
+  }
+  out.bytes = budget_.used();
+  out.peak_bytes = budget_.peak();
+  out.local_bytes = local_budget_.used();
+  out.learned_tokens = learned_;
+  for (const Text* text : queue_) out.waiting_tokens += waiting(*text);
+  return out;
+}
+
+std::vector<std::string> LookaheadDrafter::take_log_lines() {
+  std::vector<std::string> out(log_lines_.begin(), log_lines_.end());
+  log_lines_.clear();
+  return out;
+}
+
+}  // namespace taco

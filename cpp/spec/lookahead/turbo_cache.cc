@@ -1,0 +1,205 @@
+#include "spec/lookahead/turbo_cache.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace taco {
+namespace {
+
+constexpr int kLevels = 8;  // orders 0 to 6, and longer
+constexpr int kRatios = 7, kCounts = 4;
+constexpr int kCoarse = kLevels * kRatios * 2;
+constexpr int kFine = kLevels * kLevels * kRatios * kCounts * 2 * 2;
+
+int level(int order) { return std::min(order, kLevels - 1); }
+
+int ratio_class(float ratio) {
+  constexpr float kEnds[kRatios - 1] = {0.15f, 0.3f, 0.5f, 0.7f, 0.9f, 0.999f};
+  int i = 0;
+  while (i < kRatios - 1 && ratio >= kEnds[i]) ++i;
+  return i;
+}
+
+int count_class(float count) { return count < 1.5f ? 0 : count < 2.5f ? 1 : count < 5.0f ? 2 : 3; }
+
+}  // namespace
+
+TurboLookaheadCache::TurboLookaheadCache(const LookaheadConfig& config, const TokenRules& rules,
+                                         MemoryBudget* budget)
+    : rules_(rules),
+      min_order_(config.min_match_length),
+      max_order_(config.turbo_match_length),
+      read_per_cell_(std::min(config.top_k_in_cell, config.cell_max_size)),
+      paths_(config.token_paths_top_k),
+      local_weight_(config.token_paths_top_k > 1 ? config.start_freq : 1.0f),
+      rates_(kCoarse, kFine) {
+  if (config.global_cache_switch)
+    table_ = std::make_unique<CellTable>(
+        CellTableOptions{config.cell_max_size, config.threshold, config.decay, false, config.cache_size},
+        budget);
+  // What is believed before anything is seen: a longer context is surer, and a rarer continuation less so.
+  constexpr float kMiddle[kRatios] = {0.08f, 0.22f, 0.4f, 0.6f, 0.8f, 0.95f, 1.0f};
+  for (int order = 0; order < kLevels; ++order)
+    for (int ratio = 0; ratio < kRatios; ++ratio)
+      for (int later = 0; later < 2; ++later)
+        rates_.set_prior((order * kRatios + ratio) * 2 + later,
+                         (later ? 0.5f : 1.0f) *
+                             (0.9f - 0.6f * std::exp(-0.35f * static_cast<float>(order))) * kMiddle[ratio]);
+}
+
+int TurboLookaheadCache::collect(const TextIndex* text, uint32_t end, bool at_end, const Context& context,
+                                 const uint64_t* keys, int enough, Evidence* evidence) const {
+  int count = 0;
+  auto place_of = [&](int32_t token) {
+    int i = 0;
+    while (i < count && evidence[i].token != token) ++i;
+    return i;
+  };
+  if (text) {
+    TextIndex::Match matches[TextIndex::kMaxMatches];
+    const int found = text->find(context, end, at_end, min_order_, max_order_, matches);
+    int newest_of = 0;
+    for (int m = 0; m < found; ++m) {
+      const int32_t token = (*text)[matches[m].next];
+      if (!rules_.known(token)) continue;
+      const int length = matches[m].length;
+      const int i = place_of(token);
+      if (i == count) {
+        if (count == kMaxEvidence) break;
+        evidence[count++] = {token, static_cast<int16_t>(length), 0, 1, 0, newest_of != length};
+      } else if (evidence[i].local_order == length) {
+        ++evidence[i].local_count;
+      }
+      newest_of = length;
+    }
+  }
+  if (!table_) return count;
+  for (int order = context.size; order >= min_order_; --order) {
+    std::span<const CellEntry> cell = table_->find(keys[order - 1]);
+    if (cell.empty()) continue;
+    CellEntry best[kMaxCell];
+    if (static_cast<int>(cell.size()) > read_per_cell_) {
+      std::copy(cell.begin(), cell.end(), best);
+      std::stable_sort(best, best + cell.size(),
+                       [](const CellEntry& a, const CellEntry& b) { return a.freq > b.freq; });
+      cell = {best, static_cast<size_t>(read_per_cell_)};
+    }
+    for (const CellEntry& entry : cell) {
+      const auto token = static_cast<int32_t>(entry.value);
+      const int i = place_of(token);
+      if (i == count) {
+        if (count == kMaxEvidence) break;
+        evidence[count++] = {token, 0, static_cast<int16_t>(order), 0, entry.freq, false};
+      } else if (evidence[i].global_order == 0) {
+        evidence[i].global_order = static_cast<int16_t>(order);
+        evidence[i].global_freq = entry.freq;
+      }
+    }
+    if (count >= enough) break;
+  }
+  return count;
+}
+
+// The class of a token by what speaks for it: the share of its order's weight, how often, and whether it was
+// the newest. later: likelier ones stand before it; then the share is of what they leave.
+void TurboLookaheadCache::classify(const Evidence& e, float weight, float total, bool later,
+                                   Guess& guess) const {
+  const int order = std::max(e.local_order, e.global_order);
+  float times = 0;
+  if (e.local_order == order) times += e.local_count;
+  if (e.global_order == order) times += e.global_freq * (1.0f / kFreqOne);
+  const int ratio = ratio_class(weight / total);
+  const int levels = level(e.local_order) * kLevels + level(e.global_order);
+  guess.coarse = (level(order) * kRatios + ratio) * 2 + later;
+  guess.fine = (((levels * kRatios + ratio) * kCounts + count_class(times)) * 2 + e.newest) * 2 + later;
+  guess.p = rates_.estimate(guess.coarse, guess.fine);
+}
+
+int TurboLookaheadCache::rank(const Evidence* evidence, int count, int max, Guess* guesses) const {
+  // Weight of all that an order speaks for, of which longer orders have not spoken.
+  float total[kMaxOrder + 1] = {}, weights[kMaxEvidence];
+  for (int i = 0; i < count; ++i) {
+    const Evidence& e = evidence[i];
+    const float local = local_weight_ * e.local_count, global = e.global_freq * (1.0f / kFreqOne);
+    const int order = std::max(e.local_order, e.global_order);
+    if (e.local_order > 0) total[e.local_order] += local;
+    if (e.global_order > 0) total[e.global_order] += global;
+    weights[i] = (e.local_order == order ? local : 0) + (e.global_order == order ? global : 0);
+  }
+  int from[kMaxGuesses];  // the chosen guesses' evidence
+  int chosen = 0;
+  for (int i = 0; i < count; ++i) {
+    const Evidence& e = evidence[i];
+    const int order = std::max(e.local_order, e.global_order);
+    Guess guess;
+    guess.token = e.token;
+    guess.source = e.local_order == order ? DraftSource::kTurboLocal : DraftSource::kTurboGlobal;
+    classify(e, weights[i], total[order], false, guess);
+    int at = chosen < max ? chosen++ : max;
+    for (; at > 0; --at) {
+      const Guess& before = guesses[at - 1];
+      if (before.p > guess.p || (before.p == guess.p && weights[from[at - 1]] >= weights[i])) break;
+      if (at < max) guesses[at] = before, from[at] = from[at - 1];
+    }
+    if (at < max) guesses[at] = guess, from[at] = i;
+  }
+  for (int i = 0; i < chosen; ++i) {
+    const Evidence& e = evidence[from[i]];
+    float& left = total[std::max(e.local_order, e.global_order)];
+    if (i > 0) classify(e, weights[from[i]], left, true, guesses[i]);
+    left -= weights[from[i]];
+  }
+  return chosen;
+}
+
+int TurboLookaheadCache::guess(const TextIndex* text, uint32_t end, bool at_end, const Context& context,
+                               uint64_t seed, int max, Guess* guesses) const {
+  if (context.size < min_order_) return 0;
+  uint64_t keys[kMaxOrder];
+  Context short_context = context;
+  short_context.size = std::min(context.size, max_order_);
+  if (table_) {
+    context_keys(short_context, seed, keys);
+    for (int order = min_order_; order <= short_context.size; ++order) table_->prefetch(keys[order - 1]);
+  }
+  Evidence evidence[kMaxEvidence];
+  const int count = collect(text, end, at_end, short_context, keys, 2 * max + 2, evidence);
+  const int chosen = rank(evidence, count, std::min(max, kMaxGuesses), guesses);
+  // A guess's rate is that of coming true where the likelier ones have not.
+  float rest = 1.0f;
+  for (int i = 0; i < chosen; ++i) {
+    const float rate = guesses[i].p;
+    guesses[i].p = rest * rate;
+    rest *= 1.0f - rate;
+  }
+  return chosen;
+}
+
+void TurboLookaheadCache::learn(const TextIndex& text, uint32_t at, uint64_t seed, bool train) {
+  const int32_t token = text[at];
+  if (!rules_.known(token)) return;
+  const Context context = text.context(at, max_order_);
+  if (context.size < min_order_) return;
+  uint64_t keys[kMaxOrder];
+  if (table_) {
+    context_keys(context, seed, keys);
+    for (int order = min_order_; order <= context.size; ++order) table_->prefetch(keys[order - 1]);
+  }
+  if (train) {
+    Evidence evidence[kMaxEvidence];
+    Guess guesses[kMaxGuesses];
+    const int tries = std::min(2 * paths_, kMaxGuesses);
+    const int count = collect(&text, at, true, context, keys, 2 * paths_ + 2, evidence);
+    const int chosen = rank(evidence, count, tries, guesses);
+    for (int i = 0; i < chosen; ++i) {
+      const bool hit = guesses[i].token == token;
+      rates_.learn(guesses[i].coarse, guesses[i].fine, hit);
+      if (hit) break;
+    }
+  }
+  if (table_)
+    for (int order = min_order_; order <= context.size; ++order)
+      table_->add(keys[order - 1], static_cast<uint32_t>(token));
+}
+
+}  // namespace taco
