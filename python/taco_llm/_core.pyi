@@ -313,6 +313,54 @@ class Drafter:
     def load(self, path: str) -> int:
         """What was taken over. KeyError: no such file. ValueError: damaged, or not of this vocabulary."""
 
+def make_drafter(config: SpeculationConfig) -> Drafter | None:
+    """None for the method "none". ValueError: the setting to change."""
+
+class StepCost:
+    """Seconds of a step by its rows, sequences and KV tokens; cpp/spec/step_cost.h."""
+
+    def __init__(self) -> None: ...
+    def set_padding(self, speculative: bool, sizes: Sequence[int]) -> None: ...
+    def set_measurements(self, measurements: Sequence[tuple[bool, int, int, int, float]]) -> None:
+        """Of (speculative, rows, sequences, kv_tokens, seconds)."""
+    def observe(
+        self, speculative: bool, rows: int, sequences: int, kv_tokens: int, seconds: float
+    ) -> None: ...
+    def seconds(self, speculative: bool, rows: int, sequences: int, kv_tokens: int) -> float: ...
+
+class DraftBudget:
+    """How many drafts a step verifies; cpp/spec/draft_budget.h says who calls what when."""
+
+    def __init__(self, config: SpeculationConfig, cost: StepCost, runs_ahead: bool) -> None:
+        """cost: copied."""
+    def next(self, sequences: int, kv_tokens: int) -> str:
+        """"none", "shadow" or "draft"."""
+    def threshold(self, sequences: int, kv_tokens: int) -> float: ...
+    def select(
+        self,
+        trees: Sequence[DraftTree],
+        sequences: Sequence[int],
+        other_rows: int,
+        kv_tokens: int,
+        max_rows: int,
+    ) -> tuple[int, float, float, float]:
+        """Prunes the trees; drafts left, expected tokens, seconds and speedup."""
+    def committed(self, sequence: int, tokens: Sequence[int]) -> None: ...
+    def end(self, sequence: int) -> None: ...
+    def verified(self, sequence: int, tree: DraftTree, deepest_accepted: int) -> None: ...
+    def observe(
+        self,
+        speculative: bool,
+        rows: int,
+        sequences: int,
+        kv_tokens: int,
+        tokens: int,
+        seconds: float,
+        draft_seconds: float = 0.0,
+    ) -> None: ...
+    @property
+    def stats(self) -> dict[str, float]: ...
+
 class SequenceSpeculation:
     """What speculation did for one sequence."""
 
