@@ -107,6 +107,7 @@ class Backend {
   virtual void gather_rows(const GatherRowsParams&) = 0;
   virtual void scale_logits(const ScaleLogitsParams&) = 0;
   virtual void copy_blocks(const CopyBlocksParams&) = 0;
+  virtual void copy_slots(const CopySlotsParams&) = 0;
 
   // Sampling on the device (sample.h); false: the caller samples on the host from downloaded logits.
   virtual bool samples() const { return false; }

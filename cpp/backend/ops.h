@@ -166,6 +166,15 @@ struct ScaleLogitsParams {
   float scale, softcap;
 };
 
+// Moves single tokens' K and V, bit for bit, within groups in order (a pair may read what an earlier one of
+// its group wrote over); the groups touch different slots.
+struct CopySlotsParams {
+  KvCacheView cache;
+  const int64_t* pairs;        // [group_start[num_groups]][2]: source slot, destination slot
+  const int32_t* group_start;  // [num_groups + 1]
+  int num_groups;
+};
+
 struct CopyBlocksParams {
   KvCacheView cache;
   const int32_t* pairs;  // [num_pairs][2]: source block, destination block

@@ -45,6 +45,10 @@ void ProfilingBackend::scale_logits(const ScaleLogitsParams& p) {
 void ProfilingBackend::sample(const SampleParams& p) {
   timed("sample", [&] { inner_->sample(p); });
 }
+void ProfilingBackend::copy_slots(const CopySlotsParams& p) {
+  timed("copy_slots", [&] { inner_->copy_slots(p); });
+}
+
 void ProfilingBackend::copy_blocks(const CopyBlocksParams& p) {
   timed("copy_blocks", [&] { inner_->copy_blocks(p); });
 }

@@ -70,6 +70,7 @@ class ProfilingBackend final : public Backend {
   void gather_rows(const GatherRowsParams&) override;
   void scale_logits(const ScaleLogitsParams&) override;
   void copy_blocks(const CopyBlocksParams&) override;
+  void copy_slots(const CopySlotsParams&) override;
   bool samples() const override { return inner_->samples(); }
   void sample(const SampleParams&) override;
   void patch_ids(const PatchIdsParams& p) override { inner_->patch_ids(p); }

@@ -29,6 +29,7 @@ struct Engine::Impl {
 Engine::Engine(std::unique_ptr<Executor> executor, std::shared_ptr<const Vocabulary> vocabulary,
                EngineConfig config) {
   TACO_REQUIRE(executor != nullptr, "an engine needs an executor");
+  if (!config.drafter) config.drafter = make_drafter(config.speculation);
   impl_ = std::make_unique<Impl>(std::move(executor), std::move(vocabulary), config);
 }
 

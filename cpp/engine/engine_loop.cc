@@ -23,6 +23,8 @@ SchedulerConfig EngineLoop::scheduler_config(const Executor& executor, const Eng
                ", but the executor has ", cache.num_host_blocks, " blocks of host memory");
   out.num_swap_blocks = config.swap_blocks;
   out.preemption_mode = config.preemption_mode;
+  if (config.speculation.method != SpeculationMethod::kNone)
+    out.max_sampled_rows = executor.max_sampled_rows();
   return out;
 }
 
@@ -30,6 +32,10 @@ EngineLoop::EngineLoop(std::unique_ptr<Executor> executor, const EngineConfig& c
     : executor_(std::move(executor)),
       runs_ahead_(executor_->max_in_flight() > 1),
       scheduler_(scheduler_config(*executor_, config)) {
+  if (config.drafter) {
+    speculator_ = std::make_unique<Speculator>(config.speculation, config.drafter, *executor_,
+                                               config.max_num_batched_tokens);
+  }
   update_stats(0);
 }
 
@@ -97,6 +103,12 @@ void EngineLoop::step() {
     stats_.current_step_start = start;
   }
   if (scheduler_.num_in_flight() == 0) {
+    if (speculator_) {
+      const DraftMode mode = draft_next_ ? DraftMode::kDraft : speculator_->next(scheduler_);
+      draft_next_ = false;
+      if (mode == DraftMode::kDraft) speculator_->draft(scheduler_);
+      if (mode == DraftMode::kShadow) speculator_->shadow(scheduler_);
+    }
     scheduler_.plan(proposal_);
     TACO_CHECK(!proposal_.empty(), "there are sequences, but none can run");
     submit(start);
@@ -108,9 +120,16 @@ void EngineLoop::step() {
 // Gives the executor the step after the one that it is at, unless that must wait for the one's result.
 void EngineLoop::run_ahead(double now) {
   if (!scheduler_.has_work() || scheduler_.oldest_needs_its_tokens()) return;
+  DraftMode mode = DraftMode::kNone;
+  if (speculator_) {
+    mode = speculator_->next(scheduler_);
+    draft_next_ = mode == DraftMode::kDraft;
+    if (draft_next_) return;
+  }
   scheduler_.advance();
   scheduler_.plan(proposal_);
   if (!proposal_.empty() && proposal_.preempt.empty()) submit(now);
+  if (mode == DraftMode::kShadow) speculator_->shadow(scheduler_);
 }
 
 void EngineLoop::submit(double now) {
@@ -118,6 +137,7 @@ void EngineLoop::submit(double now) {
   try {
     mark_scheduled(proposal_, now);
     executor_->submit(plan);
+    if (speculator_) speculator_->submitted(plan, now);
   } catch (...) {
     scheduler_.rollback();
     throw;
@@ -128,15 +148,22 @@ void EngineLoop::complete_oldest() {
   StepOutput output = executor_->collect();
   double now = monotonic_seconds();
   choices_.clear();
-  for (const SampledToken& sampled : output.sampled) {
+  runs_.clear();
+  for (size_t i = 0; i < output.sampled.size(); ++i) {
+    const SampledToken& sampled = output.sampled[i];
+    if (i > 0 && sampled.seq == output.sampled[i - 1].seq) continue;  // a run
     choices_.push_back({sampled.seq, sampled.token, sampled.logprob, !sampled.error.empty()});
+    runs_.push_back(i);
   }
+  runs_.push_back(output.sampled.size());
   const StepPlan& plan = scheduler_.oldest_plan();
   scheduler_.commit(choices_, sampled_);
   collect_prompt_logprobs(plan, output.prompt_logprobs);
   for (size_t i = 0; i < sampled_.size(); ++i) {
-    if (sampled_[i] != nullptr) advance(*sampled_[i], output.sampled[i], now);
+    if (sampled_[i] == nullptr) continue;
+    advance_run(*sampled_[i], std::span(output.sampled).subspan(runs_[i], runs_[i + 1] - runs_[i]), now);
   }
+  if (speculator_) speculator_->completed(now);
   std::erase_if(ended_in_flight_, [](const auto& request) { return request->num_in_flight == 0; });
 #ifdef TACO_CHECK_STEPS
   check_invariants(scheduler_);
@@ -169,6 +196,21 @@ void EngineLoop::collect_prompt_logprobs(const StepPlan& plan, std::vector<Promp
       have.push_back(std::move(part.entries[i]));
     }
   }
+}
+
+// Stops cut a run: what is behind them never was.
+void EngineLoop::advance_run(SeqState& seq, std::span<SampledToken> run, double now) {
+  const bool has_draft = seq.draft && seq.draft->size > 0;
+  tokens_.clear();
+  for (size_t i = 0; i < run.size() && seq.status != SeqStatus::kFinished; ++i) {
+    const bool failed = !run[i].error.empty();
+    if (!failed) tokens_.push_back(run[i].token);
+    if (!failed && i > 0) scheduler_.extend(seq, run[i].token, run[i].logprob);
+    advance(seq, run[i], now);
+  }
+  if (speculator_ && !tokens_.empty())
+    speculator_->committed(seq, tokens_, has_draft ? seq.draft.get() : nullptr);
+  if (has_draft) scheduler_.settle(seq);
 }
 
 // The newest token of a sequence: its text, and whether it was the last.
@@ -208,6 +250,7 @@ void EngineLoop::finish(EngineRequest& request, SeqState& seq, FinishReason reas
   SequenceOutput& out = request.outputs[static_cast<size_t>(seq.index)];
   if (out.detokenizer) out.detokenizer->finish(out.delta.text);
   out.delta.finish_reason = reason;
+  if (speculator_) speculator_->ended(seq);
   try {
     scheduler_.finish(seq, reason);
   } catch (...) {
@@ -365,6 +408,7 @@ void EngineLoop::update_stats(double step_end) {
   stats_.running = scheduler_.num_running_requests();
   stats_.waiting = scheduler_.num_requests() - stats_.running;
   stats_.num_blocks = scheduler_.pool().size();
+  if (speculator_) stats_.speculation = speculator_->stats();
   stats_.free_blocks = scheduler_.pool().num_free();
   if (const BlockPool* host = scheduler_.host_pool()) {
     stats_.swap_blocks = host->size();

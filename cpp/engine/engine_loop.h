@@ -9,6 +9,7 @@
 
 #include "engine/engine_request.h"
 #include "engine/inbox.h"
+#include "engine/speculator.h"
 #include "sched/scheduler.h"
 
 namespace taco {
@@ -17,11 +18,13 @@ namespace taco {
 // second step before it gives the first one's result, step n + 1 is planned and submitted before n is
 // collected, so that the device always has work; what the host does with n's tokens happens while n + 1 runs.
 // It does not happen when n + 1 depends on n's tokens by more than feeding them back: when a sequence samples
-// from its history, or when somebody would have to be preempted (n may free blocks).
+// from its history, when drafts are to be made, or when somebody would have to be preempted (n may free
+// blocks).
 //
 // All functions but stats() and scheduler().check_admissible() belong to the engine thread.
 class EngineLoop {
  public:
+  // config.drafter null: nobody drafts.
   EngineLoop(std::unique_ptr<Executor> executor, const EngineConfig& config);
 
   // Until the inbox says stop; then what is unfinished is aborted. A step that throws ends it as well: all
@@ -43,6 +46,8 @@ class EngineLoop {
   void complete_oldest();
   void mark_scheduled(const Proposal& proposal, double now);
   void collect_prompt_logprobs(const StepPlan& plan, std::vector<PromptLogprobs>& collected);
+  // A sequence's tokens of a step: one, or the run that a draft gave.
+  void advance_run(SeqState& seq, std::span<SampledToken> run, double now);
   void advance(SeqState& seq, SampledToken& sampled, double now);
   void finish(EngineRequest& request, SeqState& seq, FinishReason reason, double now);
   void end_request(EngineRequest& request, FinishReason reason, const std::string& error);
@@ -59,12 +64,16 @@ class EngineLoop {
   std::unique_ptr<Executor> executor_;
   const bool runs_ahead_;
   Scheduler scheduler_;
+  std::unique_ptr<Speculator> speculator_;  // null: nobody drafts
+  bool draft_next_ = false;                 // the next step was to be planned with drafts
   std::unordered_map<RequestId, std::unique_ptr<EngineRequest>> requests_;
   std::vector<std::unique_ptr<EngineRequest>> ended_in_flight_;  // all published, but a step still has them
 
   // Of the step at hand; kept for their memory.
   Proposal proposal_;
   std::vector<Choice> choices_;
+  std::vector<size_t> runs_;  // of each choice: where its run begins in the step's output; then the end
+  std::vector<int32_t> tokens_;
   std::vector<SeqState*> sampled_;
   std::vector<std::pair<EngineRequest*, int>> touched_;
   std::vector<OutputQueue::Item> items_;

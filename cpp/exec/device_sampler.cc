@@ -26,6 +26,15 @@ const char* message(SampleError error) {
   return "Sampling failed.";
 }
 
+// The sequence as it would be at a node.
+Sequence at_node(const Sequence& sequence, const DraftTree& draft, int node) {
+  Sequence out = sequence;
+  const size_t known = out.tokens.size();
+  for (; node > 0; node = draft.parent[node])
+    out.tokens.insert(out.tokens.begin() + static_cast<ptrdiff_t>(known), draft.token[node]);
+  return out;
+}
+
 }  // namespace
 
 DeviceSampler::DeviceSampler(std::shared_ptr<Backend> backend, int vocab_size, int max_rows)
@@ -57,14 +66,14 @@ void DeviceSampler::add_penalties(const Sequence& sequence, SampleRow& row) {
     seen_at_[static_cast<size_t>(counts_[i].token)] = -1;
 }
 
-void DeviceSampler::describe(const Sequence& sequence, SampleRow& row) {
+void DeviceSampler::describe(const Sequence& sequence, int depth, SampleRow& row) {
   const SamplingParams& p = *sequence.params;
   row.top_k = p.top_k >= 1 && p.top_k < vocab_size_ ? p.top_k : 0;
   row.temperature = p.temperature;
   row.top_p = p.top_p;
   row.min_p = p.min_p;
   row.seed = sequence.seed;
-  row.position = static_cast<uint64_t>(sequence.output_len());
+  row.position = static_cast<uint64_t>(sequence.output_len() + depth);
   row.logprobs = p.logprobs < 0 ? -1 : std::min(p.logprobs, vocab_size_);
   row.first_allowed = static_cast<int32_t>(allowed_.size());
   for (int32_t id : p.allowed_token_ids) {
@@ -99,7 +108,12 @@ void DeviceSampler::submit(const std::vector<Pick>& picks, const float* logits) 
     const Sequence& sequence = *picks[i].sequence;
     SampleRow& row = rows[i] = {};
     row.logits_row = picks[i].logits_row;
-    describe(sequence, row);
+    const int depth = picks[i].draft ? picks[i].draft->depth[picks[i].node] : 0;
+    if (depth > 0 && (samples_from_history(*sequence.params) || sequence.params->min_tokens > 0)) {
+      describe(at_node(sequence, *picks[i].draft, picks[i].node), 0, row);
+    } else {
+      describe(sequence, depth, row);
+    }
     slot.sequences.emplace_back(sequence.id, row.logprobs);
     const bool random = row.temperature >= 1e-5f;
     params.any_random |= random;

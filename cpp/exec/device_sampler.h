@@ -19,7 +19,9 @@ class DeviceSampler {
 
   struct Pick {
     const Sequence* sequence;
-    int32_t logits_row;  // of the logits buffer
+    int32_t logits_row;                // of the logits buffer
+    const DraftTree* draft = nullptr;  // the token after the path to `node`, as if the sequence had taken it
+    int node = 0;
   };
   // Queues the choice of one token for each pick and the way back of the results.
   void submit(const std::vector<Pick>& picks, const float* logits);
@@ -38,7 +40,8 @@ class DeviceSampler {
     int top_width = 0;
     uint64_t mark = 0;
   };
-  void describe(const Sequence& sequence, SampleRow& row);
+  // depth: drafted tokens that `sequence` lacks, and its rules do not look at.
+  void describe(const Sequence& sequence, int depth, SampleRow& row);
   void add_penalties(const Sequence& sequence, SampleRow& row);
 
   std::shared_ptr<Backend> backend_;

@@ -33,6 +33,7 @@ struct PromptLogprobs {
 };
 
 struct StepOutput {
+  // One for each sampler of the plan; of a sequence with a draft a run of at least one, in order.
   std::vector<SampledToken> sampled;
   std::vector<PromptLogprobs> prompt_logprobs;
 };
@@ -50,6 +51,9 @@ class Executor {
   virtual int max_model_len() const = 0;
   virtual KvCacheConfig kv_cache() const = 0;
 
+  // The most rows that a step with drafts may sample from; 0: it takes no drafts.
+  virtual int max_sampled_rows() const { return 0; }
+
   // Steps that may be submitted before the oldest is collected: 1, or 2 where step n + 1 can be submitted
   // while n runs. A token that n has not given yet stands in the sequence as kPendingToken; the executor
   // takes it from n's own result.
@@ -66,6 +70,10 @@ class Executor {
     submit(plan);
     return collect();
   }
+  // Seconds that a step takes in which each of so many sequences computes `rows` rows (the drafts of one)
+  // after `context` tokens; 0: not known, or too large. While nothing is submitted; what the cache holds is
+  // lost.
+  virtual double time_step(int sequences, int rows, int context) { return 0; }
   virtual void idle() {}  // nothing to do for a while
 };
 

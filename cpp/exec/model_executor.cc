@@ -1,6 +1,7 @@
 #include "exec/model_executor.h"
 
 #include <algorithm>
+#include <chrono>
 #include <numeric>
 
 #include "base/error.h"
@@ -59,7 +60,7 @@ ModelExecutor::ModelExecutor(std::shared_ptr<const Model> model, const ModelExec
     swap_ = host_memory(model_->backend, block_bytes(*model_, config_.block_size, config_.kv_dtype) *
                                              static_cast<size_t>(config_.num_host_blocks));
   }
-  logits_rows_ = std::min(limits(config_).max_rows, limits(config_).max_seqs);
+  logits_rows_ = std::min(limits(config_).max_rows, limits(config_).max_seqs + config_.max_draft_rows);
   if (!backend.samples()) logits_rows_ = std::min(logits_rows_, kMaxLogitsRows);
   logits_ = std::static_pointer_cast<float>(device_memory(
       model_->backend, static_cast<size_t>(logits_rows_) * model_->spec.vocab_size * sizeof(float)));
@@ -67,8 +68,8 @@ ModelExecutor::ModelExecutor(std::shared_ptr<const Model> model, const ModelExec
     samplers_.push_back(std::make_unique<Sampler>(model_->spec.vocab_size));
   }
   if (backend.samples()) {
-    device_sampler_ =
-        std::make_unique<DeviceSampler>(model_->backend, model_->spec.vocab_size, limits(config_).max_seqs);
+    device_sampler_ = std::make_unique<DeviceSampler>(model_->backend, model_->spec.vocab_size,
+                                                      limits(config_).max_seqs + config_.max_draft_rows);
     warm_up();
   }
 }
@@ -108,8 +109,49 @@ void ModelExecutor::warm_up() {
   const int tokens = config_.max_num_batched_tokens, longest = std::min(config_.max_model_len, tokens);
   const int prompts = std::min((tokens + longest - 1) / longest, config_.max_num_seqs);
   step(prompts, longest, std::min(tokens, prompts * longest));
+  if (config_.max_draft_rows > 0)  // the sampled rows of that step, padded with row 0
+    decoder_.logits(inputs_.sampled_rows(), std::min<int64_t>(logits_rows_, tokens), logits_.get());
   step(config_.max_num_seqs, 1, config_.max_num_seqs);
   graphs_.clear();
+}
+
+double ModelExecutor::time_step(int sequences, int rows, int context) {
+  const int bs = config_.block_size, blocks = (context + rows + bs - 1) / bs;
+  if (sequences > config_.max_num_seqs || sequences * rows > config_.max_num_batched_tokens ||
+      context + rows > config_.max_model_len || (rows > 1 && sequences * rows > max_sampled_rows()) ||
+      rows > DraftTree::kMaxNodes)
+    return 0;
+  auto params = std::make_shared<SamplingParams>();
+  params->temperature = 0.0f;
+  std::vector<Sequence> all(static_cast<size_t>(sequences));
+  std::vector<DraftTree> drafts(static_cast<size_t>(sequences));
+  StepPlan plan;
+  for (int i = 0; i < sequences; ++i) {
+    Sequence& seq = all[static_cast<size_t>(i)];
+    seq.id = static_cast<SeqId>(i);
+    seq.params = params;
+    seq.prompt_len = context;
+    for (int t = 0; t <= context; ++t) seq.tokens.push_back((t * 31 + i) % model_->spec.vocab_size);
+    for (int b = 0; b < blocks; ++b)
+      seq.blocks.push_back(static_cast<BlockId>((int64_t{i} * blocks + b) % config_.num_blocks));
+    DraftTree& draft = drafts[static_cast<size_t>(i)];
+    draft.reset(seq.tokens.back());
+    for (int node = 1; node < rows; ++node)
+      draft.add(node - 1, (node * 17 + i) % model_->spec.vocab_size, 1.0f, DraftSource::kOther);
+    plan.seqs.push_back({.sequence = &seq, .start = context, .count = rows, .samplers = {&seq}});
+    plan.seqs.back().draft = rows > 1 ? &draft : nullptr;
+    plan.num_tokens += rows;
+  }
+  constexpr int kRuns = 5;  // the first ones set up and record
+  double best = 0;
+  for (int i = 0; i < kRuns; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    run(plan);
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    if (i == 0 || seconds < best) best = seconds;
+    if (seconds > 0.2) break;  // start-up must not take long
+  }
+  return best;
 }
 
 void ModelExecutor::move_blocks(const StepPlan& plan) {
@@ -141,24 +183,30 @@ void ModelExecutor::copy_blocks(const std::vector<BlockCopy>& copies) {
   }
 }
 
+float* ModelExecutor::host_logits(std::span<const int32_t> rows) {
+  Backend& backend = *model_->backend;
+  const auto count = static_cast<int64_t>(rows.size());
+  TACO_CHECK(count <= logits_rows_, count, " rows of logits, room for ", logits_rows_);
+  decoder_.logits(inputs_.upload_index(rows), count, logits_.get());
+  if (!device_sampler_) {
+    backend.synchronize();
+    return logits_.get();
+  }
+  // The backend's memory is not the host's.
+  host_logits_.resize(rows.size() * static_cast<size_t>(model_->spec.vocab_size));
+  backend.download(host_logits_.data(), logits_.get(), host_logits_.size() * sizeof(float));
+  return host_logits_.data();
+}
+
 template <typename Fn>
 void ModelExecutor::for_each_logits(const std::vector<int32_t>& rows, Fn&& fn) {
-  Backend& backend = *model_->backend;
   const size_t vocab = static_cast<size_t>(model_->spec.vocab_size);
-  for (size_t begin = 0; begin < rows.size(); begin += static_cast<size_t>(logits_rows_)) {
-    int64_t count = std::min<int64_t>(logits_rows_, rows.size() - begin);
-    std::vector<int32_t> slice(rows.begin() + begin, rows.begin() + begin + count);
-    decoder_.logits(inputs_.upload_index(slice), count, logits_.get());
-    float* logits = logits_.get();
-    if (device_sampler_) {  // the backend's memory is not the host's
-      host_logits_.resize(static_cast<size_t>(count) * vocab);
-      backend.download(host_logits_.data(), logits, host_logits_.size() * sizeof(float));
-      logits = host_logits_.data();
-    } else {
-      backend.synchronize();
-    }
-    backend.host_parallel(count, [&](int64_t i, int thread) {
-      fn(begin + i, std::span<float>(logits + i * vocab, vocab), thread);
+  const size_t most = static_cast<size_t>(logits_rows_);
+  for (size_t begin = 0; begin < rows.size(); begin += most) {
+    const size_t count = std::min(most, rows.size() - begin);
+    float* logits = host_logits(std::span(rows).subspan(begin, count));
+    model_->backend->host_parallel(static_cast<int64_t>(count), [&](int64_t i, int thread) {
+      fn(begin + static_cast<size_t>(i), std::span<float>(logits + i * vocab, vocab), thread);
     });
   }
 }
@@ -201,52 +249,125 @@ ModelExecutor::Sampling ModelExecutor::sampling_of(const StepPlan& plan) const {
   for (const SeqStep& step : plan.seqs) {
     end += step.count;
     if (step.samplers.empty()) continue;
-    out.rows.push_back(end - 1);
-    out.steps.push_back(&step);
+    out.parts.push_back({&step, out.rows.size()});
+    for (int32_t row = step.draft ? end - step.count : end - 1; row < end; ++row) out.rows.push_back(row);
     out.num_samples += step.samplers.size();
+    out.has_drafts |= step.draft != nullptr;
     for (const Sequence* sequence : step.samplers)
       out.on_host |= !device_sampler_ || !DeviceSampler::can_sample(*sequence->params);
   }
+  TACO_CHECK(!out.has_drafts || static_cast<int64_t>(out.rows.size()) <= logits_rows_, out.rows.size(),
+             " rows to sample from in a step with drafts, room for ", logits_rows_);
   return out;
 }
 
-void ModelExecutor::sample_on_host(const Sampling& sampling, StepOutput& output) {
-  std::vector<size_t> first_output;
-  size_t outputs = 0;
-  for (const SeqStep* step : sampling.steps) {
-    first_output.push_back(outputs);
-    outputs += step->samplers.size();
+// Goes down a draft for as long as the sampled token is one of the drafted: sample(node) gives the node's
+// token. The accepted nodes after the root go to `path`.
+template <typename Sample>
+void follow(const DraftTree& tree, std::vector<int>& path, std::vector<SampledToken>& run, Sample&& sample) {
+  for (int node = 0;;) {
+    run.push_back(sample(node));
+    if (!run.back().error.empty()) return;
+    node = tree.find_child(node, run.back().token);
+    if (node < 0) return;
+    path.push_back(node);
   }
-  output.sampled.resize(outputs);
-  for_each_logits(sampling.rows, [&](size_t i, std::span<float> logits, int thread) {
-    const std::vector<const Sequence*>& samplers = sampling.steps[i]->samplers;
+}
+
+void ModelExecutor::sample_on_host(const Sampling& sampling, Pending& step) {
+  const size_t vocab = static_cast<size_t>(model_->spec.vocab_size);
+  std::vector<std::vector<SampledToken>> runs(sampling.parts.size());
+  std::vector<std::vector<int>> paths(step.drafts.size());
+  std::vector<size_t> draft_of(sampling.parts.size());  // its number among the step's drafts
+  for (size_t i = 0, drafts = 0; i < sampling.parts.size(); ++i)
+    draft_of[i] = sampling.parts[i].step->draft ? drafts++ : 0;
+  auto sample = [&](size_t part, float* logits, int thread) {
+    const SeqStep& s = *sampling.parts[part].step;
+    Sampler& sampler = *samplers_[static_cast<size_t>(thread)];
+    if (s.draft) {
+      Sequence path = *s.samplers.front();  // what the sequence would be at the node
+      follow(*s.draft, paths[draft_of[part]], runs[part], [&](int node) {
+        if (node > 0) path.tokens.push_back(s.draft->token[node]);
+        return sampler.sample({logits + static_cast<size_t>(node) * vocab, vocab}, path);
+      });
+      return;
+    }
     std::vector<float> original;  // sampling changes the row, so every sequence but the last works on a copy
-    for (size_t k = 0; k < samplers.size(); ++k) {
-      std::span<float> row = logits;
-      if (k + 1 < samplers.size()) {
-        original.assign(logits.begin(), logits.end());
+    for (size_t k = 0; k < s.samplers.size(); ++k) {
+      std::span<float> row(logits, vocab);
+      if (k + 1 < s.samplers.size()) {
+        original.assign(row.begin(), row.end());
         row = original;
       }
-      output.sampled[first_output[i] + k] = samplers_[thread]->sample(row, *samplers[k]);
+      runs[part].push_back(sampler.sample(row, *s.samplers[k]));
     }
-  });
+  };
+  // In slices of whole parts that fit the buffer.
+  for (size_t begin = 0; begin < sampling.parts.size();) {
+    const size_t first = sampling.parts[begin].first_row;
+    size_t end = begin, last = first;
+    auto end_of = [&](size_t part) {
+      return part + 1 < sampling.parts.size() ? sampling.parts[part + 1].first_row : sampling.rows.size();
+    };
+    while (end < sampling.parts.size() && static_cast<int64_t>(end_of(end) - first) <= logits_rows_)
+      last = end_of(end++);
+    float* logits = host_logits(std::span(sampling.rows).subspan(first, last - first));
+    model_->backend->host_parallel(static_cast<int64_t>(end - begin), [&](int64_t i, int thread) {
+      const size_t part = begin + static_cast<size_t>(i);
+      sample(part, logits + (sampling.parts[part].first_row - first) * vocab, thread);
+    });
+    begin = end;
+  }
+  for (std::vector<SampledToken>& run : runs)
+    for (SampledToken& token : run) step.output.sampled.push_back(std::move(token));
+  compact(step.drafts, paths);
+  step.drafts.clear();
 }
 
 // have_logits: those of sampling.rows stand in the buffer already.
-void ModelExecutor::sample_on_device(const Sampling& sampling, bool have_logits) {
+void ModelExecutor::sample_on_device(const Sampling& sampling, bool have_logits, Pending& step) {
   const int64_t count = static_cast<int64_t>(sampling.rows.size());
   TACO_CHECK(count <= logits_rows_, count, " rows of logits, room for ", logits_rows_);
   if (!have_logits) decoder_.logits(inputs_.sampled_rows(), count, logits_.get());
   std::vector<DeviceSampler::Pick> picks;
   std::vector<SeqId> order;
-  for (size_t i = 0; i < sampling.steps.size(); ++i) {
-    for (const Sequence* sequence : sampling.steps[i]->samplers) {
-      picks.push_back({sequence, static_cast<int32_t>(i)});
+  size_t drafts = 0;
+  for (const Sampling::Part& part : sampling.parts) {
+    const auto row = static_cast<int32_t>(part.first_row);
+    if (part.step->draft) step.drafts[drafts++].first_sample = picks.size();
+    for (const Sequence* sequence : part.step->samplers) {
+      const int nodes = part.step->draft ? part.step->count : 1;
+      for (int node = 0; node < nodes; ++node)
+        picks.push_back({sequence, row + node, part.step->draft, node});
       order.push_back(sequence->id);
     }
   }
   device_sampler_->submit(picks, logits_.get());
-  inputs_.set_results(std::move(order));
+  // Nobody asks for the tokens of a step with drafts on the device.
+  inputs_.set_results(sampling.has_drafts ? std::vector<SeqId>() : std::move(order));
+  step.on_device = true;
+}
+
+void ModelExecutor::compact(const std::vector<DraftInFlight>& drafts,
+                            const std::vector<std::vector<int>>& paths) {
+  std::vector<int64_t> pairs;
+  std::vector<int32_t> group_start{0};
+  for (size_t i = 0; i < drafts.size(); ++i) {
+    for (size_t k = 0; k < paths[i].size(); ++k) {
+      const size_t from = static_cast<size_t>(paths[i][k]), to = k + 1;
+      if (from != to) pairs.insert(pairs.end(), {drafts[i].slots[from], drafts[i].slots[to]});
+    }
+    const auto end = static_cast<int32_t>(pairs.size() / 2);
+    if (end > group_start.back()) group_start.push_back(end);
+  }
+  if (pairs.empty()) return;
+  const auto [device_pairs, device_groups] = inputs_.upload_moves(pairs, group_start);
+  for (size_t i = 0; i < model_->spec.layers.size(); ++i) {
+    model_->backend->copy_slots({.cache = kv_layer(model_->spec, cache_, i),
+                                 .pairs = device_pairs,
+                                 .group_start = device_groups,
+                                 .num_groups = static_cast<int>(group_start.size()) - 1});
+  }
 }
 
 // A graph is of steps in which each sequence computes one row and samples from it.
@@ -255,7 +376,8 @@ bool ModelExecutor::can_replay(const StepPlan& plan, const Sampling& sampling) c
   if (config_.enforce_eager || !model_->backend->has_graphs() || sampling.on_host) return false;
   if (padded(rows) > logits_rows_ || sampling.rows.size() != plan.seqs.size()) return false;
   for (const SeqStep& step : plan.seqs) {
-    if (step.count != 1 || step.start >= config_.max_seq_len_to_capture || step.prompt_logprobs) return false;
+    if (step.count != 1 || step.draft || step.start >= config_.max_seq_len_to_capture || step.prompt_logprobs)
+      return false;
   }
   return true;
 }
@@ -305,12 +427,20 @@ void ModelExecutor::submit(const StepPlan& plan) {
       prompt_logprobs(plan, step.output);
     }
     if (sampling.rows.empty()) return;
+    for (const Sampling::Part& part : sampling.parts) {
+      if (!part.step->draft) continue;
+      DraftInFlight& draft = step.drafts.emplace_back(part.step->sequence->id, *part.step->draft);
+      for (int32_t p = part.step->start; p < part.step->start + part.step->count; ++p)
+        draft.slots.push_back(
+            int64_t{part.step->sequence->blocks[static_cast<size_t>(p / config_.block_size)]} *
+                config_.block_size +
+            p % config_.block_size);
+    }
     if (sampling.on_host) {
-      sample_on_host(sampling, step.output);
+      sample_on_host(sampling, step);
       if (device_sampler_) inputs_.set_results({});  // no token of this step is on the device
     } else {
-      sample_on_device(sampling, replay);
-      step.on_device = true;
+      sample_on_device(sampling, replay, step);
     }
   } catch (...) {
     pending_.pop_back();
@@ -322,7 +452,24 @@ StepOutput ModelExecutor::collect() {
   TACO_CHECK(!pending_.empty(), "no step was submitted");
   Pending step = std::move(pending_.front());
   pending_.erase(pending_.begin());
-  if (step.on_device) device_sampler_->collect(step.output.sampled);
+  if (!step.on_device) return std::move(step.output);
+  std::vector<SampledToken>& sampled = step.output.sampled;
+  device_sampler_->collect(sampled);
+  if (step.drafts.empty()) return std::move(step.output);
+  // Of a draft's samples, one for each node, only the run counts.
+  std::vector<SampledToken> runs;
+  std::vector<std::vector<int>> paths(step.drafts.size());
+  size_t at = 0;
+  for (size_t i = 0; i < step.drafts.size(); ++i) {
+    const DraftInFlight& draft = step.drafts[i];
+    while (at < draft.first_sample) runs.push_back(std::move(sampled[at++]));
+    follow(draft.tree, paths[i], runs,
+           [&](int node) { return std::move(sampled[draft.first_sample + static_cast<size_t>(node)]); });
+    at += static_cast<size_t>(draft.tree.size);
+  }
+  while (at < sampled.size()) runs.push_back(std::move(sampled[at++]));
+  compact(step.drafts, paths);
+  sampled = std::move(runs);
   return std::move(step.output);
 }
 

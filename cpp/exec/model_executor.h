@@ -24,6 +24,7 @@ struct ModelExecutorConfig {
   bool enforce_eager = false;         // no captured graphs
   int max_seq_len_to_capture = 8192;  // steps with longer sequences run op by op
   int64_t num_host_blocks = 0;        // swap space
+  int max_draft_rows = 0;             // of all drafts of a step; 0: steps have none
 };
 
 class ModelExecutor final : public Executor {
@@ -40,9 +41,13 @@ class ModelExecutor final : public Executor {
   KvCacheConfig kv_cache() const override {
     return {config_.block_size, config_.num_blocks, config_.num_host_blocks};
   }
+  int max_sampled_rows() const override {
+    return config_.max_draft_rows > 0 ? static_cast<int>(logits_rows_) : 0;
+  }
   int max_in_flight() const override { return device_sampler_ ? 2 : 1; }
   void submit(const StepPlan& plan) override;
   StepOutput collect() override;
+  double time_step(int sequences, int rows, int context) override;
   void idle() override { model_->backend->idle(); }
 
   // Logits [tokens, vocab] of one sequence in chunks, over the first blocks of the cache: for tests and
@@ -51,15 +56,28 @@ class ModelExecutor final : public Executor {
   std::vector<float> forward(const std::vector<int32_t>& tokens, const std::vector<int>& chunks);
 
  private:
-  // Rows whose logits a step samples from, and the sequences that do.
+  // Rows whose logits a step samples from, and the sequences that do: one row for each, or, with a draft, as
+  // many as the draft has nodes.
   struct Sampling {
+    struct Part {
+      const SeqStep* step;
+      size_t first_row;  // in rows
+    };
     std::vector<int32_t> rows;
-    std::vector<const SeqStep*> steps;  // [rows]
-    size_t num_samples = 0;
-    bool on_host = false;
+    std::vector<Part> parts;
+    size_t num_samples = 0;  // without drafts' runs
+    bool on_host = false, has_drafts = false;
   };
-  struct Pending {      // a submitted step
-    StepOutput output;  // what is known already: host sampling, prompt logprobs
+  // A draft in a submitted step: what is needed once its tokens are known.
+  struct DraftInFlight {
+    SeqId sequence;
+    DraftTree tree;
+    std::vector<int64_t> slots;  // of each node's K and V
+    size_t first_sample;         // of the step's device samples
+  };
+  struct Pending {                      // a submitted step
+    StepOutput output;                  // what is known already: host sampling, prompt logprobs
+    std::vector<DraftInFlight> drafts;  // in the plan's order
     bool on_device = false;
   };
   struct Captured {
@@ -74,8 +92,13 @@ class ModelExecutor final : public Executor {
   void run_graph(const DecoderBatch& batch);
   void move_blocks(const StepPlan& plan);
   void copy_blocks(const std::vector<BlockCopy>& copies);
-  void sample_on_host(const Sampling& sampling, StepOutput& output);
-  void sample_on_device(const Sampling& sampling, bool have_logits);
+  void sample_on_host(const Sampling& sampling, Pending& step);
+  void sample_on_device(const Sampling& sampling, bool have_logits, Pending& step);
+  // The logits of chosen rows of the last forward (at most logits_rows_ of them) in host memory.
+  float* host_logits(std::span<const int32_t> rows);
+  // The K and V of accepted drafts to where they belong. paths: of each draft, the accepted nodes after the
+  // root.
+  void compact(const std::vector<DraftInFlight>& drafts, const std::vector<std::vector<int>>& paths);
   void prompt_logprobs(const StepPlan& plan, StepOutput& output);
   // fn(row number, logits, thread) for each chosen row of the last forward, in slices that fit the buffer.
   template <typename Fn>

@@ -131,16 +131,16 @@ int32_t NullExecutor::resolve(const Sequence& seq, int32_t position) const {
 void NullExecutor::compute(const SeqStep& step, StepOutput& out) {
   const Sequence& seq = *step.sequence;
   int32_t end = step.start + step.count;
-  TACO_CHECK(step.start >= 0 && step.count > 0 && end <= seq.len(), "sequence ", seq.id, ": step ",
-             step.start, " + ", step.count, " of ", seq.len(), " tokens");
+  TACO_CHECK(step.start >= 0 && step.count > 0 && (step.draft || end <= seq.len()), "sequence ", seq.id,
+             ": step ", step.start, " + ", step.count, " of ", seq.len(), " tokens");
   TACO_CHECK(static_cast<int64_t>(seq.blocks.size()) * block_size_ >= end, "sequence ", seq.id, ": ",
              seq.blocks.size(), " blocks do not cover ", end, " tokens");
   for (BlockId block : seq.blocks) TACO_CHECK(block >= 0 && block < num_blocks_, "block ", block);
-  TACO_CHECK(step.samplers.empty() == (end < seq.len()), "sequence ", seq.id,
+  TACO_CHECK(step.samplers.empty() == (end < seq.len() && !step.draft), "sequence ", seq.id,
              " must sample at the end of its known tokens, and only there");
   Seen& seen = find(step);
   if (thorough_) check_all_slots(step);
-  for (int32_t position = step.start; position < end; ++position) {
+  for (int32_t position = step.start; position < (step.draft ? seq.len() : end); ++position) {
     int32_t token = resolve(seq, position);
     TACO_CHECK(token >= 0 && token < vocab_size_, "token ", token, " of ", vocab_size_);
     if (position >= seq.prompt_len) {
@@ -159,6 +159,7 @@ void NullExecutor::compute(const SeqStep& step, StepOutput& out) {
     written_step_[block] = num_steps_;
     written_by_[block] = seq.id;
   }
+  if (step.draft) return verify(step, seen, out);
   seen.computed = end;
   if (!step.samplers.empty()) sample(step, seen.prompt_hash, out);
   if (step.prompt_logprobs) out.prompt_logprobs.push_back(prompt_logprobs(step));
@@ -168,16 +169,45 @@ void NullExecutor::sample(const SeqStep& step, uint64_t prompt_hash, StepOutput&
   for (const Sequence* sampler : step.samplers) {
     int32_t position = sampler->len();
     TACO_CHECK(position == step.start + step.count, "sequence ", sampler->id, " samples from another's row");
-    SampledToken sampled;
-    sampled.seq = sampler->id;
-    sampled.token = choose(prompt_hash, sampler->prompt_len, position, vocab_size_, eos_token_id_);
-    sampled.logprob = logprob_at(sampler->seed, position);
-    if (int k = sampler->params->logprobs; k >= 0) {
-      sampled.logprobs = position_logprobs(sampled.token, sampled.logprob, k);
-    }
+    SampledToken sampled = sample_at(*sampler, position, prompt_hash);
     in_flight_.back().tokens[sampled.seq] = sampled.token;
     out.sampled.push_back(std::move(sampled));
   }
+}
+
+SampledToken NullExecutor::sample_at(const Sequence& sequence, int32_t position, uint64_t prompt_hash) const {
+  SampledToken sampled;
+  sampled.seq = sequence.id;
+  sampled.token = choose(prompt_hash, sequence.prompt_len, position, vocab_size_, eos_token_id_);
+  sampled.logprob = logprob_at(sequence.seed, position);
+  if (int k = sequence.params->logprobs; k >= 0)
+    sampled.logprobs = position_logprobs(sampled.token, sampled.logprob, k);
+  return sampled;
+}
+
+// The root's slot is written already.
+void NullExecutor::verify(const SeqStep& step, Seen& seen, StepOutput& out) {
+  const Sequence& seq = *step.sequence;
+  const DraftTree& tree = *step.draft;
+  TACO_CHECK(tree.size == step.count && step.start + 1 == seq.len() && step.samplers.size() == 1 &&
+                 tree.token[0] == seq.tokens.back(),
+             "sequence ", seq.id, " has a draft of ", tree.size, " nodes in a step of ", step.count, " rows");
+  std::vector<uint64_t> hashes{seen.hash};
+  for (int node = 1; node < tree.size; ++node) {
+    TACO_CHECK(tree.parent[node] >= 0 && tree.parent[node] < node, "a child before its parent");
+    TACO_CHECK(tree.token[node] >= 0 && tree.token[node] < vocab_size_, "token ", tree.token[node], " of ",
+               vocab_size_);
+    hashes.push_back(extend(hashes[static_cast<size_t>(tree.parent[node])], tree.token[node]));
+    slot(seq, step.start + node) = hashes.back();
+  }
+  int32_t position = seq.len();
+  for (int node = 0;; ++position) {
+    out.sampled.push_back(sample_at(seq, position, seen.prompt_hash));
+    node = tree.find_child(node, out.sampled.back().token);
+    if (node < 0) break;
+    seen.hash = slot(seq, position) = hashes[static_cast<size_t>(node)];
+  }
+  seen.computed = position;
 }
 
 PositionLogprobs NullExecutor::position_logprobs(int32_t token, float logprob, int k) const {

@@ -38,6 +38,7 @@ class NullExecutor : public Executor {
   int vocab_size() const override { return vocab_size_; }
   int max_model_len() const override { return max_model_len_; }
   KvCacheConfig kv_cache() const override { return {block_size_, num_blocks_, num_host_blocks_}; }
+  int max_sampled_rows() const override { return 4096; }
   int max_in_flight() const override { return max_in_flight_; }
   void submit(const StepPlan& plan) override;
   StepOutput collect() override;
@@ -70,6 +71,8 @@ class NullExecutor : public Executor {
   void check_all_slots(const SeqStep& step);
   void compute(const SeqStep& step, StepOutput& out);
   void sample(const SeqStep& step, uint64_t prompt_hash, StepOutput& out);
+  SampledToken sample_at(const Sequence& sequence, int32_t position, uint64_t prompt_hash) const;
+  void verify(const SeqStep& step, Seen& seen, StepOutput& out);
   PromptLogprobs prompt_logprobs(const SeqStep& step) const;
   PositionLogprobs position_logprobs(int32_t token, float logprob, int k) const;
   void forget_old();

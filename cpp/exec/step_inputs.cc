@@ -12,6 +12,7 @@ size_t align(size_t bytes) { return (bytes + 63) / 64 * 64; }
 // Where the arrays of a step stand in its packed copy, in bytes.
 struct Layout {
   size_t slots, ids, positions, sources, sampled, q_start, kv_len, end;
+  size_t tree_mask, end_with_masks;  // at the end: most steps need none
   Layout(int64_t rows, int64_t seqs) {
     slots = 0;
     ids = align(static_cast<size_t>(rows) * sizeof(int64_t));
@@ -21,6 +22,8 @@ struct Layout {
     q_start = sampled + (positions - ids);
     kv_len = q_start + align(static_cast<size_t>(seqs + 1) * sizeof(int32_t));
     end = kv_len + align(static_cast<size_t>(seqs) * sizeof(int32_t));
+    tree_mask = end;
+    end_with_masks = tree_mask + (ids - slots);
   }
 };
 
@@ -28,7 +31,7 @@ struct Layout {
 
 StepInputs::StepInputs(std::shared_ptr<Backend> backend, int block_size, const Limits& limits)
     : backend_(std::move(backend)), block_size_(block_size), limits_(limits) {
-  size_t packed = Layout(limits.max_rows, limits.max_seqs).end;
+  size_t packed = Layout(limits.max_rows, limits.max_seqs).end_with_masks;
   size_t tables = static_cast<size_t>(limits.max_seqs) * limits.max_blocks * sizeof(int32_t);
   d_packed_ = device_memory(backend_, packed);
   d_tables_ = device_memory(backend_, tables);
@@ -63,6 +66,7 @@ const DecoderBatch& StepInputs::build(const StepPlan& plan, int64_t padded_rows,
   char* packed = static_cast<char*>(slot.packed.get());
   auto at = [&](size_t offset) { return reinterpret_cast<int32_t*>(packed + offset); };
   auto* slots = reinterpret_cast<int64_t*>(packed + layout.slots);
+  auto* tree_mask = plan.has_trees ? reinterpret_cast<uint64_t*>(packed + layout.tree_mask) : nullptr;
   int32_t *ids = at(layout.ids), *positions = at(layout.positions), *sources = at(layout.sources);
 
   q_start_.assign(1, 0);
@@ -73,17 +77,20 @@ const DecoderBatch& StepInputs::build(const StepPlan& plan, int64_t padded_rows,
   for (const SeqStep& step : plan.seqs) {
     const Sequence& seq = *step.sequence;
     const int32_t end = step.start + step.count;
-    TACO_CHECK(step.count > 0 && end <= seq.len(), "step of ", step.count, " tokens from ", step.start,
-               " in a sequence of ", seq.len());
+    const DraftTree* draft = step.draft;
+    TACO_CHECK(step.count > 0 &&
+                   (draft ? draft->size == step.count && step.start + 1 == seq.len() : end <= seq.len()),
+               "step of ", step.count, " tokens from ", step.start, " in a sequence of ", seq.len());
     TACO_CHECK(static_cast<int64_t>(seq.blocks.size()) * block_size_ >= end, "blocks do not cover the step");
     TACO_CHECK(row + step.count <= padded_rows, "more rows than ", padded_rows);
     for (int32_t p = step.start; p < end; ++p, ++row) {
-      const int32_t token = seq.tokens[p];
+      const int32_t node = p - step.start, token = draft && node > 0 ? draft->token[node] : seq.tokens[p];
       const bool pending = token == kPendingToken;
       sources[row] = pending ? source_of(seq.id, static_cast<size_t>(row)) : -1;
       has_sources_ |= pending;
       ids[row] = pending ? 0 : token;
-      positions[row] = p;
+      positions[row] = draft ? step.start + draft->depth[node] : p;
+      if (tree_mask) tree_mask[row] = draft ? draft->ancestors[node] : ~uint64_t{0} >> (63 - node);
       slots[row] = int64_t{seq.blocks[p / block_size_]} * block_size_ + p % block_size_;
     }
     q_start_.push_back(static_cast<int32_t>(row));
@@ -97,6 +104,7 @@ const DecoderBatch& StepInputs::build(const StepPlan& plan, int64_t padded_rows,
     positions[row] = 0;
     sources[row] = -1;
     slots[row] = -1;
+    if (tree_mask) tree_mask[row] = 0;
   }
   std::copy(q_start_.begin(), q_start_.end(), at(layout.q_start));
   std::copy(kv_len_.begin(), kv_len_.end(), at(layout.kv_len));
@@ -112,7 +120,7 @@ const DecoderBatch& StepInputs::build(const StepPlan& plan, int64_t padded_rows,
     std::copy_n(blocks.begin(), known, tables + i * width);
     std::fill(tables + i * width + known, tables + (i + 1) * width, 0);
   }
-  backend_->upload_async(d_packed_.get(), packed, layout.end);
+  backend_->upload_async(d_packed_.get(), packed, plan.has_trees ? layout.end_with_masks : layout.end);
   backend_->upload_rows_async(d_tables_.get(), limits_.max_blocks * sizeof(int32_t), tables,
                               static_cast<size_t>(width) * sizeof(int32_t), num_seqs);
   slot.mark = backend_->mark();
@@ -131,24 +139,39 @@ const DecoderBatch& StepInputs::build(const StepPlan& plan, int64_t padded_rows,
             .kv_len = d_at(layout.kv_len),
             .block_tables = static_cast<const int32_t*>(d_tables_.get()),
             .max_blocks = limits_.max_blocks,
-            .max_kv_len = max_kv_len};
+            .max_kv_len = max_kv_len,
+            .tree_mask = plan.has_trees ? reinterpret_cast<uint64_t*>(device + layout.tree_mask) : nullptr};
   shape_ = {.rows = rows,
             .num_seqs = static_cast<int>(num_seqs),
             .q_start = q_start_.data(),
             .kv_len = kv_len_.data(),
             .max_q_len = max_q_len,
             .max_kv_len = max_kv_len,
-            .tree = false};
+            .tree = plan.has_trees};
   return batch_;
 }
 
-const int32_t* StepInputs::upload_index(const std::vector<int32_t>& rows) {
-  if (rows.size() > index_capacity_) {
-    index_capacity_ = std::max<size_t>(rows.size() * 2, 64);
-    d_index_ = device_memory(backend_, index_capacity_ * sizeof(int32_t));
+void* StepInputs::index_memory(size_t bytes) {
+  if (bytes > index_capacity_) {
+    index_capacity_ = std::max<size_t>(bytes * 2, 256);
+    d_index_ = device_memory(backend_, index_capacity_);
   }
-  backend_->upload(d_index_.get(), rows.data(), rows.size() * sizeof(int32_t));
-  return static_cast<const int32_t*>(d_index_.get());
+  return d_index_.get();
+}
+
+const int32_t* StepInputs::upload_index(std::span<const int32_t> rows) {
+  void* device = index_memory(rows.size_bytes());
+  backend_->upload(device, rows.data(), rows.size_bytes());
+  return static_cast<const int32_t*>(device);
+}
+
+std::pair<const int64_t*, const int32_t*> StepInputs::upload_moves(std::span<const int64_t> pairs,
+                                                                   std::span<const int32_t> group_start) {
+  char* device = static_cast<char*>(index_memory(pairs.size_bytes() + group_start.size_bytes()));
+  backend_->upload(device, pairs.data(), pairs.size_bytes());
+  backend_->upload(device + pairs.size_bytes(), group_start.data(), group_start.size_bytes());
+  return {reinterpret_cast<const int64_t*>(device),
+          reinterpret_cast<const int32_t*>(device + pairs.size_bytes())};
 }
 
 }  // namespace taco

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -36,7 +37,10 @@ class StepInputs {
   void set_results(std::vector<SeqId> order);
 
   // Row numbers to the device, good until the next call.
-  const int32_t* upload_index(const std::vector<int32_t>& rows);
+  const int32_t* upload_index(std::span<const int32_t> rows);
+  // Likewise for CopySlotsParams: its pairs and group_start.
+  std::pair<const int64_t*, const int32_t*> upload_moves(std::span<const int64_t> pairs,
+                                                         std::span<const int32_t> group_start);
 
  private:
   static constexpr int kSlots = 2;
@@ -51,8 +55,9 @@ class StepInputs {
   Limits limits_;
   Slot slots_[kSlots];
   int next_slot_ = 0;
+  void* index_memory(size_t bytes);
   std::shared_ptr<void> d_packed_, d_tables_, d_index_;
-  size_t index_capacity_ = 0;
+  size_t index_capacity_ = 0;  // bytes
   int32_t *d_ids_ = nullptr, *d_sources_ = nullptr, *d_sampled_ = nullptr;
   bool has_sources_ = false;
   std::vector<SeqId> results_;

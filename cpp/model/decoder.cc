@@ -201,6 +201,8 @@ void Decoder::attention(size_t index, const void* in, const DecoderBatch& batch,
                       .sinks = w.sinks.data(),
                       .out = heads_.get(),
                       .out_stride = q_dim,
+                      .tree_mask = batch.tree_mask,
+                      .positions = batch.positions,
                       .consumer = w.attn_out.get(),
                       .dtype = dtype_});
   backend_.linear({.weight = w.attn_out.get(),

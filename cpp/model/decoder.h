@@ -22,6 +22,7 @@ struct DecoderBatch {
   const int32_t* block_tables = nullptr;  // [num_seqs, max_blocks]
   int64_t max_blocks = 0;
   int max_kv_len = 0;
+  const uint64_t* tree_mask = nullptr;  // [rows] where a sequence's rows are a draft tree (AttentionParams)
 };
 
 struct KvCache {

@@ -17,7 +17,7 @@ Scheduler::Planner::Planner(const Scheduler& scheduler, Proposal& out)
   out.admit.clear();
   out.items.clear();
   out.num_tokens = 0;
-  out.prompt_first = false;
+  out.prompt_first = out.has_trees = false;
 }
 
 Scheduler::Planner::~Planner() {
@@ -31,6 +31,7 @@ void Scheduler::Planner::plan() {
   plan_last_tokens(budget_ - kept);
   plan_known_tokens();
   if (!out_of_blocks_) plan_admissions();
+  if (s_.config_.max_sampled_rows > 0 && s_.num_flights_ == 0) plan_drafts();
   out_.prompt_first = kept > 0;
 }
 
@@ -185,6 +186,42 @@ void Scheduler::Planner::plan_admissions() {
     out_.admit.push_back(seq);
     schedule(*seq, count);
     if (displaced_) return;  // those who had to give way come before the rest of the queue
+  }
+}
+
+// In the policy's order. A tree is cut where rows or blocks end (parents stand before children), and to its
+// likeliest path where another sequence of the step has more rows than a mask has bits.
+void Scheduler::Planner::plan_drafts() {
+  int64_t rows = 0;
+  bool only_chains = false;
+  for (const Proposal::Item& item : out_.items) {
+    const SeqState& seq = *item.seq;
+    rows += seq.num_computed + item.count == seq.len();
+    only_chains |= item.count > DraftTree::kMaxNodes;
+  }
+  const int64_t bs = s_.config_.block_size;
+  for (Proposal::Item& item : out_.items) {
+    const SeqState& seq = *item.seq;
+    if (!seq.draft || seq.draft->size < 2 || item.count != 1 || seq.num_computed + 1 != seq.len()) continue;
+    if (!seq.owner->forked) continue;  // its siblings sample from the same row
+    const DraftTree& tree = *seq.draft;
+    int64_t size = tree.size;
+    if (only_chains) {
+      int64_t chain = 1;
+      while (chain < size && tree.parent[chain] == chain - 1) ++chain;
+      size = chain;
+    }
+    const int64_t blocks = blocks_for(seq.len(), bs);
+    size = std::min({size, int64_t{budget_} + 1, s_.config_.max_sampled_rows - rows + 1,
+                     (blocks + free_) * bs - seq.num_computed, s_.max_len_ - seq.num_computed});
+    if (size < 2) continue;
+    free_ -= blocks_for(seq.num_computed + size, bs) - blocks;
+    rows += size - 1;
+    budget_ -= static_cast<int32_t>(size - 1);
+    out_.num_tokens += static_cast<int32_t>(size - 1);
+    item.count = static_cast<int32_t>(size);
+    item.drafts = true;
+    for (int64_t i = 1; i < size; ++i) out_.has_trees |= tree.parent[i] != i - 1;
   }
 }
 

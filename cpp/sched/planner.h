@@ -30,6 +30,7 @@ class Scheduler::Planner {
   void plan_last_tokens(int32_t budget);
   void plan_known_tokens();
   void plan_admissions();
+  void plan_drafts();
   int32_t chunk(const SeqState& seq) const;
 
   const Scheduler& s_;

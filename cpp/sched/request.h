@@ -7,6 +7,7 @@
 
 #include "sched/policy.h"
 #include "sched/sequence.h"
+#include "spec/draft_tree.h"
 
 namespace taco {
 
@@ -18,6 +19,10 @@ struct SeqState : Sequence {
   PolicyKey key;
   int32_t computed_once = 0;         // high-water mark of num_computed: what is beyond was never counted
   int32_t prompt_logprobs_from = 1;  // the first prompt position whose logprobs are not collected yet
+  // What to verify with its next token, or null; made by who drafts, while no step is in flight, and void
+  // with the sequence's next step. Sequences that nobody drafts for have none.
+  std::unique_ptr<DraftTree> draft;
+  bool known_to_drafter = false;
   std::vector<BlockId> host_blocks;  // where tokens 0 .. num_computed - 1 are while it is swapped out
 };
 
@@ -32,6 +37,7 @@ struct Request {
 
   RequestId id;
   int priority;
+  uint64_t name_space = 0;  // requests of different ones learn nothing from each other's texts
   std::shared_ptr<const SamplingParams> params;
   int32_t prompt_len;
   // best_of of them, never resized: plans point into it. Until the prompt is computed only the first one is

@@ -158,6 +158,7 @@ const StepPlan& Scheduler::reserve(const Proposal& proposal) {
   plan.swap_in.clear();
   plan.copies.clear();
   plan.num_tokens = proposal.num_tokens;
+  plan.has_trees = proposal.has_trees;
   flight.undo.clear();
   flight.admitted.clear();
   flight.swapped_out.clear();
@@ -178,10 +179,12 @@ const StepPlan& Scheduler::reserve(const Proposal& proposal) {
   size_t first_admitted = proposal.items.size() - proposal.admit.size();
   plan.seqs.resize(proposal.items.size());
   for (size_t i = 0; i < proposal.items.size(); ++i) {
-    auto [seq, count] = proposal.items[i];
+    auto [seq, count, drafts] = proposal.items[i];
+    if (seq->draft) seq->draft->size = drafts ? count : 0;
     int64_t known = i < first_admitted ? seq->num_computed + count : seq->len();
     reserve_blocks(*seq, blocks_for(known, config_.block_size), count, flight);
     if (!seq->host_blocks.empty()) swap_in(*seq, flight);
+    plan.seqs[i].draft = drafts ? seq->draft.get() : nullptr;
     describe_step(*seq, count, flight, plan.seqs[i]);
     ++seq->owner->num_in_flight;
   }
@@ -206,9 +209,9 @@ void Scheduler::describe_step(SeqState& seq, int32_t count, Flight& flight, SeqS
   step.start = seq.num_computed;
   step.count = count;
   step.samplers.clear();
-  int32_t end = step.start + count;
+  int32_t end = step.draft ? seq.len() : step.start + count;
   if (end == seq.len()) {
-    flight.from_history |= seq.owner->from_history;
+    flight.from_history |= seq.owner->from_history || step.draft != nullptr;
     if (seq.owner->forked) {
       step.samplers.push_back(&seq);
       flight.samplers.push_back(&seq);
@@ -247,7 +250,7 @@ void Scheduler::advance() {
     SeqState& seq = *flight.undo[i].seq;
     if (seq.status == SeqStatus::kFinished) continue;
     const SeqStep& step = flight.plan.seqs[i];
-    int32_t end = step.start + step.count;
+    int32_t end = step.start + (step.draft ? 1 : step.count);
     seq.num_computed = end;
     int32_t new_from = std::max(step.start, seq.computed_once);
     num_prompt_tokens_ += static_cast<uint64_t>(std::max(std::min(end, seq.prompt_len) - new_from, 0));
@@ -301,6 +304,22 @@ void Scheduler::commit(std::span<const Choice> choices, std::vector<SeqState*>& 
     }
   }
   land(flight);
+}
+
+void Scheduler::extend(SeqState& seq, int32_t token, float logprob) {
+  TACO_CHECK(seq.status == SeqStatus::kRunning && seq.num_computed + 1 == seq.len(), "sequence ", seq.id,
+             " has nothing to extend");
+  ++seq.num_computed;
+  ++seq.computed_once;
+  seq.tokens.push_back(token);
+  seq.cumulative_logprob += static_cast<double>(logprob);
+  ++num_generation_tokens_;
+}
+
+void Scheduler::settle(SeqState& seq) {
+  seq.draft->size = 0;
+  if (seq.status != SeqStatus::kRunning) return;
+  shrink_table(pool_, seq.blocks, blocks_for(seq.len(), config_.block_size));
 }
 
 void Scheduler::land(Flight& flight) {

@@ -19,6 +19,10 @@
 // host's pool, from where its next admission fetches it (swap). Host blocks are held until the step that
 // fetched them is advanced, so that it can be rolled back.
 //
+// Drafts are guests: they take what is left of a step's tokens and of the free blocks after everybody else
+// has been served, preempt nobody, and their blocks go back with the step. A step with drafts is not run
+// ahead of.
+//
 // There is no prefill and no decode phase: a sequence has tokens known and tokens computed, and gets some of
 // the step's budget. Running sequences that lack one token come first, then known tokens, in the policy's
 // order. A sequence holds blocks for all its known tokens from its admission on, so that blocks can run out
@@ -54,6 +58,7 @@ struct SchedulerConfig {
   int64_t num_blocks = 0;
   int64_t num_swap_blocks = 0;  // on the host; 0: no swapping in any mode
   PreemptionMode preemption_mode = PreemptionMode::kAuto;
+  int max_sampled_rows = 0;  // of a step with drafts; 0: nobody drafts
 };
 
 // What plan decided, by reference to the sequences concerned.
@@ -61,16 +66,18 @@ struct Proposal {
   struct Item {
     SeqState* seq;
     int32_t count;
+    bool drafts = false;  // the last known token and count - 1 nodes of the sequence's draft
   };
   std::vector<SeqState*> preempt;  // in the order in which they lose their blocks
   std::vector<SeqState*> admit;    // the last items, in the same order
   std::vector<Item> items;
   int32_t num_tokens = 0;
   bool prompt_first = false;  // a whole prompt took the place of running sequences
+  bool has_trees = false;     // some draft is no chain
   bool empty() const { return items.empty(); }
 };
 
-// The result of one sampler of the plan.
+// The first token of one sampler of the plan.
 struct Choice {
   SeqId seq;
   int32_t token;
@@ -101,6 +108,11 @@ class Scheduler {
   // Of the oldest step. choices: exactly one for each sampler of its plan, in any order. sequences[i] is then
   // that of choices[i]; null for one that was finished in the meantime.
   void commit(std::span<const Choice> choices, std::vector<SeqState*>& sequences);
+  // The next token of a run of accepted drafts, of a sequence that commit has just given its first: the
+  // draft's K and V, and so `num_computed`, have come with the step.
+  void extend(SeqState& seq, int32_t token, float logprob);
+  // After the run of a sequence with a draft: what only the draft needed goes back to the pool.
+  void settle(SeqState& seq);
   void rollback();
   void abandon();
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "sched/sequence.h"
+#include "spec/draft_tree.h"
 
 namespace taco {
 
@@ -19,6 +20,12 @@ struct SeqStep {
   // Logprobs of the prompt tokens at positions start + 1 .. start + count (those inside the prompt) are
   // wanted.
   bool prompt_logprobs = false;
+  // A tree of guesses to verify, or null. Then `count` is its size: the root is the last known token, and
+  // node j is a row that stands at position start + depth and has its K and V in slot start + j of the
+  // sequence. The sequence samples at every node; the output holds a run of tokens along the path that they
+  // agree with. Afterwards the K and V of the run's drafts stand where those of a sequence without drafts
+  // would.
+  const DraftTree* draft = nullptr;
 };
 
 struct StepPlan {
@@ -30,6 +37,8 @@ struct StepPlan {
   std::vector<BlockCopy> copies;    // device -> device (copy on write)
   std::vector<SeqStep> seqs;
   int32_t num_tokens = 0;  // sum of counts
+  // Whether a draft is no chain: then no sequence has more than DraftTree::kMaxNodes rows.
+  bool has_trees = false;
 };
 
 }  // namespace taco

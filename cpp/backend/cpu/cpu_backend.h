@@ -39,6 +39,7 @@ class CpuBackend final : public Backend {
   void gather_rows(const GatherRowsParams&) override;
   void scale_logits(const ScaleLogitsParams&) override;
   void copy_blocks(const CopyBlocksParams&) override;
+  void copy_slots(const CopySlotsParams&) override;
 
   ThreadPool& pool() { return pool_; }
 

@@ -202,6 +202,7 @@ void CudaBackend::gather_rows(const GatherRowsParams& p) {
 }
 void CudaBackend::scale_logits(const ScaleLogitsParams& p) { run_scale_logits(p, ctx_); }
 void CudaBackend::copy_blocks(const CopyBlocksParams& p) { run_copy_blocks(p, ctx_); }
+void CudaBackend::copy_slots(const CopySlotsParams& p) { run_copy_slots(p, ctx_); }
 void CudaBackend::sample(const SampleParams& p) { run_sample(p, ctx_); }
 void CudaBackend::patch_ids(const PatchIdsParams& p) { run_patch_ids(p, ctx_); }
 

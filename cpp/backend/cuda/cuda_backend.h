@@ -51,6 +51,7 @@ class CudaBackend final : public Backend {
   void gather_rows(const GatherRowsParams&) override;
   void scale_logits(const ScaleLogitsParams&) override;
   void copy_blocks(const CopyBlocksParams&) override;
+  void copy_slots(const CopySlotsParams&) override;
   bool samples() const override { return true; }
   void sample(const SampleParams&) override;
   void patch_ids(const PatchIdsParams&) override;

@@ -82,8 +82,8 @@ inline const float* q_row(const AttentionWork& w, int row) {
   return w.args->q + (w.item->row + token) * w.args->q_stride + static_cast<int64_t>(head) * w.dim;
 }
 
-// Softcap and ALiBi on a row's scores [0, columns).
-inline void adjust_scores(const AttentionWork& w, float* s, int columns, int head, int position) {
+// Softcap and ALiBi on the scores [0, columns) of a row that stands at `position` and has its K in `slot`.
+inline void adjust_scores(const AttentionWork& w, float* s, int columns, int head, int position, int slot) {
   const AttentionArgs& a = *w.args;
   if (a.softcap > 0.0f) {  // tanh(x) = 1 - 2 / (e^2x + 1)
     const Simd::F in = Simd::set1(2.0f * kLog2E / a.softcap), cap = Simd::set1(a.softcap * kLog2E);
@@ -95,8 +95,26 @@ inline void adjust_scores(const AttentionWork& w, float* s, int columns, int hea
   }
   if (a.alibi_slopes) {
     const float slope = a.alibi_slopes[head];
-    for (int c = 0; c < columns; ++c)
+    const int nodes = a.tree_mask ? w.item->root - w.tile_begin : columns;  // the first column of a draft
+    for (int c = 0; c < columns && c < nodes; ++c)
       s[c] += slope * static_cast<float>(w.tile_begin + c - position) * kLog2E;
+    for (int c = nodes < 0 ? 0 : nodes; c < columns && w.tile_begin + c <= slot; ++c) {
+      const int at = a.positions[w.item->first_row + c - nodes];
+      s[c] += slope * static_cast<float>(at - position) * kLog2E;
+    }
+  }
+}
+
+// Of the drafts before a row's own slot, those that are not on its path (or outside its window) are not seen.
+inline void hide_drafts(const AttentionWork& w, float* s, int64_t row, int slot) {
+  const AttentionArgs& a = *w.args;
+  const uint64_t path = a.tree_mask[row];
+  for (int at = w.item->root > w.tile_begin ? w.item->root : w.tile_begin; at <= slot; ++at) {
+    if (at - w.tile_begin >= kKvTile) break;
+    const int node = at - w.item->root;
+    bool seen = path >> node & 1;
+    if (a.window > 0) seen = seen && a.positions[w.item->first_row + node] > a.positions[row] - a.window;
+    if (!seen) s[at - w.tile_begin] = kMinusInf;
   }
 }
 
@@ -108,16 +126,17 @@ inline void softmax_rows(AttentionWork& w, int first, int count, int columns) {
   constexpr int W = Simd::W;
   const bool adjust = a.softcap > 0.0f || a.alibi_slopes;
   float shift[kAttentionRowBlock];
-  int position = w.item->position + first / w.group, in_group = first % w.group;
+  int token = first / w.group, in_group = first % w.group;
   for (int r = 0; r < count; ++r, ++in_group) {
     if (in_group == w.group) {
       in_group = 0;
-      ++position;
+      ++token;
     }
-    const int row = first + r;
+    const int row = first + r, slot = w.item->position + token;
+    const int position = a.tree_mask ? a.positions[w.item->row + token] : slot;
     float* s = w.scores + r * kKvTile;
-    if (adjust) adjust_scores(w, s, columns, w.item->kv_head * w.group + in_group, position);
-    int hi = position + 1 - w.tile_begin, lo = a.window > 0 ? hi - a.window : 0;
+    if (adjust) adjust_scores(w, s, columns, w.item->kv_head * w.group + in_group, position, slot);
+    int hi = slot + 1 - w.tile_begin, lo = a.window > 0 ? position + 1 - w.tile_begin - a.window : 0;
     hi = hi < 0 ? 0 : hi > columns ? columns : hi;
     lo = lo < 0 ? 0 : lo;
     if (lo > 0 || hi < columns) {
@@ -125,6 +144,7 @@ inline void softmax_rows(AttentionWork& w, int first, int count, int columns) {
         if (c < lo || c + W > hi) Simd::store(s + c, Simd::keep_range(Simd::load(s + c), lo - c, hi - c));
       }
     }
+    if (a.tree_mask) hide_drafts(w, s, w.item->row + token, slot);
     Simd::F m0 = Simd::load(s), m1 = m0;
     for (int c = W; c + 2 * W <= columns; c += 2 * W) {
       m0 = Simd::max(m0, Simd::load(s + c));
@@ -221,7 +241,7 @@ void run_attention(const AttentionArgs& a, const AttentionItem& it, float* scrat
   policy.load_q(w);
   const int end = it.position + it.tokens;  // what the last row sees
   int begin = 0;                            // from what the first row sees
-  if (a.window > 0 && it.position - a.window + 1 > 0) begin = it.position - a.window + 1;
+  if (a.window > 0 && it.lowest - a.window + 1 > 0) begin = it.lowest - a.window + 1;
   const int64_t matrix = static_cast<int64_t>(w.rows) * w.padded_dim;
 
   bool first_split = true;
@@ -239,7 +259,7 @@ void run_attention(const AttentionArgs& a, const AttentionItem& it, float* scrat
       policy.load_tile(w);
       for (int first = 0; first < w.rows; first += Policy::kRows) {
         const int count = w.rows - first < Policy::kRows ? w.rows - first : Policy::kRows;
-        const int first_position = it.position + first / w.group;
+        const int first_position = a.tree_mask ? it.lowest : it.position + first / w.group;
         int hi = it.position + (first + count - 1) / w.group + 1 - tile;
         hi = hi < w.tile_valid ? hi : w.tile_valid;
         if (hi <= 0) continue;

@@ -57,7 +57,9 @@ struct AttentionArgs {
   const float *alibi_slopes, *sinks;
   float* out;
   int64_t out_stride;
-  int max_rows;  // most rows of an item, a multiple of kAttentionRowBlock
+  int max_rows;               // most rows of an item, a multiple of kAttentionRowBlock
+  const uint64_t* tree_mask;  // [rows] or null
+  const int32_t* positions;   // [rows], with a tree mask only
 };
 
 // The rows of `tokens` neighbouring tokens of one sequence in the query heads of one KV head, against the
@@ -65,11 +67,16 @@ struct AttentionArgs {
 struct AttentionItem {
   int64_t row;  // of the first token, in q and out
   int tokens;
-  int position;  // of the first token
+  int position;  // of the first token's slot
+  int lowest;    // the least position at which one of the tokens stands
   int kv_head;
   int split_begin, split_end;
   const int32_t* blocks;  // the sequence's block table
-  float* partial;         // null: write `out`; else the state after these splits (attention_partial_floats)
+  // With a tree mask: where the sequence's rows begin, and the slot of its root. Rows and slots are in the
+  // same order, so that a row sees no slot behind its own, here as without a tree.
+  int64_t first_row;
+  int root;
+  float* partial;  // null: write `out`; else the state after these splits (attention_partial_floats)
 };
 
 // Floats of one item's partial state: per row [head_dim] sums, then all maxima, then all denominators.

@@ -37,6 +37,7 @@ void Attention::plan(const AttentionParams& p, int threads) {
     const int q_len = p.q_start[s + 1] - p.q_start[s];
     TACO_CHECK(q_len >= 0 && q_len <= p.kv_len[s], "sequence ", s, " has more rows than tokens");
     TACO_CHECK(p.kv_len[s] <= p.max_blocks * p.cache.block_size, "sequence ", s, " outgrows its block table");
+    TACO_CHECK(!p.tree_mask || q_len <= 64, "a draft tree of ", q_len, " nodes");
     for (int t = 0; t < q_len; t += tile_tokens) {
       cost_ += item_cost(p.kv_len[s] - q_len + t, std::min(tile_tokens, q_len - t)) * p.cache.num_kv_heads;
       num_items += p.cache.num_kv_heads;
@@ -51,8 +52,11 @@ void Attention::plan(const AttentionParams& p, int threads) {
     work.row = p.q_start[s] + token;
     work.tokens = tokens;
     work.position = p.kv_len[s] - q_len + token;
+    work.first_row = p.q_start[s];
+    work.root = p.kv_len[s] - q_len;
+    work.lowest = p.tree_mask ? work.root : work.position;
     work.blocks = p.block_tables + s * p.max_blocks;
-    const int first = visible_from(work.position) / kKvSplit;
+    const int first = visible_from(work.lowest) / kKvSplit;
     const int last = (work.position + tokens - 1) / kKvSplit + 1;
     const bool share = threads > 1 && cost_ > kGrainCost && last - first > 1 &&
                        item_cost(work.position, tokens) * threads * 3 > cost_;
@@ -108,7 +112,9 @@ void Attention::run(const AttentionParams& p, ThreadPool& pool) {
                            p.sinks,
                            f32(p.out),
                            p.out_stride,
-                           max_rows_};
+                           max_rows_,
+                           p.tree_mask,
+                           p.positions};
   const int64_t per_thread = (attention_scratch_floats(max_rows_, p.cache.head_dim) + 31) / 16 * 16;
   scratch_.reserve(per_thread * pool.size() * sizeof(float));
   float* scratch = scratch_.as<float>();
@@ -125,7 +131,7 @@ void Attention::run(const AttentionParams& p, ThreadPool& pool) {
       if (item.merge < 0) continue;
       const Merge& merge = merges_[item.merge];
       const int64_t rows = int64_t{item.work.tokens} * (p.num_heads / p.cache.num_kv_heads);
-      const int first = (p.window > 0 ? std::max(0, item.work.position - p.window + 1) : 0) / kKvSplit;
+      const int first = (p.window > 0 ? std::max(0, item.work.lowest - p.window + 1) : 0) / kKvSplit;
       item.work.partial = partials_.as<float>() + merge.partials +
                           (item.work.split_begin - first) * attention_partial_floats(rows, p.cache.head_dim);
     }

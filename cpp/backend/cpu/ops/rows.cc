@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "backend/cpu/activations.h"
+#include "backend/cpu/isa/kv_layout.h"
 #include "backend/cpu/ops/ops.h"
 #include "base/error.h"
 
@@ -93,6 +94,41 @@ void run_scale_logits(const ScaleLogitsParams& p, ThreadPool& pool) {
   pool.parallel_for(p.count, kGrainElements, [&](int64_t begin, int64_t end) {
     kernels.scale_logits(p.logits + begin, end - begin, p.scale, p.softcap);
   });
+}
+
+namespace {
+
+template <typename T>
+void copy_slot(const KvCacheView& c, int64_t from, int64_t to) {
+  const bool paired = c.dtype == DType::kBF16;
+  const int64_t bs = c.block_size, dim = c.head_dim, panel = bs * dim;
+  T* data = static_cast<T*>(c.data);
+  T *source = data + from / bs * 2 * c.num_kv_heads * panel,
+    *target = data + to / bs * 2 * c.num_kv_heads * panel;
+  for (int h = 0; h < c.num_kv_heads; ++h, source += panel, target += panel) {
+    T *v_source = source + c.num_kv_heads * panel, *v_target = target + c.num_kv_heads * panel;
+    for (int64_t d = 0; d < dim; ++d) {
+      target[k_index(paired, d, to % bs, dim, bs)] = source[k_index(paired, d, from % bs, dim, bs)];
+      v_target[v_index(paired, d, to % bs, dim, bs)] = v_source[v_index(paired, d, from % bs, dim, bs)];
+    }
+  }
+}
+
+}  // namespace
+
+// A few tokens after a step of drafts: not worth a second thread.
+void run_copy_slots(const CopySlotsParams& p) {
+  const KvCacheView& c = p.cache;
+  const int64_t slots = c.num_blocks * c.block_size;
+  for (int i = 0; i < p.group_start[p.num_groups]; ++i) {
+    const int64_t from = p.pairs[2 * i], to = p.pairs[2 * i + 1];
+    TACO_CHECK(from >= 0 && from < slots && to >= 0 && to < slots, "slot outside the cache");
+    if (dtype_size(c.dtype) == 4) {
+      copy_slot<uint32_t>(c, from, to);
+    } else {
+      copy_slot<uint16_t>(c, from, to);
+    }
+  }
 }
 
 void run_copy_blocks(const CopyBlocksParams& p, ThreadPool& pool) {

@@ -154,26 +154,41 @@ void attention(const AttentionParams& p) {
         }
       }
       for (int j = 0; j < q_len; ++j) {
-        const int position = p.kv_len[s] - q_len + j;
-        const int first = p.window > 0 ? std::max(0, position - p.window + 1) : 0;
+        const int oldest = p.kv_len[s] - q_len;  // of the step's slots
+        const int position = p.tree_mask ? p.positions[p.q_start[s] + j] : oldest + j;
+        const uint64_t nodes = p.tree_mask ? p.tree_mask[p.q_start[s] + j] : 0;
+        // Where the token in slot t stands, or -1 if the row does not see it.
+        auto seen_at = [&](int t) {
+          int at = t;
+          if (p.tree_mask && t >= oldest) {
+            at = nodes >> (t - oldest) & 1 ? p.positions[p.q_start[s] + t - oldest] : -1;
+          } else if (!p.tree_mask && t > position) {
+            at = -1;
+          }
+          return p.window > 0 && at <= position - p.window ? -1 : at;
+        };
         const float* q = f32(p.q) + (p.q_start[s] + j) * p.q_stride + int64_t{h} * dim;
         float* out = f32(p.out) + (p.q_start[s] + j) * p.out_stride + int64_t{h} * dim;
         const double sink = p.sinks ? p.sinks[h] : -std::numeric_limits<double>::infinity();
         double max = sink, denominator = 0;
         scores.clear();
-        for (int t = first; t <= position; ++t) {
+        for (int t = 0; t < p.kv_len[s]; ++t) {
+          const int at = seen_at(t);
+          scores.push_back(-std::numeric_limits<double>::infinity());
+          if (at < 0) continue;
           double score = 0;
           for (int d = 0; d < dim; ++d) score += double{q[d]} * k[int64_t{t} * dim + d];
           score *= p.scale;
           if (p.softcap > 0) score = p.softcap * std::tanh(score / p.softcap);
-          if (p.alibi_slopes) score += double{p.alibi_slopes[h]} * (t - position);
-          scores.push_back(score);
+          if (p.alibi_slopes) score += double{p.alibi_slopes[h]} * (at - position);
+          scores.back() = score;
           max = std::max(max, score);
         }
         if (p.sinks) denominator = std::exp(sink - max);
         std::fill(sum.begin(), sum.end(), 0.0);
-        for (int t = first; t <= position; ++t) {
-          const double weight = std::exp(scores[t - first] - max);
+        for (int t = 0; t < p.kv_len[s]; ++t) {
+          if (seen_at(t) < 0) continue;
+          const double weight = std::exp(scores[t] - max);
           denominator += weight;
           for (int d = 0; d < dim; ++d) sum[d] += weight * v[int64_t{t} * dim + d];
         }
@@ -195,6 +210,18 @@ void scale_logits(const ScaleLogitsParams& p) {
     if (p.softcap > 0) x = p.softcap * std::tanh(x / p.softcap);
     p.logits[i] = static_cast<float>(x);
   }
+}
+
+void copy_slots(const CopySlotsParams& p) {
+  const KvCacheView& c = p.cache;
+  for (int i = 0; i < p.group_start[p.num_groups]; ++i)
+    for (int value = 0; value < 2; ++value)
+      for (int h = 0; h < c.num_kv_heads; ++h)
+        for (int d = 0; d < c.head_dim; ++d) {
+          const int64_t from = p.pairs[2 * i], to = p.pairs[2 * i + 1];
+          kv_store(c, to / c.block_size, value, h, static_cast<int>(to % c.block_size), d,
+                   kv_load(c, from / c.block_size, value, h, static_cast<int>(from % c.block_size), d));
+        }
 }
 
 void copy_blocks(const CopyBlocksParams& p) {

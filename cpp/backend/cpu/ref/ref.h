@@ -14,6 +14,7 @@ void attention(const AttentionParams& params);
 void gather_rows(const GatherRowsParams& params);
 void scale_logits(const ScaleLogitsParams& params);
 void copy_blocks(const CopyBlocksParams& params);
+void copy_slots(const CopySlotsParams& params);
 
 // y = x W^T + bias for one expert of `moe`, float32 matrices.
 struct DenseExpert {

@@ -15,6 +15,7 @@ void run_rope_and_cache(const RopeAndCacheParams& p, Context& ctx);
 void run_gather_rows(const GatherRowsParams& p, Context& ctx);
 void run_scale_logits(const ScaleLogitsParams& p, Context& ctx);
 void run_copy_blocks(const CopyBlocksParams& p, Context& ctx);
+void run_copy_slots(const CopySlotsParams& p, Context& ctx);
 void run_patch_ids(const PatchIdsParams& p, Context& ctx);
 void run_sample(const SampleParams& p, Context& ctx);
 

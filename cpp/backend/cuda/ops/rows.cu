@@ -72,6 +72,32 @@ void copy(const CopyBlocksParams& p, int64_t block_bytes, const Context& ctx) {
          static_cast<Unit*>(p.cache.data), p.pairs, units);
 }
 
+// One block for each (group, K or V of a head); a thread moves the same units of each token of the group, in
+// order, so that a slot is read before it is written.
+template <typename Unit>
+__global__ void __launch_bounds__(kThreads)
+    slots_kernel(Unit* cache, const int64_t* pairs, const int32_t* group_start, int block_size,
+                 int64_t units) {
+  pdl_launch();
+  pdl_wait();
+  const int64_t panels = gridDim.y;  // of a block: K and V of all heads
+  auto place = [&](int64_t slot) {
+    return ((slot / block_size * panels + blockIdx.y) * block_size + slot % block_size) * units;
+  };
+  const int end = group_start[blockIdx.x + 1];
+  for (int64_t unit = threadIdx.x; unit < units; unit += kThreads)
+    for (int pair = group_start[blockIdx.x]; pair < end; ++pair)
+      cache[place(pairs[2 * pair + 1]) + unit] = cache[place(pairs[2 * pair]) + unit];
+}
+
+template <typename Unit>
+void move_slots(const CopySlotsParams& p, int64_t row_bytes, const Context& ctx) {
+  launch(ctx, slots_kernel<Unit>,
+         dim3(static_cast<unsigned>(p.num_groups), static_cast<unsigned>(2 * p.cache.num_kv_heads)),
+         dim3(kThreads), 0, static_cast<Unit*>(p.cache.data), p.pairs, p.group_start, p.cache.block_size,
+         row_bytes / static_cast<int64_t>(sizeof(Unit)));
+}
+
 __global__ void __launch_bounds__(kThreads)
     patch_kernel(int32_t* ids, const int32_t* source, int64_t rows, const SampleResult* results) {
   pdl_launch();
@@ -108,6 +134,14 @@ void run_copy_blocks(const CopyBlocksParams& p, Context& ctx) {
       2 * int64_t{c.num_kv_heads} * c.block_size * c.head_dim * static_cast<int64_t>(dtype_size(c.dtype));
   if (bytes % 16 == 0 && reinterpret_cast<uintptr_t>(c.data) % 16 == 0) return copy<uint4>(p, bytes, ctx);
   copy<uint8_t>(p, bytes, ctx);
+}
+
+void run_copy_slots(const CopySlotsParams& p, Context& ctx) {
+  if (p.num_groups == 0) return;
+  const int64_t bytes = p.cache.head_dim * static_cast<int64_t>(dtype_size(p.cache.dtype));
+  if (bytes % 4 == 0 && reinterpret_cast<uintptr_t>(p.cache.data) % 4 == 0)
+    return move_slots<uint32_t>(p, bytes, ctx);
+  move_slots<uint8_t>(p, bytes, ctx);
 }
 
 void run_patch_ids(const PatchIdsParams& p, Context& ctx) {
