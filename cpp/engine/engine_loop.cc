@@ -120,13 +120,13 @@ void EngineLoop::step() {
 // Gives the executor the step after the one that it is at, unless that must wait for the one's result.
 void EngineLoop::run_ahead(double now) {
   if (!scheduler_.has_work() || scheduler_.oldest_needs_its_tokens()) return;
+  scheduler_.advance();
   DraftMode mode = DraftMode::kNone;
   if (speculator_) {
     mode = speculator_->next(scheduler_);
     draft_next_ = mode == DraftMode::kDraft;
-    if (draft_next_) return;
+    if (draft_next_) return;  // drafts need the tokens of the step in flight
   }
-  scheduler_.advance();
   scheduler_.plan(proposal_);
   if (!proposal_.empty() && proposal_.preempt.empty()) submit(now);
   if (mode == DraftMode::kShadow) speculator_->shadow(scheduler_);
@@ -300,6 +300,7 @@ void EngineLoop::collect(EngineRequest& request, int sequence, int index) {
   output.num_prompt_tokens = request.prompt_len;
   output.num_output_tokens = seq.output_len();
   output.times = request.times;
+  if (seq.status == SeqStatus::kFinished) output.speculation = seq.speculated;
   if (!request.first_published && index == 0) {
     output.prompt_logprobs = std::move(request.prompt_logprobs);
     request.first_published = true;

@@ -18,6 +18,7 @@ Speculator::Speculator(const SpeculationConfig& config, std::shared_ptr<Drafter>
     : config_(config),
       drafter_(std::move(drafter)),
       budget_(config, &cost_, executor.max_in_flight() > 1),
+      meter_(config.lookahead.log_interval),
       vocab_size_(executor.vocab_size()),
       max_rows_(std::min(executor.max_sampled_rows(), max_num_batched_tokens)) {
   TACO_REQUIRE(max_rows_ > 1, "the executor takes no drafts: give it max_draft_rows");
@@ -47,14 +48,14 @@ void Speculator::measure(Executor& executor) {
 
 DraftMode Speculator::next(const Scheduler& scheduler) {
   forget_ended();
-  int sequences = 0;
+  sequences_ = 0;
   kv_tokens_ = 0;
   for (const SeqState* seq : scheduler.running()) {
     if (!is_generating(*seq)) continue;
-    ++sequences;
+    ++sequences_;
     kv_tokens_ += seq->len();
   }
-  return budget_.next(sequences, kv_tokens_);
+  return budget_.next(sequences_, kv_tokens_);
 }
 
 // One for each generating sequence that may get more than a token from its next step. Trees are the
@@ -105,27 +106,27 @@ void Speculator::drop_drafts(const Scheduler& scheduler) {
 }
 
 void Speculator::draft(const Scheduler& scheduler) {
-  const double begin = monotonic_seconds();
   drop_drafts(scheduler);
+  propose(scheduler);
+  drafting_ = true;
+}
+
+void Speculator::shadow(const Scheduler& scheduler) {
+  propose(scheduler);
+  for (DraftTree* tree : trees_) tree->size = 0;
+}
+
+void Speculator::propose(const Scheduler& scheduler) {
+  const double begin = monotonic_seconds();
   int64_t prompt_rows = 0;  // of this step, about
   for (const SeqState* seq : scheduler.running())
     if (!is_generating(*seq)) prompt_rows += seq->len() - seq->num_computed;
   for (const SeqState* seq : scheduler.waiting()) prompt_rows += seq->len() - seq->num_computed;
   prompt_rows = std::min<int64_t>(prompt_rows, scheduler.config().max_num_batched_tokens);
-  collect_requests(scheduler, budget_.threshold(static_cast<int>(scheduler.running().size()), kv_tokens_));
+  collect_requests(scheduler, budget_.threshold(sequences_, kv_tokens_));
   const int room = max_rows_ - static_cast<int>(scheduler.running().size() - requests_.size());
-  budget_.select(trees_, ids_, static_cast<int>(prompt_rows), kv_tokens_, room, decision_);
-  draft_seconds_ += monotonic_seconds() - begin;
-}
-
-void Speculator::shadow(const Scheduler& scheduler) {
-  const double begin = monotonic_seconds();
-  collect_requests(scheduler, budget_.threshold(static_cast<int>(scheduler.running().size()), kv_tokens_));
-  budget_.shadow_step(trees_, kv_tokens_);
-  for (size_t i = 0; i < trees_.size(); ++i) {
-    budget_.shadow(ids_[i], *trees_[i]);
-    trees_[i]->size = 0;
-  }
+  DraftDecision decision;
+  budget_.select(trees_, ids_, static_cast<int>(prompt_rows), kv_tokens_, room, decision);
   draft_seconds_ += monotonic_seconds() - begin;
 }
 
@@ -137,33 +138,33 @@ void Speculator::submitted(const StepPlan& plan, double now) {
     out.size.rows += part.count;
     ++out.size.sequences;
     out.size.kv_tokens += part.start + part.count;
-    if (part.draft) out.kind = StepKind::kSpeculative;
+    const bool decodes = part.draft || (part.count == 1 && !part.samplers.empty());
+    if (!decodes) out.other_rows += part.count;
   }
+  if (drafting_) out.kind = StepKind::kSpeculative;
+  drafting_ = false;
 }
 
 void Speculator::committed(SeqState& seq, std::span<const int32_t> tokens, const DraftTree* draft) {
   StepOutcome& out = in_flight_.front().outcome;
   ++out.decoding;
   out.tokens += static_cast<int64_t>(tokens.size());
-  if (draft) {
-    uint64_t accepted = 1;
-    int node = 0, count = 0;
-    for (int32_t token : tokens) {
-      node = draft->find_child(node, token);
-      if (node < 0) break;
-      accepted |= uint64_t{1} << node;
-      ++count;
-    }
-    budget_.verified(seq.id, *draft, accepted);
-    drafter_->verified(seq.id, *draft, count);
-  }
-  if (!seq.known_to_drafter) {
+  if (!seq.known_to_drafter) {  // the step that ended its prompt
     seq.known_to_drafter = true;
     drafter_->begin(seq.id, seq.owner->name_space, seq.prompt());
-  } else if (!draft) {
+  } else {
     DraftTree root;
-    root.reset(tokens.front());
-    drafter_->verified(seq.id, root, 0);
+    if (!draft) root.reset(tokens.front());
+    const DraftTree& tree = draft ? *draft : root;
+    int deepest = 0;
+    for (int32_t token : tokens) {
+      const int node = tree.find_child(deepest, token);
+      if (node < 0) break;
+      deepest = node;
+    }
+    if (draft) budget_.verified(seq.id, tree, deepest);
+    drafter_->verified(seq.id, tree, tree.depth[deepest]);
+    meter_.count(seq.speculated, tree, deepest);
   }
   drafter_->commit(seq.id, tokens);
   budget_.committed(seq.id, tokens);
@@ -180,6 +181,16 @@ void Speculator::completed(double now) {
   last_end_ = now;
   budget_.observe(step.outcome);
   forget_ended();
+}
+
+const SpeculationStats& Speculator::stats() {
+  SpeculationStats& out = meter_.stats();
+  const BudgetStats& budget = budget_.stats();
+  out.draft_seconds = budget.draft_seconds;
+  out.expected_speedup = budget.expected_speedup;
+  out.realised_speedup = budget.realised_speedup;
+  out.cache_bytes = drafter_->memory_bytes();
+  return out;
 }
 
 void Speculator::ended(const SeqState& seq) { ended_.push_back(seq.id); }

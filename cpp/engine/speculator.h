@@ -11,6 +11,7 @@
 #include "spec/draft_budget.h"
 #include "spec/drafter.h"
 #include "spec/speculation_config.h"
+#include "spec/speculation_stats.h"
 
 namespace taco {
 
@@ -38,8 +39,7 @@ class Speculator {
   // The sequence is finished; tokens that it got in the step at hand may still be committed.
   void ended(const SeqState& seq);
 
-  const SpeculationStats& stats() const { return budget_.stats(); }
-  Drafter& drafter() { return *drafter_; }
+  const SpeculationStats& stats();
 
  private:
   struct Step {
@@ -48,6 +48,7 @@ class Speculator {
   };
   void measure(Executor& executor);
   void collect_requests(const Scheduler& scheduler, float min_p);
+  void propose(const Scheduler& scheduler);
   void drop_drafts(const Scheduler& scheduler);
   void forget_ended();
 
@@ -55,6 +56,7 @@ class Speculator {
   std::shared_ptr<Drafter> drafter_;
   StepCost cost_;
   DraftBudget budget_;
+  SpeculationMeter meter_;
   const int vocab_size_, max_rows_;
 
   // Of the step at hand; kept for their memory.
@@ -62,8 +64,9 @@ class Speculator {
   std::vector<DraftTree*> trees_;
   std::vector<uint64_t> ids_;
   std::vector<std::unique_ptr<DraftTree>> shadows_;
-  DraftDecision decision_;
+  bool drafting_ = false;  // drafts were made for the step that is submitted next
   double draft_seconds_ = 0;
+  int sequences_ = 0;  // that are generating
   int64_t kv_tokens_ = 0;
 
   std::vector<Step> in_flight_;  // the oldest first

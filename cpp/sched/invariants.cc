@@ -52,9 +52,13 @@ void check_flight(const Scheduler& s, const Scheduler::Flight& flight) {
     seen.push_back(&seq);
     num_tokens += step.count;
     if (seq.status == SeqStatus::kFinished) continue;
+    const int32_t known = step.draft ? 1 : step.count;
     TACO_CHECK(seq.status == SeqStatus::kRunning && step.start == seq.num_computed && step.count > 0 &&
-               step.start + step.count <= seq.len());
-    TACO_CHECK(step.samplers.empty() == (step.start + step.count < seq.len()));
+               step.start + known <= seq.len());
+    TACO_CHECK(step.samplers.empty() == (step.start + known < seq.len()));
+    TACO_CHECK(!step.draft || (step.draft->size == step.count && step.samplers.size() == 1 &&
+                               step.start + step.count <= s.max_len()));
+    TACO_CHECK(!plan.has_trees || step.count <= DraftTree::kMaxNodes);
     int64_t last = blocks_for(step.start + step.count, block_size);
     TACO_CHECK(last <= static_cast<int64_t>(seq.blocks.size()), "sequence ", seq.id,
                ": blocks do not cover the step");

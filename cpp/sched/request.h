@@ -8,6 +8,7 @@
 #include "sched/policy.h"
 #include "sched/sequence.h"
 #include "spec/draft_tree.h"
+#include "spec/speculation_stats.h"
 
 namespace taco {
 
@@ -23,6 +24,7 @@ struct SeqState : Sequence {
   // with the sequence's next step. Sequences that nobody drafts for have none.
   std::unique_ptr<DraftTree> draft;
   bool known_to_drafter = false;
+  SequenceSpeculation speculated;
   std::vector<BlockId> host_blocks;  // where tokens 0 .. num_computed - 1 are while it is swapped out
 };
 

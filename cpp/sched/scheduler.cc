@@ -179,7 +179,7 @@ const StepPlan& Scheduler::reserve(const Proposal& proposal) {
   size_t first_admitted = proposal.items.size() - proposal.admit.size();
   plan.seqs.resize(proposal.items.size());
   for (size_t i = 0; i < proposal.items.size(); ++i) {
-    auto [seq, count, drafts] = proposal.items[i];
+    const auto [seq, count, drafts] = proposal.items[i];
     if (seq->draft) seq->draft->size = drafts ? count : 0;
     int64_t known = i < first_admitted ? seq->num_computed + count : seq->len();
     reserve_blocks(*seq, blocks_for(known, config_.block_size), count, flight);
