@@ -324,6 +324,15 @@ class Drafter:
 def make_drafter(config: SpeculationConfig) -> Drafter | None:
     """None for the method "none". ValueError: the setting to change."""
 
+def fixed_drafter(nodes: int, vocab_size: int) -> Drafter:
+    """Chains of so many drafts for every sequence: for measurements."""
+
+def replay_drafter(
+    drafter: Drafter, texts: Sequence[tuple[Sequence[int], Sequence[int]]], forced: int
+) -> Drafter:
+    """Repeats recorded (prompt, output) in an engine that says nothing but the token `forced` (0 or 1): what
+    the drafter proposes is accepted as the recorded text would have it."""
+
 class StepCost:
     """Seconds of a step by its rows, sequences and KV tokens; cpp/spec/step_cost.h."""
 
