@@ -168,6 +168,13 @@ def stablelm(**fields: Any) -> Case:
     return Case("StableLmConfig", {**LLAMA, "hidden_size": 96, "num_hidden_layers": 2, **fields})
 
 
+def qwen2_moe(save: str = "safetensors", **fields: Any) -> Case:
+    base = dict(
+        num_experts=6, num_experts_per_tok=3, moe_intermediate_size=24, shared_expert_intermediate_size=40
+    )
+    return Case("Qwen2MoeConfig", {**LLAMA, "num_hidden_layers": 2, **base, **fields}, save=save)
+
+
 CASES: dict[str, Case | PlainCase] = {
     **PLAIN_CASES,
     "llama-grouped": llama(),
@@ -256,6 +263,18 @@ CASES: dict[str, Case | PlainCase] = {
     "stablelm-qk-norm-sequential": stablelm(qk_layernorm=True, num_key_value_heads=1, use_qkv_bias=True),
     "stablelm-parallel-tied": stablelm(
         use_parallel_residual=True, use_qkv_bias=True, partial_rotary_factor=1.0, tie_word_embeddings=True
+    ),
+    "qwen2-moe": qwen2_moe(),
+    "qwen2-moe-stacked": qwen2_moe("stacked", norm_topk_prob=True, num_key_value_heads=6, qkv_bias=False),
+    "qwen2-moe-some-dense": qwen2_moe(
+        num_hidden_layers=4,
+        decoder_sparse_step=2,
+        mlp_only_layers=[3],
+        num_experts_per_tok=1,
+        tie_word_embeddings=True,
+        use_sliding_window=True,
+        sliding_window=9,
+        max_window_layers=3,
     ),
 }
 
