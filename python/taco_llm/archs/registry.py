@@ -38,6 +38,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "OPTForCausalLM": ("opt", "opt"),
     "Phi3ForCausalLM": ("phi", "phi3"),
     "PhiForCausalLM": ("phi", "phi"),
+    "PhimoeForCausalLM": ("phi", "phimoe"),
     "Qwen2ForCausalLM": ("llama_like", "qwen2"),
     "Qwen2MoeForCausalLM": ("moe", "qwen2_moe"),
     "QWenLMHeadModel": ("qwen", "qwen"),
@@ -48,6 +49,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
 
 # Names under which older checkpoints have the same models.
 ALIASES = {
+    "PhiMoEForCausalLM": "PhimoeForCausalLM",
     "ChatGLMForConditionalGeneration": "ChatGLMModel",
     "LLaMAForCausalLM": "LlamaForCausalLM",
     "RWForCausalLM": "FalconForCausalLM",

@@ -175,6 +175,11 @@ def qwen2_moe(save: str = "safetensors", **fields: Any) -> Case:
     return Case("Qwen2MoeConfig", {**LLAMA, "num_hidden_layers": 2, **base, **fields}, save=save)
 
 
+def phimoe(save: str = "safetensors", **fields: Any) -> Case:
+    base = dict(num_local_experts=4, num_hidden_layers=2, router_jitter_noise=0.2)
+    return Case("PhimoeConfig", {**LLAMA, **base, **fields}, save=save)
+
+
 CASES: dict[str, Case | PlainCase] = {
     **PLAIN_CASES,
     "llama-grouped": llama(),
@@ -275,6 +280,22 @@ CASES: dict[str, Case | PlainCase] = {
         use_sliding_window=True,
         sliding_window=9,
         max_window_layers=3,
+    ),
+    "phimoe": phimoe(lm_head_bias=True, attention_bias=True),
+    "phimoe-narrow-stacked": phimoe("stacked", router_jitter_noise=0.01, num_local_experts=8),
+    "phimoe-window-tied": phimoe(sliding_window=9, tie_word_embeddings=True, num_key_value_heads=1),
+    "phimoe-longrope-short": phimoe(**longrope(8, 128, short_mscale=1.1, long_mscale=1.3)),
+    # transformers takes the short factors beyond the original context, too (the model's own code does not):
+    # equal ones here, so that only the long magnitude differs.
+    "phimoe-longrope-long": phimoe(
+        **longrope(
+            8,
+            16,
+            short_mscale=1.1,
+            long_mscale=1.3,
+            short_factor=[1.0, 1.5, 2.0, 4.0],
+            long_factor=[1.0, 1.5, 2.0, 4.0],
+        )
     ),
 }
 
