@@ -32,6 +32,7 @@ void OutputQueue::append(Output& to, Output&& delta) {
   to.num_output_tokens = delta.num_output_tokens;
   to.num_cached_tokens = delta.num_cached_tokens;
   to.times = delta.times;
+  to.speculation = std::move(delta.speculation);
 }
 
 void OutputQueue::publish(std::vector<Item>& items) {

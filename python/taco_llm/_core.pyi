@@ -51,18 +51,11 @@ class FfnSpec:
     intermediate: int
     activation: str
     gated: bool
-    gate_limit: float
-    up_offset: float
     bias: bool
     num_experts: int
     top_k: int
     routing: str
     renormalize: bool
-    router_jitter: float
-    router_bias: bool
-    expert_scale: float
-    shared_intermediate: int
-    shared_gate: bool
     def __init__(self, **fields: Any) -> None: ...
 
 class LayerSpec:
@@ -145,9 +138,8 @@ class ModelBuilder:
     layers.I.{attn_norm,post_attn_norm,ffn_norm,post_ffn_norm}.{weight,bias},
     layers.I.attn.{q,k,v,o}.{weight,bias}, layers.I.attn.{q_norm,k_norm}.{weight,bias} (each_head:
     layers.I.attn.{q_norm,k_norm}.HEAD.{weight,bias}), layers.I.attn.sinks,
-    layers.I.ffn.{gate,up,down}.{weight,bias}, layers.I.moe.router.{weight,bias},
-    layers.I.moe.shared_gate.weight [1, hidden], layers.I.moe.shared.{gate,up,down}.{weight,bias},
-    layers.I.moe.experts.E.{gate,up,down}.{weight,bias}, final_norm.{weight,bias}, head.{weight,bias}.
+    layers.I.ffn.{gate,up,down}.{weight,bias}, layers.I.moe.router.weight,
+    layers.I.moe.experts.E.{gate,up,down}.weight, final_norm.{weight,bias}, head.{weight,bias}.
     Linear weights are [out, in].
     """
 
@@ -185,9 +177,11 @@ class ModelExecutor(Executor):
         enforce_eager: bool = False,
         max_seq_len_to_capture: int = 8192,
         swap_blocks: int = 0,
+        max_draft_rows: int = 0,
     ) -> None:
         """kv_dtype: "auto" (the model's), "float32", "float16", "bfloat16"; on CUDA also "fp8_e4m3" and
-        "fp8_e5m2". swap_blocks: of host memory, for preemption by swapping."""
+        "fp8_e5m2". swap_blocks: of host memory, for preemption by swapping. max_draft_rows: of all drafts of
+        a step; 0: an Engine over it cannot speculate."""
     @staticmethod
     def profile(
         model: Model,
@@ -197,6 +191,7 @@ class ModelExecutor(Executor):
         kv_dtype: str = "auto",
         max_num_batched_tokens: int = 2048,
         max_num_seqs: int = 256,
+        max_draft_rows: int = 0,
     ) -> int:
         """Bytes of device memory that steps take beside weights and KV cache: runs the largest ones once."""
     @staticmethod
@@ -324,15 +319,6 @@ class Drafter:
 def make_drafter(config: SpeculationConfig) -> Drafter | None:
     """None for the method "none". ValueError: the setting to change."""
 
-def fixed_drafter(nodes: int, vocab_size: int) -> Drafter:
-    """Chains of so many drafts for every sequence: for measurements."""
-
-def replay_drafter(
-    drafter: Drafter, texts: Sequence[tuple[Sequence[int], Sequence[int]]], forced: int
-) -> Drafter:
-    """Repeats recorded (prompt, output) in an engine that says nothing but the token `forced` (0 or 1): what
-    the drafter proposes is accepted as the recorded text would have it."""
-
 class StepCost:
     """Seconds of a step by its rows, sequences and KV tokens; cpp/spec/step_cost.h."""
 
@@ -351,7 +337,7 @@ class DraftBudget:
     def __init__(self, config: SpeculationConfig, cost: StepCost, runs_ahead: bool) -> None:
         """cost: copied."""
     def next(self, sequences: int, kv_tokens: int) -> str:
-        """"none", "shadow" or "draft"."""
+        """ "none", "shadow" or "draft"."""
     def threshold(self, sequences: int, kv_tokens: int) -> float: ...
     def select(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ class Collector:
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self._cached_tokens = 0
         self._times: tuple[float, ...] = (0.0,) * 5
+        self._speculation: list[_core.SequenceSpeculation] = []
         self._arrival = time.time() if arrival is None else arrival
 
     def add(self, output: _core.Output) -> None:
@@ -65,6 +67,8 @@ class Collector:
         if output.finish_reason is not None:
             sequence.finish_reason = output.finish_reason
             sequence.stop_reason = output.stop_reason
+            if output.speculation.iterations > 0:
+                self._speculation.append(output.speculation)
             if output.finish_reason == "error":
                 self.error = output.error or "the request failed inside the engine"
         self._cached_tokens = output.num_cached_tokens
@@ -120,7 +124,20 @@ class Collector:
             first_token_time=first,
             time_in_queue=scheduled - arrived if scheduled is not None else None,
             finished_time=finished,
+            **(self._speculation_metrics() if self.finished and self._speculation else {}),
         )
+
+    def _speculation_metrics(self) -> dict[str, Any]:
+        parts = self._speculation
+        drafted, accepted = sum(p.drafted for p in parts), sum(p.accepted for p in parts)
+        counts = itertools.zip_longest(*(p.accepted_at_least for p in parts), fillvalue=0)
+        return {
+            "spec_token_acceptance_counts": [sum(column) for column in counts],
+            "num_drafted_tokens": drafted,
+            "num_accepted_tokens": accepted,
+            "num_rejected_tokens": drafted - accepted,
+            "num_hit_iterations": sum(p.hit_iterations for p in parts),
+        }
 
 
 def token_decoder(tokenizer: Any) -> Decode:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taco_llm import cuda, default_model
+from taco_llm import cuda, default_model, lookahead, speculation
 from taco_llm.device_memory import (
     MemoryPlan,
     check_weights,
@@ -34,6 +34,7 @@ logger = get_logger(__name__)
 NULL_MODEL = "null"
 DEFAULT_BATCHED_TOKENS = 2048
 DEFAULT_BATCHED_TOKENS_CUDA = 8192
+MAX_DRAFT_ROWS = 512  # whose logits have a place in memory; beyond, a step is long enough without drafts
 
 
 @dataclass
@@ -59,10 +60,14 @@ class EngineHandle:
     device: str = "cpu"
     memory_plan: MemoryPlan | None = None  # of a GPU
     hf_config: dict[str, Any] = field(default_factory=dict)
+    speculation: _core.SpeculationConfig | None = None
+    companion: lookahead.Companion | None = None
 
     def shutdown(self) -> None:
-        """Aborts what runs and stops the engine's thread; can be called again."""
+        """Aborts what runs, stops the engine's thread and saves the draft memory; can be called again."""
         self.core.shutdown()
+        if self.companion is not None:
+            self.companion.stop()
 
 
 def build(args: EngineArgs) -> EngineHandle:
@@ -142,11 +147,19 @@ def build(args: EngineArgs) -> EngineHandle:
         max_num_seqs=args.max_num_seqs,
         enforce_eager=bool(args.enforce_eager),
         max_seq_len_to_capture=args.max_seq_len_to_capture,
+        max_draft_rows=draft_rows(args, batched),
         **swapped,
     )
     vocabulary = tokenizer.core_vocabulary() if tokenizer is not None else None
-    core = _engine(args, executor, vocabulary, batched, **swapped)
     eos = eos_token_ids(checkpoint, tokenizer)
+    drafting = _drafting(
+        args,
+        vocab_size=model.spec.vocab_size,
+        max_model_len=plan.max_model_len,
+        eos_token_ids=eos,
+        reserved=plan.num_blocks * block_bytes if device == "cpu" else 0,
+    )
+    core = _engine(args, executor, vocabulary, batched, drafting, **swapped)
     checkpoint = _without_file_contents(checkpoint)
     logger.info(
         "Loaded %s: %s parameters, %.0f MB, in %.2f s, on %s",
@@ -181,6 +194,8 @@ def build(args: EngineArgs) -> EngineHandle:
         device=device,
         memory_plan=memory_plan,
         hf_config=checkpoint.hf_config,
+        speculation=drafting.config,
+        companion=_companion(args, core, drafting),
     )
 
 
@@ -275,9 +290,14 @@ def _plan_device(
         max_num_seqs=args.max_num_seqs,
     )
     total, available = backend.memory
+    batched = batched_tokens(args, length, device)
     try:
         step = _core.ModelExecutor.profile(
-            model, max_model_len=length, max_num_batched_tokens=batched_tokens(args, length, device), **shape
+            model,
+            max_model_len=length,
+            max_num_batched_tokens=batched,
+            max_draft_rows=draft_rows(args, batched),
+            **shape,
         )
     except MemoryError as error:
         raise MemoryError(
@@ -327,8 +347,74 @@ def resolve_model(resolve: Any, model: str, **options: Any) -> Checkpoint:
         ) from error
 
 
+@dataclass
+class _Drafting:
+    """How tokens are drafted; config is None where they are not. taught: by a warm-up, just now."""
+
+    config: _core.SpeculationConfig | None = None
+    drafter: _core.Drafter | None = None
+    taught: bool = False
+
+
+def _drafting(args: EngineArgs, *, reserved: int, vocab_size: int, **facts: Any) -> _Drafting:
+    """The drafter that the settings ask for, with what it knows from before. reserved: bytes of memory that
+    something else is going to fill."""
+    from taco_llm import _core
+
+    config = speculation.settings(args, reserved=reserved, vocab_size=vocab_size, **facts)
+    if config is None:
+        return _Drafting()
+    drafter = _core.make_drafter(config)
+    assert drafter is not None
+    if config.method == "ngram":
+        logger.info("Drafting by n-grams: up to %d tokens a step", config.num_speculative_tokens)
+        return _Drafting(config, drafter)
+    settings = config.lookahead
+    logger.info(
+        "Lookahead cache: mode %d, drafts of up to %d tokens with %d at each depth, up to %.2f GiB of memory",
+        settings.cache_mode,
+        settings.copy_length,
+        settings.token_paths_top_k,
+        config.memory_bytes / GIB,
+    )
+    taught = 0
+    if (path := save_path(args)) is not None:
+        lookahead.restore(drafter, path)
+    if settings.warmup_file:
+        taught = lookahead.warm_up(
+            drafter, settings.warmup_file, vocab_size=vocab_size, memory_bytes=config.memory_bytes
+        )
+    return _Drafting(config, drafter, taught > 0)
+
+
+def save_path(args: EngineArgs) -> str | None:
+    """The file of --lookahead-cache-save, wherever the process goes later."""
+    if args.lookahead_cache_save is None:
+        return None
+    return str(Path(args.lookahead_cache_save).expanduser().absolute())
+
+
+def _companion(args: EngineArgs, core: _core.Engine, drafting: _Drafting) -> lookahead.Companion | None:
+    if drafting.config is None or drafting.drafter is None or drafting.config.method != "lookahead":
+        return None
+    companion = lookahead.Companion(
+        drafting.drafter,
+        lambda: core.stats().speculation,
+        path=save_path(args),
+        minutes=args.lookahead_cache_save_interval,
+        debug=drafting.config.lookahead.is_debug,
+    )
+    companion.start(unsaved=drafting.taught)
+    return companion
+
+
 def _engine(
-    args: EngineArgs, executor: Any, vocabulary: Any, batched: int, swap_blocks: int = 0
+    args: EngineArgs,
+    executor: Any,
+    vocabulary: Any,
+    batched: int,
+    drafting: _Drafting,
+    swap_blocks: int = 0,
 ) -> _core.Engine:
     from taco_llm import _core
 
@@ -344,6 +430,8 @@ def _engine(
         enable_chunked_prefill=args.enable_chunked_prefill is not False,
         priority_scheduling=args.scheduling_policy == "priority",
         seed=args.seed,
+        speculation=drafting.config,
+        drafter=drafting.drafter,
         **swapping,
     )
 
@@ -362,6 +450,11 @@ def batched_tokens(args: EngineArgs, max_model_len: int, device: str = "cpu") ->
             "chunked prefill on"
         )
     return args.max_num_batched_tokens
+
+
+def draft_rows(args: EngineArgs, batched: int) -> int:
+    """Rows that the drafts of a step may have in all; 0: nothing is drafted."""
+    return 0 if speculation.method(args) == "none" else min(batched, MAX_DRAFT_ROWS)
 
 
 def model_and_names(args: EngineArgs) -> tuple[str, list[str]]:
@@ -487,8 +580,10 @@ def _build_null(args: EngineArgs) -> EngineHandle:
     vocabulary = tokenizer.core_vocabulary() if tokenizer is not None else None
     names = [args.served_model_name] if isinstance(args.served_model_name, str) else args.served_model_name
     logger.info("Null model: no weights, answers are made up of the prompt's hash (a test model)")
+    drafting = _drafting(args, reserved=0, vocab_size=VOCAB_SIZE, max_model_len=length, eos_token_ids=[])
+    core = _engine(args, executor, vocabulary, batched, drafting)
     return EngineHandle(
-        core=_engine(args, executor, vocabulary, batched),
+        core=core,
         tokenizer=tokenizer,  # type: ignore[arg-type]
         checkpoint=None,
         model_name=names[0] if names else NULL_MODEL,
@@ -499,6 +594,8 @@ def _build_null(args: EngineArgs) -> EngineHandle:
         args=args,
         vocab_size=VOCAB_SIZE,
         num_kv_blocks=blocks,
+        speculation=drafting.config,
+        companion=_companion(args, core, drafting),
     )
 
 

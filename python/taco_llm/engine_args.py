@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taco_llm import refusal_reasons as why
+from taco_llm import speculation
 from taco_llm.flag_table import NotBuiltError, add_flags, check_values, flag, notes, refusals
 
 __all__ = ["AsyncEngineArgs", "EngineArgs", "NotBuiltError"]
@@ -412,7 +413,13 @@ class EngineArgs:
 
     # --- speculative decoding
     speculative_model: str | None = flag(
-        None, "Draft model, or [ngram].", SPECULATION, metavar="MODEL", needs=why.SPECULATION
+        None,
+        "What drafts tokens: [ngram] looks for the last tokens in the prompt and the answer so far. Models "
+        "that draft are not built yet.",
+        SPECULATION,
+        metavar="[ngram]",
+        spellings={"ngram": "[ngram]"},
+        needs=why.draft_model,
     )
     speculative_model_quantization: str | None = flag(
         None,
@@ -420,10 +427,10 @@ class EngineArgs:
         SPECULATION,
         choices=why.QUANTIZATIONS,
         metavar="METHOD",
-        needs=why.SPECULATION,
+        needs=why.DRAFT_MODEL,
     )
     num_speculative_tokens: int | None = flag(
-        None, "Tokens drafted in one step.", SPECULATION, kind="int", needs=why.SPECULATION
+        None, "Tokens that [ngram] drafts for a sequence in one step, such as 5.", SPECULATION, kind="int"
     )
     speculative_draft_tensor_parallel_size: int | None = flag(
         None,
@@ -431,65 +438,88 @@ class EngineArgs:
         SPECULATION,
         kind="int",
         short=("-spec-draft-tp",),
-        needs=why.SPECULATION,
+        needs=why.draft_tensor_parallel,
+        note="there is no draft model to share",
     )
     speculative_max_model_len: int | None = flag(
-        None, "Longest sequence that is drafted for.", SPECULATION, kind="int", needs=why.SPECULATION
+        None, "Longest sequence of the draft model.", SPECULATION, kind="int", needs=why.DRAFT_MODEL
     )
     speculative_disable_by_batch_size: int | None = flag(
-        None, "Draft no more when this many requests wait.", SPECULATION, kind="int", needs=why.SPECULATION
+        None,
+        "Draft nothing in steps of more sequences than this. Without it, too, what is not worth its time is "
+        "not verified.",
+        SPECULATION,
+        kind="int",
     )
     ngram_prompt_lookup_max: int | None = flag(
-        None, "Longest n-gram looked up in the prompt.", SPECULATION, kind="int", needs=why.SPECULATION
+        None, "Longest n-gram that [ngram] looks for, such as 4.", SPECULATION, kind="int"
     )
     ngram_prompt_lookup_min: int | None = flag(
-        None, "Shortest n-gram looked up in the prompt.", SPECULATION, kind="int", needs=why.SPECULATION
+        None, "Shortest n-gram that [ngram] looks for (1 when unset).", SPECULATION, kind="int"
     )
     spec_decoding_acceptance_method: str = flag(
         "rejection_sampler",
-        "How drafts are accepted.",
+        "How drafts are accepted. rejection_sampler: exactly, the answers are the model's own. "
+        "typical_acceptance_sampler: lossy, takes drafted tokens that are merely likely.",
         SPECULATION,
         choices=("rejection_sampler", "typical_acceptance_sampler"),
-        needs=why.SPECULATION,
+        needs=why.acceptance,
     )
     typical_acceptance_sampler_posterior_threshold: float | None = flag(
         None,
-        "Lower bound of a drafted token's probability under typical acceptance (0.09 when unset).",
+        "Lossy typical acceptance takes a drafted token that is likelier than this (0.09 when unset), or "
+        "than alpha * exp(-entropy) if that is less.",
         SPECULATION,
         kind="float",
-        needs=why.SPECULATION,
     )
     typical_acceptance_sampler_posterior_alpha: float | None = flag(
-        None,
-        "Entropy factor of typical acceptance (0.3 when unset).",
-        SPECULATION,
-        kind="float",
-        needs=why.SPECULATION,
+        None, "alpha of lossy typical acceptance (0.3 when unset).", SPECULATION, kind="float"
     )
     disable_logprobs_during_spec_decoding: bool | None = flag(
         None,
-        "Give no logprobs while drafting (true when unset).",
+        "In vLLM, give no logprobs while drafting. Here requests that ask for logprobs always get the right "
+        "ones.",
         SPECULATION,
         kind="maybe_bool",
-        needs=why.SPECULATION,
+        note="logprobs come from the step that verifies, at no cost: who asks for them gets them",
     )
     cpu_draft_worker: bool = flag(
-        False, "Run the draft model on the CPU beside a GPU.", SPECULATION, kind="bool", needs=why.SPECULATION
+        False, "Run the draft model on the CPU beside a GPU.", SPECULATION, kind="bool", needs=why.DRAFT_MODEL
     )
 
     # --- taco_llm's own
     lookahead_cache_config_dir: str | None = flag(
         None,
-        "Folder of lookahead_cache_config.json; turns the lookahead cache on.",
+        "Turns the lookahead cache on: tokens are drafted from what prompts and answers have shown. The "
+        "folder may hold settings, lookahead_cache_config.json; without the file the defaults apply.",
         TACO,
         metavar="DIR",
-        needs=why.LOOKAHEAD,
     )
     cpu_decoding_memory_utilization: float = flag(
-        0.15, "Part of memory for the lookahead cache.", TACO, kind="float", needs=why.LOOKAHEAD
+        0.15,
+        "Part of the memory (of the machine, or of the container's limit) that the lookahead cache may fill.",
+        TACO,
+        kind="float",
     )
     ignore_prompt_for_lookahead_cache: bool = flag(
-        False, "Learn from answers only, not from prompts.", TACO, kind="bool", needs=why.LOOKAHEAD
+        False,
+        "Let the lookahead cache learn from answers only, not from prompts, as where the two have nothing in "
+        "common (translation).",
+        TACO,
+        kind="bool",
+    )
+    lookahead_cache_save: str | None = flag(
+        None,
+        "File that keeps what the lookahead cache has learnt: read at start if it is there, written at the "
+        "end and from time to time.",
+        TACO,
+        metavar="FILE",
+    )
+    lookahead_cache_save_interval: float = flag(
+        10,
+        "Minutes between two writes of --lookahead-cache-save; 0: at the end only.",
+        TACO,
+        kind="float",
     )
     enable_prefix_cache_offload: bool = flag(
         False, "Move cold prefix blocks from the GPU to memory.", TACO, kind="bool", needs=why.OFFLOAD
@@ -592,10 +622,11 @@ class EngineArgs:
             raise ValueError(f"rope_theta={self.rope_theta} should be above 0")
         if found := refusals(self, device or self.device):
             raise NotBuiltError("; also ".join(found))
+        speculation.check(self)
 
     def notes(self, device: str | None = None) -> list[str]:
         """A sentence for each setting that was given and changes nothing here. device: as for check."""
-        return notes(self, device or self.device)
+        return notes(self, device or self.device) + speculation.notes(self)
 
 
 def _positive(args: EngineArgs, *names: str) -> None:

@@ -40,6 +40,30 @@ def _cgroup_folders(root: Path, own: Path) -> list[Path]:
     return folders + [root, root / "memory"]
 
 
+def total_bytes(
+    *,
+    meminfo: Path = Path("/proc/meminfo"),
+    cgroup_root: Path = Path("/sys/fs/cgroup"),
+    own_cgroup: Path = Path("/proc/self/cgroup"),
+) -> int:
+    """Bytes that this process could have at all: the machine's memory, or the container's limit if less."""
+    total = 0
+    try:
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemTotal:"):
+                total = int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    if total == 0:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for folder in _cgroup_folders(cgroup_root, own_cgroup):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limit = _read_int(folder / name)
+            if limit is not None and limit < 1 << 60:
+                total = min(total, limit)
+    return total
+
+
 def available_bytes(
     *,
     meminfo: Path = Path("/proc/meminfo"),

@@ -39,6 +39,12 @@ class RequestMetrics:
         first_token_time: its first token came.
         time_in_queue: seconds between arrival and the first step.
         finished_time: the request ended.
+        spec_token_acceptance_counts: with speculation, when the request has ended: [k] of its decoding steps
+            accepted at least k drafted tokens, [0] is the number of the steps. Summed over its sequences.
+        num_drafted_tokens: tokens that were drafted and verified; likewise.
+        num_accepted_tokens: those of them that became output.
+        num_rejected_tokens: those that did not.
+        num_hit_iterations: decoding steps that accepted at least one.
     """
 
     arrival_time: float
@@ -50,6 +56,11 @@ class RequestMetrics:
     scheduler_time: float | None = None
     model_forward_time: float | None = None
     model_execute_time: float | None = None
+    spec_token_acceptance_counts: list[int] | None = None
+    num_drafted_tokens: int | None = None
+    num_accepted_tokens: int | None = None
+    num_rejected_tokens: int | None = None
+    num_hit_iterations: int | None = None
 
 
 @dataclass

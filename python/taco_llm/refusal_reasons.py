@@ -12,8 +12,10 @@ QUANTIZATIONS = (
 
 LORA = "needs LoRA adapters, which are not built yet; merge the adapter into the weights and serve those"
 PROMPT_ADAPTERS = "needs prompt adapters, which are not built yet; put the text into the prompt"
-SPECULATION = "needs speculative decoding, which is not built yet; leave it out to decode token by token"
-LOOKAHEAD = "needs the lookahead cache, which is not built yet; leave it out to decode token by token"
+DRAFT_MODEL = (
+    "needs a draft model, which is not built yet; --lookahead-cache-config-dir FOLDER and "
+    "--speculative-model [ngram] draft without one"
+)
 OFFLOAD = "needs prefix caching with offload to memory, which is not built yet; leave it out"
 TRACES = "needs OpenTelemetry tracing, which is not built yet; /metrics has the latencies"
 GUIDED = "needs guided decoding, which is not built yet; leave it out"
@@ -56,6 +58,20 @@ def more_than_one(what: str) -> Verdict:
         return f"needs {what}, which is not built yet; leave it at 1" if value != 1 else None
 
     return verdict
+
+
+def draft_model(value: str) -> str | None:
+    return DRAFT_MODEL if value != "[ngram]" else None
+
+
+def acceptance(value: str) -> str | None:
+    if value == "typical_acceptance_sampler":
+        return "needs lossy acceptance, which is not built yet; rejection_sampler, the default, is exact"
+    return None
+
+
+def draft_tensor_parallel(value: int) -> str | None:
+    return DRAFT_MODEL if value != 1 else None
 
 
 def executor(value: str) -> str | None:

@@ -58,6 +58,41 @@ class FakeTokenizer:
         return text + ("<assistant>" if add_generation_prompt else "")
 
 
+SOURCES = ("ngram", "raw_local", "raw_global", "turbo_local", "turbo_global", "other")
+
+
+def speculation_stats(busy: bool = True) -> SimpleNamespace:
+    """A _core.SpeculationStats of 20 steps: 8 ordinary ones, 5 of no hit, 7 hits; or of none."""
+    lengths = {source: [0] * 17 for source in ("root", *SOURCES)}
+    drafted, accepted = dict.fromkeys(SOURCES, 0), dict.fromkeys(SOURCES, 0)
+    if busy:
+        lengths["root"][0] = 13
+        lengths["raw_global"][1] = 3
+        lengths["turbo_local"][3], lengths["turbo_local"][16] = 3, 1
+        drafted |= {"raw_global": 20, "turbo_local": 40}
+        accepted |= {"raw_global": 3, "turbo_local": 29}
+    names = "num_iters hit_iters hit_len invalid_len hit_rate valid_average_hit_len".split()
+    averages = dict.fromkeys(names, 0.0) | {"global_average_hit_len": 1.5, "hit_valid_rate": 0.5}
+    return SimpleNamespace(
+        iterations=20 * busy,
+        drafted_iterations=12 * busy,
+        hit_iterations=7 * busy,
+        drafted=60 * busy,
+        accepted=32 * busy,
+        possible=80 * busy,
+        drafted_by_source=drafted,
+        accepted_by_source=accepted,
+        hit_lengths=lengths,
+        averages=SimpleNamespace(**averages),
+        reports=0,
+        reported=SimpleNamespace(**averages),
+        draft_seconds=0.25 * busy,
+        cache_bytes=123456 * busy,
+        expected_speedup=1.9 * busy,
+        realised_speedup=1.75 * busy,
+    )
+
+
 class FakeEngine:
     """step_seconds: pause between tokens. Prompts may hold commands: "#fail" errors at its third token,
     "#silent" produces nothing until it is aborted."""
@@ -71,6 +106,7 @@ class FakeEngine:
         self.dead = False
         self.hanging_since = 0.0
         self.refuse: Exception | None = None
+        self.speculation = speculation_stats(busy=False)
         self.aborted: list[int] = []
         self.submitted: list[SimpleNamespace] = []
         self._fd = os.eventfd(0, os.EFD_NONBLOCK)
@@ -153,6 +189,7 @@ class FakeEngine:
             current_step_start=self.hanging_since,
             dead=self.dead,
             death_reason="told to die" if self.dead else "",
+            speculation=self.speculation,
         )
 
     # --- the rest
@@ -218,6 +255,7 @@ class FakeEngine:
                 num_prompt_tokens=len(request.prompt),
                 num_output_tokens=request.step,
                 num_cached_tokens=0,
+                speculation=SimpleNamespace(iterations=0),
                 times=(request.arrival, request.arrival, request.first, now, now if finished else 0.0),
             )
         )

@@ -11,12 +11,13 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import requests
 from conftest import Server, serving
-from fake_engine import FakeEngine, fake_handle
+from fake_engine import FakeEngine, fake_handle, speculation_stats
 
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 DRIVER = shutil.which("chromedriver")
@@ -186,6 +187,42 @@ def test_chat(server: Server, browser: Browser) -> None:
         time.sleep(0.02)
     # The two requests that the key was missing for are the only thing the console may complain about.
     assert [p for p in browser.problems() if "401" not in p] == []
+
+
+@needs_browser
+def test_speculation_is_shown_while_there_is_some(server: Server, browser: Browser) -> None:
+    browser.open(server.url + "/")
+    browser.run("document.querySelector('#key').value = 'open sesame'")
+    browser.run("return connect()")
+    browser.wait("document.querySelector('#model').textContent === 'fake'")
+    browser.run("return watchSpeed()")
+    assert browser.run("return speculates === false")
+    hidden = "document.querySelector('#speed').getBoundingClientRect().height === 0"
+    assert browser.run(f"return {hidden}")
+
+    engine = FakeEngine()
+    handle = fake_handle(engine, speculation=SimpleNamespace(method="lookahead"))
+    with serving(handle) as other:
+        browser.open(other.url + "/")
+        browser.wait("document.querySelector('#model').textContent === 'fake'")
+        browser.run("return watchSpeed()")
+        assert browser.run(f"return {hidden}")  # nothing has been drafted so far
+        engine.speculation = speculation_stats()
+        browser.wait(f"!({hidden})")
+        assert browser.texts("#speedup") == ["1.75× as fast as without drafts, 2.60 tokens a step"]
+        assert browser.texts("#acceptance") == ["53% of 60 drafted tokens accepted"]
+        bars = browser.run("return [...document.querySelectorAll('#hits i')].map(e => e.offsetHeight)")
+        assert len(bars) == 17 and bars[0] == 22 and bars[1] == bars[3] == 5 and bars[2] == 1
+        said = browser.run("return document.querySelector('#hits').getAttribute('aria-label')")
+        assert (
+            said.startswith("Steps by accepted tokens: 0: 13, 1: 3, 2: 0, 3: 3") and "16 or more: 1" in said
+        )
+        browser.shot("speculation.png")
+        engine.speculation.realised_speedup = 0.0  # not known
+        browser.run("return watchSpeed()")
+        assert browser.texts("#speedup") == ["2.60 tokens a step"]
+        # Before the key was given, the first server told its 401.
+        assert [problem for problem in browser.problems() if "401" not in problem] == []
 
 
 @needs_browser

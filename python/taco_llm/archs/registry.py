@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     Builder = Callable[[Config, int | None], tuple[ModelSpec, WeightRules]]
 
 ARCHITECTURES: dict[str, tuple[str, str]] = {
-    "BaichuanForCausalLM": ("baichuan", "baichuan"),
     "BaiChuanForCausalLM": ("baichuan", "baichuan_7b"),
+    "BaichuanForCausalLM": ("baichuan", "baichuan"),
     "BloomForCausalLM": ("bloom", "bloom"),
     "ChatGLMModel": ("chatglm", "chatglm"),
     "FalconForCausalLM": ("falcon", "falcon"),
@@ -38,10 +38,8 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "OPTForCausalLM": ("opt", "opt"),
     "Phi3ForCausalLM": ("phi", "phi3"),
     "PhiForCausalLM": ("phi", "phi"),
-    "PhimoeForCausalLM": ("phi", "phimoe"),
-    "Qwen2ForCausalLM": ("llama_like", "qwen2"),
-    "Qwen2MoeForCausalLM": ("moe", "qwen2_moe"),
     "QWenLMHeadModel": ("qwen", "qwen"),
+    "Qwen2ForCausalLM": ("llama_like", "qwen2"),
     "StableLmForCausalLM": ("stablelm", "stablelm"),
     "Starcoder2ForCausalLM": ("starcoder2", "starcoder2"),
     "XverseForCausalLM": ("llama_like", "xverse"),
@@ -49,7 +47,6 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
 
 # Names under which older checkpoints have the same models.
 ALIASES = {
-    "PhiMoEForCausalLM": "PhimoeForCausalLM",
     "ChatGLMForConditionalGeneration": "ChatGLMModel",
     "LLaMAForCausalLM": "LlamaForCausalLM",
     "RWForCausalLM": "FalconForCausalLM",

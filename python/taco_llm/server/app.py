@@ -42,6 +42,7 @@ def make_app(handle: Any, options: ServerOptions) -> web.Application:
         ("GET", "/version", info.version),
         ("GET", "/load", info.load),
         ("GET", "/metrics", info.metrics),
+        ("GET", "/speculation", info.speculation_view),
         ("GET", "/v1/models", info.models),
         ("GET", "/v1/models/{model:.+}", info.model),
         ("POST", "/tokenize", info.tokenize),

@@ -11,7 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
-from taco_llm.server import sampling
+from taco_llm.server import sampling, speculation
 from taco_llm.server.body import read_json
 from taco_llm.server.chat import render_messages
 from taco_llm.server.errors import ApiError
@@ -55,6 +55,11 @@ async def load(request: web.Request) -> web.Response:
 
 async def metrics(request: web.Request) -> web.Response:
     return web.Response(body=request.app[STATE].metrics.page(), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def speculation_view(request: web.Request) -> web.Response:
+    """What speculation has done so far; {"method": "none"} without it."""
+    return web.json_response(speculation.view(request.app[STATE].handle))
 
 
 def _card(state: State, name: str) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from taco_llm.server import speculation
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
@@ -134,6 +136,10 @@ class Metrics(Collector):
             yield from self._counters(prefix, stats)
             yield from self._histograms(prefix)
         yield from self._own(stats)
+        if speculation.enabled(self._handle):
+            for prefix in ("taco:", "vllm:"):
+                yield from speculation.vllm_families(prefix, self._model, stats.speculation)
+            yield from speculation.own_families(stats.speculation)
 
     def _gauges(self, prefix: str, stats: Any) -> Iterable[Metric]:
         used = 1.0 - stats.free_blocks / stats.num_blocks if stats.num_blocks else 0.0

@@ -94,27 +94,29 @@ FLAGS = {
     "max_prompt_adapters": (1, "2", 2, "no"),
     "max_prompt_adapter_token": (0, "2", 2, "no"),
     # speculation
-    "speculative_model": (None, "[ngram]", "[ngram]", "no"),
+    "speculative_model": (None, "[ngram]", "[ngram]", "ok"),
     "speculative_model_quantization": (None, "gptq", "gptq", "no"),
-    "num_speculative_tokens": (None, "5", 5, "no"),
-    "speculative_draft_tensor_parallel_size": (None, "1", 1, "no"),
+    "num_speculative_tokens": (None, "5", 5, "ok"),
+    "speculative_draft_tensor_parallel_size": (None, "1", 1, "note"),
     "speculative_max_model_len": (None, "1", 1, "no"),
-    "speculative_disable_by_batch_size": (None, "1", 1, "no"),
-    "ngram_prompt_lookup_max": (None, "1", 1, "no"),
-    "ngram_prompt_lookup_min": (None, "1", 1, "no"),
+    "speculative_disable_by_batch_size": (None, "4", 4, "ok"),
+    "ngram_prompt_lookup_max": (None, "4", 4, "ok"),
+    "ngram_prompt_lookup_min": (None, "1", 1, "ok"),
     "spec_decoding_acceptance_method": (
         "rejection_sampler",
         "typical_acceptance_sampler",
         "typical_acceptance_sampler",
         "no",
     ),
-    "typical_acceptance_sampler_posterior_threshold": (None, "0.1", 0.1, "no"),
-    "typical_acceptance_sampler_posterior_alpha": (None, "0.1", 0.1, "no"),
-    "disable_logprobs_during_spec_decoding": (None, "true", True, "no"),
+    "typical_acceptance_sampler_posterior_threshold": (None, "0.1", 0.1, "note"),
+    "typical_acceptance_sampler_posterior_alpha": (None, "0.1", 0.1, "note"),
+    "disable_logprobs_during_spec_decoding": (None, "true", True, "note"),
     # taco_llm
-    "lookahead_cache_config_dir": (None, "/tmp", "/tmp", "no"),
-    "cpu_decoding_memory_utilization": (0.15, "0.2", 0.2, "no"),
-    "ignore_prompt_for_lookahead_cache": (False, None, True, "no"),
+    "lookahead_cache_config_dir": (None, ".", ".", "ok"),
+    "cpu_decoding_memory_utilization": (0.15, "0.2", 0.2, "ok"),
+    "ignore_prompt_for_lookahead_cache": (False, None, True, "ok"),
+    "lookahead_cache_save": (None, "drafts.bin", "drafts.bin", "ok"),
+    "lookahead_cache_save_interval": (10, "0.5", 0.5, "ok"),
     "enable_prefix_cache_offload": (False, None, True, "no"),
     "cpu_prefill_memory_utilization": (0.3, "0.2", 0.2, "no"),
     "apc_offload_not_lazy": (False, None, True, "no"),
@@ -125,6 +127,16 @@ FLAGS = {
     "conservative_dry_run": (False, None, True, "cpu note"),
     "cpu_draft_worker": (False, None, True, "no"),
     "batch_invariant": (False, None, True, "cpu no"),
+}
+NGRAM = {"speculative_model": "[ngram]", "num_speculative_tokens": 5, "ngram_prompt_lookup_max": 4}
+LOOKAHEAD = {"lookahead_cache_config_dir": "."}
+# What a flag must stand beside to be of use.
+COMPANY = {
+    **dict.fromkeys(
+        (*NGRAM, "ngram_prompt_lookup_min", "speculative_disable_by_batch_size", *TYPICAL), NGRAM
+    ),
+    **dict.fromkeys(("cpu_decoding_memory_utilization", "ignore_prompt_for_lookahead_cache"), LOOKAHEAD),
+    **dict.fromkeys(("lookahead_cache_save", "lookahead_cache_save_interval"), LOOKAHEAD),
 }
 OWN = {"model", "scheduling_policy", "threads"}  # not in the list above, or with a default of their own
 
@@ -164,7 +176,7 @@ def test_flag_parses(name: str) -> None:
 def test_verdict(name: str) -> None:
     """What is not built is refused by its flag's name; what changes nothing says so; the rest is silent."""
     _, _, value, verdict = FLAGS[name]
-    args = EngineArgs(**{name: value})
+    args = EngineArgs(**COMPANY.get(name, {}) | {name: value})
     if verdict == "no":
         with pytest.raises(NotBuiltError) as error:
             args.check()
