@@ -1,8 +1,8 @@
 // Attention alone on the paged cache: the head shape of Llama-3-8B (32 query heads and 8 KV heads of 128,
-// bf16, pages of 16 in random order), decode and causal prefill. Calls run back to back in a CUDA graph, each
-// over another layer's cache, so that none of it is left in the L2 cache. Prints one line a shape:
-// microseconds a call (median), GB/s of K and V read or TFLOP/s.
-//   cuda_attention_bench [invariant] [fp8] [decode | prefill | BATCHxCONTEXT ...]
+// bf16, pages of 16 in random order), decode, draft verification and causal prefill. Calls run back to back
+// in a CUDA graph, each over another layer's cache, so that none of it is left in the L2 cache. Prints one
+// line a shape: microseconds a call (median), GB/s of K and V read or TFLOP/s.
+//   cuda_attention_bench [invariant] [fp8] [decode | prefill | verify | BATCHxCONTEXT ...]
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -86,7 +86,7 @@ void measure(CudaBackend& b, int batch, int q_len, int context, bool fp8) {
   };
   ops();
   b.synchronize();
-  std::unique_ptr<Graph> graph = q_len == 1 ? b.capture(ops) : nullptr;
+  std::unique_ptr<Graph> graph = q_len <= 64 ? b.capture(ops) : nullptr;
   cudaEvent_t start, stop;
   TACO_CUDA_CHECK(cudaEventCreate(&start));
   TACO_CUDA_CHECK(cudaEventCreate(&stop));
@@ -102,9 +102,10 @@ void measure(CudaBackend& b, int batch, int q_len, int context, bool fp8) {
   }
   std::sort(times.begin(), times.end());
   const double us = times[times.size() / 2];
-  if (q_len == 1) {
-    std::printf("decode  %4d x %5d %s  %9.2f us (min %9.2f)  %7.0f GB/s\n", batch, context,
-                fp8 ? "fp8 " : "bf16", us, times[0], bytes / us * 1e-3);
+  if (q_len <= 64) {
+    std::printf("%s  %4d x %2d of %5d %s  %9.2f us (min %9.2f)  %7.0f GB/s\n",
+                q_len == 1 ? "decode" : "verify", batch, q_len, context, fp8 ? "fp8 " : "bf16", us, times[0],
+                bytes / us * 1e-3);
   } else {
     const double pairs = double(q_len) * (q_len + 1) / 2 + double(q_len) * (context - q_len);
     std::printf("prefill %4d x %5d of %5d  %9.2f us (min %9.2f)  %7.1f TFLOP/s\n", batch, q_len, context, us,
@@ -121,7 +122,7 @@ void measure(CudaBackend& b, int batch, int q_len, int context, bool fp8) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  bool invariant = false, fp8 = false, decode = false, prefill = false;
+  bool invariant = false, fp8 = false, decode = false, prefill = false, verify = false;
   std::vector<std::pair<int, int>> shapes;
   for (int i = 1; i < argc; ++i) {
     std::string arg = argv[i];
@@ -130,9 +131,10 @@ int main(int argc, char** argv) {
     if (arg == "fp8") fp8 = true;
     if (arg == "decode") decode = true;
     if (arg == "prefill") prefill = true;
+    if (arg == "verify") verify = true;
     if (std::sscanf(argv[i], "%dx%d", &batch, &context) == 2) shapes.push_back({batch, context});
   }
-  if (!decode && !prefill && shapes.empty()) decode = prefill = true;
+  if (!decode && !prefill && !verify && shapes.empty()) decode = prefill = verify = true;
   const char* lt = std::getenv("TACO_CUBLASLT");
   CudaBackend b({.device = 0, .plugin = "", .cublaslt = lt ? lt : "", .batch_invariant = invariant});
   std::printf("%s\n", b.description().c_str());
@@ -155,9 +157,15 @@ int main(int argc, char** argv) {
     for (auto [batch, tokens] : {std::pair{1, 512}, {1, 2048}, {1, 8192}, {4, 2048}})
       measure(b, batch, tokens, tokens, fp8);
     measure(b, 1, 512, 8192, fp8);
-    measure(b, 1, 5, 8192, fp8);
+  }
+  if (verify) {
+    for (int context : {600, 2048, 8192}) {
+      for (int batch : {1, 4, 16, 64}) {
+        if (batch * context > 140'000) continue;
+        for (int q_len : {1, 2, 5, 8, 16}) measure(b, batch, q_len, context, fp8);
+      }
+    }
     measure(b, 1, 64, 2048, fp8);
-    measure(b, 16, 5, 2048, fp8);
   }
   return 0;
 }

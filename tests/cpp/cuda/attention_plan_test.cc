@@ -21,6 +21,7 @@ struct Step {
              .q_start = q_start.data(),
              .kv_len = kv_len.data(),
              .tree = tree};
+    for (auto [q, kv] : seqs) shape.max_q_len = std::max(shape.max_q_len, q);
   }
   std::vector<int32_t> q_start{0}, kv_len;
   StepShape shape;
@@ -28,8 +29,13 @@ struct Step {
 
 constexpr PlanKey kLlama{
     .num_heads = 32, .num_kv_heads = 8, .head_dim = 128, .window = 0, .plain = false, .sm90 = false};
-constexpr PlanLimits kLimits{
-    .decode_rows = 8, .decode_slots = 264, .tile_rows = 128, .num_sms = 132, .batch_invariant = false};
+constexpr PlanLimits kLimits{.decode_rows = 8,
+                             .decode_slots = 264,
+                             .few_rows = 32,
+                             .few_slots = 264,
+                             .tile_rows = 128,
+                             .num_sms = 132,
+                             .batch_invariant = false};
 
 // Every packed row of every sequence is in one tile whose splits cover its keys in order, once.
 void expect_complete(const Step& step, const PlanKey& key, const Plan& plan) {
@@ -167,6 +173,29 @@ TEST(AttentionPlan, DecodingIsOneEvenWave) {
     }
     EXPECT_LE(longest, batch * context / 33 * 1.08 + 96) << batch << " x " << context;
   }
+}
+
+// Where every sequence has few rows, the longest alone decides on the kernel (graphs hold it); beside a long
+// chunk drafts still do not go to the kernels of many rows.
+TEST(AttentionPlan, DraftsGoToTheDecodeKernel) {
+  PlanKey key = kLlama;
+  key.sm90 = true;
+  Plan plan;
+  auto rows = [&](const std::vector<std::pair<int, int>>& seqs) {
+    Step step(seqs);
+    make_plan(step.shape, key, kLimits, plan);
+    expect_complete(step, key, plan);
+    return plan.decode_rows;
+  };
+  EXPECT_EQ(rows({{1, 700}, {1, 20}}), 8);
+  for (int longest : {2, 5, 16, 64}) {
+    EXPECT_EQ(rows({{longest, 700}, {1, 20}, {1, 5000}}), 32) << longest;
+    EXPECT_TRUE(plan.tile.items.empty() && plan.sm90.empty()) << longest;
+  }
+  EXPECT_EQ(rows({{700, 700}, {1, 20}, {2, 20}}), 8);
+  EXPECT_EQ(rows({{700, 700}, {1, 20}, {5, 4000}}), 32);
+  EXPECT_FALSE(plan.sm90.empty());
+  for (const PrefillSm90Item& item : plan.sm90) EXPECT_EQ(item.seq, 0);
 }
 
 // In the batch-invariant mode the places of a sequence's splits do not depend on the others.

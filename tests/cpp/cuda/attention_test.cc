@@ -418,6 +418,38 @@ TEST(CudaAttention, Trees) {
   }
 }
 
+// Draft verification: a few rows of each sequence, in chains and in trees, alone and beside long chunks.
+TEST(CudaAttention, FewRowsOfEachSequence) {
+  TACO_SKIP_WITHOUT_DEVICE();
+  uint64_t seed = 350;
+  const std::vector<Sequence> drafts{{5, 700},  {1, 33},   {16, 1999}, {2, 2},
+                                     {8, 1040}, {64, 300}, {0, 4},     {3, 65}};
+  std::vector<Sequence> mixed = drafts;
+  mixed.push_back({200, 500});
+  for (auto [heads, kv] : {std::pair{8, 2}, {4, 4}, {16, 2}, {24, 2}}) {
+    for (int dim : {64, 80, 128, 256}) {
+      for (bool tree : {false, true}) {
+        check({.num_heads = heads, .num_kv_heads = kv, .head_dim = dim, .tree = tree}, drafts, ++seed);
+        if (!tree) check({.num_heads = heads, .num_kv_heads = kv, .head_dim = dim}, mixed, ++seed);
+      }
+    }
+  }
+  for (bool tree : {false, true}) {
+    for (DType dtype : {DType::kBF16, DType::kF16}) {
+      for (DType kv : {DType::kBF16, DType::kF16, DType::kF8E4M3, DType::kF8E5M2})
+        check({.head_dim = 128, .dtype = dtype, .kv_dtype = kv, .tree = tree}, drafts, ++seed);
+    }
+    for (int rule = 0; rule < 8; ++rule)
+      check({.head_dim = 128,
+             .window = rule & 1 ? 100 : 0,
+             .softcap = rule & 2 ? 5.0f : 0.0f,
+             .alibi = (rule & 4) != 0,
+             .sinks = (rule & 4) != 0,
+             .tree = tree},
+            drafts, ++seed);
+  }
+}
+
 // Many sequences, one long one, and lengths around the splits' boundaries.
 TEST(CudaAttention, SplitsOfEveryKind) {
   TACO_SKIP_WITHOUT_DEVICE();
@@ -446,6 +478,10 @@ TEST(CudaAttention, RepeatsBitForBit) {
          600);
   const std::vector<float> first = c.run(backend());
   for (int i = 0; i < 5; ++i) EXPECT_EQ(first, c.run(backend()));
+  Case drafts({.num_heads = 32, .num_kv_heads = 8, .head_dim = 128},
+              {{5, 5000}, {16, 100}, {9, 3000}, {1, 777}}, 601);
+  const std::vector<float> drafted = drafts.run(backend());
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(drafted, drafts.run(backend()));
 }
 
 // In the batch-invariant mode a sequence's rows have the same bits alone, and in company.
@@ -514,6 +550,11 @@ TEST(CudaAttention, GraphsFollowTheStep) {
       after{{2999, 3000}, {0, 1}, {1500, 1501}};
   const std::vector<float> expected = c.pieces(after).run(b);
   EXPECT_EQ(c.pieces(before).replay_as(b, c.pieces(after)), expected);
+  // Drafts: as many rows, shared out otherwise.
+  const std::vector<std::pair<int, int>> drafts{{10, 15}, {40, 43}, {100, 101}, {700, 708}},
+      others{{2992, 3000}, {0, 1}, {1500, 1504}, {64, 68}};
+  const std::vector<float> drafted = c.pieces(others).run(b);
+  EXPECT_EQ(c.pieces(drafts).replay_as(b, c.pieces(others)), drafted);
 }
 
 }  // namespace

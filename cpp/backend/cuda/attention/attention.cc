@@ -145,6 +145,10 @@ struct Attention::Impl {
     layer->tree = tree;
     layer->limits.decode_rows = decode_rows;
     layer->limits.tile_rows = tile_rows;
+    layer->limits.few_rows = key.plain ? 0 : few_rows(key.head_dim);
+    if (layer->limits.few_rows > 0)
+      layer->limits.few_slots =
+          decode_launch(ctx, p.cache.dtype, key.head_dim, layer->limits.few_rows).blocks_per_sm * ctx.num_sms;
     layer->limits.num_sms = ctx.num_sms;
     layer->limits.decode_slots =
         key.plain ? 1
@@ -230,6 +234,7 @@ void Attention::Impl::run(const AttentionParams& p) {
     return;
   }
   if (!plan.sm90.empty()) {
+    TACO_CHECK(!fixed, "prefill cannot be captured");
     const int32_t* count = static_cast<const int32_t*>(layer.sm90.reserve(0, ctx.stream));
     run_prefill_sm90(ctx, p,
                      {.items = reinterpret_cast<const PrefillSm90Item*>(count + 2),
@@ -245,12 +250,13 @@ void Attention::Impl::run(const AttentionParams& p) {
                 grid(plan.tile, cache.num_kv_heads, fixed ? 2 * ctx.num_sms : 1 << 20), d);
   }
   if (plan.decode.header.num_chunks > 0 || fixed) {
-    DecodeLaunch sizes = decode_launch(ctx, cache.dtype, cache.head_dim, decode_rows);
+    const int rows = plan.decode_rows;
+    const DecodeLaunch sizes = decode_launch(ctx, cache.dtype, cache.head_dim, rows);
     d.stages = sizes.stages;
     d.header = layer.decode.header(ctx);
     d.items = layer.decode.items(ctx);
-    launch_decode(ctx, cache.dtype, decode_rows,
-                  grid(plan.decode, cache.num_kv_heads, layer.limits.decode_slots), d);
+    launch_decode(ctx, cache.dtype, rows,
+                  grid(plan.decode, cache.num_kv_heads, sizes.blocks_per_sm * ctx.num_sms), d);
   }
 }
 

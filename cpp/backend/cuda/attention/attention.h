@@ -17,8 +17,9 @@ class Attention {
 
   // Plans the step for all layers: work lists go to fixed device addresses, so that a captured graph reads
   // those of the step it is replayed for (until Scratch::generation changes). The shape is what the device's
-  // q_start and kv_len say. A graph serves the steps whose sequences have one new row each: what is launched
-  // for them depends on nothing else. Each kind of layer runs once before a graph is captured.
+  // q_start and kv_len say. A graph serves the steps whose sequences have one new row each (max_q_len 1), or
+  // those whose sequences have up to 64 (max_q_len 2 to 64): what is launched for each kind depends on
+  // nothing else. Each kind of layer runs once before a graph is captured.
   //
   // In the batch-invariant mode a row's bits depend on its own sequence only: keys are split at multiples of
   // 512, and a sequence of up to 64 new rows is computed as if each of them were alone. A chunk of a prompt

@@ -25,11 +25,12 @@ int decode_rows(DType kv_dtype, int head_dim, int group) {
   return group > 8 && head_dim <= 128 && kv_dtype == DType::kBF16 ? 16 : 8;
 }
 
+int few_rows(int head_dim) { return head_dim <= 128 ? 32 : 0; }
+
 DecodeLaunch decode_launch(const Context& ctx, DType kv_dtype, int head_dim, int rows) {
-  const int dim = padded_dim(head_dim), tiles = rows / 8;
+  const int dim = padded_dim(head_dim);
   const size_t stage = size_t{4} * 2 * 16 * dim * (is_fp8(kv_dtype) ? 1 : 2);
-  const size_t fixed = sizeof(WorkItem) * kMaxChunkItems + 2 * sizeof(float) * 4 * rows + 16 +
-                       sizeof(float) * 4 * tiles * 8 * (dim / 2 + 4);
+  const size_t fixed = decode_fixed_smem(dim, rows);
   // A multiprocessor holds a kilobyte more than a block may have, and each block takes one for the system.
   const size_t total = ctx.max_smem + 1024;
   for (int blocks = 2; blocks >= 1; --blocks) {

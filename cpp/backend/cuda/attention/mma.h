@@ -35,8 +35,18 @@ struct PagedParams {
   DType q_dtype, kv_dtype;  // the plain kernel reads any
 };
 
-// Packed query rows of the decode kernel's tile: 8 or 16.
+// Packed query rows of the decode kernel's tile where every sequence has one new row: 8 or 16.
 int decode_rows(DType kv_dtype, int head_dim, int group);
+// ... and where some have a few (draft verification); 0: the kernel has no such tile.
+int few_rows(int head_dim);
+
+// Bytes of the decode kernel's shared memory beside its ring, for head dims padded to `dim`.
+constexpr size_t decode_fixed_smem(int dim, int rows) {
+  const bool many = rows > 16;  // then queries and rules stand there too
+  const size_t part = static_cast<size_t>(dim) / (many ? 4 : 2);
+  return sizeof(WorkItem) * kMaxChunkItems + 2 * sizeof(float) * 4 * rows + 16 +
+         sizeof(float) * 4 * rows * (part + 4) + (many ? rows * (dim * 2 + 24) : 0);
+}
 
 // Grid sizes and shared memory of the decode kernel: the same for all steps, so that graphs can hold them.
 struct DecodeLaunch {

@@ -270,7 +270,8 @@ __device__ __forceinline__ float result_factor(const PagedParams& p, int kv_head
 
 // After every thread of the block has written its part of a split: the block
 // that comes last of the group adds the splits up, in their order, and writes
-// the results. A warp takes a row.
+// the results. A warp takes kAt rows at a time.
+template <int kAt = 1>
 __device__ __forceinline__ void merge_splits(const PagedParams& p, const WorkItem& item, int kv_head,
                                              int* flag) {
   __syncthreads();
@@ -285,55 +286,80 @@ __device__ __forceinline__ void merge_splits(const PagedParams& p, const WorkIte
   if (*flag == 0) return;
   const int lane = threadIdx.x % 32, warps = blockDim.x / 32, num_splits = item.num_splits;
   const int stride = p.num_kv_heads * item.num_rows;
-  for (int r = threadIdx.x / 32; r < item.num_rows; r += warps) {
-    const int64_t part = item.part_row + int64_t{kv_head} * item.num_rows + r;
-    const float2* max_sum = reinterpret_cast<const float2*>(p.part_max_sum) + part;
-    // The first splits' numbers are on their way while the maximum is found.
+  for (int r0 = threadIdx.x / 32; r0 < item.num_rows; r0 += warps * kAt) {
+    // Rows beyond the last repeat it and are not stored.
+    int64_t part[kAt];
+    const float2* max_sum[kAt];
+    float2 first[kAt];
+    float max[kAt];
     const float2 nothing = make_float2(-kInfinity, 0.0f);
-    const float2 first = lane < num_splits ? __ldcg(max_sum + int64_t{lane} * stride) : nothing;
-    float max = first.x;
-    for (int s = lane + 32; s < num_splits; s += 32)
-      max = fmaxf(max, __ldcg(max_sum + int64_t{s} * stride).x);
+#pragma unroll
+    for (int a = 0; a < kAt; ++a) {
+      part[a] = item.part_row + int64_t{kv_head} * item.num_rows + min(r0 + a * warps, item.num_rows - 1);
+      max_sum[a] = reinterpret_cast<const float2*>(p.part_max_sum) + part[a];
+      // The first splits' numbers are on their way while the maximum is found.
+      first[a] = lane < num_splits ? __ldcg(max_sum[a] + int64_t{lane} * stride) : nothing;
+      max[a] = first[a].x;
+      for (int s = lane + 32; s < num_splits; s += 32)
+        max[a] = fmaxf(max[a], __ldcg(max_sum[a] + int64_t{s} * stride).x);
+    }
     for (int d = lane * 4; d - lane * 4 < p.head_dim; d += 128) {
       const bool there = d < p.head_dim;
-      const float* values = p.part_out + part * p.head_dim + (there ? d : 0);
-      float sum = 0.0f;
-      float4 total = {0.0f, 0.0f, 0.0f, 0.0f};
+      float sum[kAt] = {};
+      float4 total[kAt] = {};
       for (int base = 0; base < num_splits; base += 32) {
-        const float2 ms = base == 0                  ? first
-                          : base + lane < num_splits ? __ldcg(max_sum + int64_t{base + lane} * stride)
-                                                     : nothing;
-        float weight = 0.0f;
         const int count = min(32, num_splits - base);
+        float2 ms[kAt];
+        float weight[kAt];
+#pragma unroll
+        for (int a = 0; a < kAt; ++a) {
+          ms[a] = base == 0                  ? first[a]
+                  : base + lane < num_splits ? __ldcg(max_sum[a] + int64_t{base + lane} * stride)
+                                             : nothing;
+          weight[a] = 0.0f;
+        }
 #pragma unroll 1
         for (int s0 = 0; s0 < count; s0 += 8) {
-          float4 v[8];
+          float4 v[kAt][8];
 #pragma unroll
-          for (int s = 0; s < 8; ++s) {
-            // Splits beyond the last have no weight.
-            int64_t from = base + min(s0 + s, count - 1);
-            v[s] = __ldcg(reinterpret_cast<const float4*>(values + from * stride * p.head_dim));
-          }
-          if (base == 0 && s0 == 0) {
+          for (int a = 0; a < kAt; ++a) {
+            const float* values = p.part_out + part[a] * p.head_dim + (there ? d : 0);
 #pragma unroll
-            for (int i = 16; i > 0; i /= 2) max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, i));
-          }
-          if (s0 == 0) {
-            weight = exp2f(ms.x - (max == -kInfinity ? 0.0f : max));
-            sum += ms.y * weight;
+            for (int s = 0; s < 8; ++s) {
+              // Splits beyond the last have no weight.
+              int64_t from = base + min(s0 + s, count - 1);
+              v[a][s] = __ldcg(reinterpret_cast<const float4*>(values + from * stride * p.head_dim));
+            }
           }
 #pragma unroll
-          for (int s = 0; s < 8; ++s) {
-            float w = __shfl_sync(0xffffffffu, weight, s0 + s);
-            total.x += v[s].x * w, total.y += v[s].y * w, total.z += v[s].z * w, total.w += v[s].w * w;
+          for (int a = 0; a < kAt; ++a) {
+            if (base == 0 && s0 == 0) {
+#pragma unroll
+              for (int i = 16; i > 0; i /= 2) max[a] = fmaxf(max[a], __shfl_xor_sync(0xffffffffu, max[a], i));
+            }
+            if (s0 == 0) {
+              weight[a] = exp2f(ms[a].x - (max[a] == -kInfinity ? 0.0f : max[a]));
+              sum[a] += ms[a].y * weight[a];
+            }
+#pragma unroll
+            for (int s = 0; s < 8; ++s) {
+              float w = __shfl_sync(0xffffffffu, weight[a], s0 + s);
+              total[a].x += v[a][s].x * w, total[a].y += v[a][s].y * w;
+              total[a].z += v[a][s].z * w, total[a].w += v[a][s].w * w;
+            }
           }
         }
       }
 #pragma unroll
-      for (int i = 16; i > 0; i /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, i);
-      const float f = result_factor(p, kv_head, item.first_row + r, max, sum);
-      total.x *= f, total.y *= f, total.z *= f, total.w *= f;
-      if (there) store4(p, out_row(p, item, kv_head, item.first_row + r) + d, total);
+      for (int a = 0; a < kAt; ++a) {
+        const int r = r0 + a * warps;
+#pragma unroll
+        for (int i = 16; i > 0; i /= 2) sum[a] += __shfl_xor_sync(0xffffffffu, sum[a], i);
+        if (r >= item.num_rows) continue;
+        const float f = result_factor(p, kv_head, item.first_row + r, max[a], sum[a]);
+        total[a].x *= f, total[a].y *= f, total[a].z *= f, total[a].w *= f;
+        if (there) store4(p, out_row(p, item, kv_head, item.first_row + r) + d, total[a]);
+      }
     }
   }
 }

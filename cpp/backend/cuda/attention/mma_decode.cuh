@@ -1,9 +1,9 @@
-// Attention of few rows: up to 8 or 16 packed query rows against the keys of a split. The products stand
+// Attention of few rows: up to 8, 16 or 32 packed query rows against the keys of a split. The products stand
 // transposed, with keys (then value dims) in the 16 rows of an mma and the queries in its 8 columns, so that
-// a group of up to eight heads fills the instruction. Each of the four warps has its own ring of units (16
-// tokens' K and V) that it fills by cp.async and drains without waiting for the others; the ring runs on
-// across the items of a chunk. Unit u of a sequence belongs to warp u % 4 wherever a split begins, so that a
-// row's arithmetic depends on the splits' places only.
+// a group of up to eight heads fills the instruction; a draft's rows of all heads of a group take 32. Each of
+// the four warps has its own ring of units (16 tokens' K and V) that it fills by cp.async and drains without
+// waiting for the others; the ring runs on across the items of a chunk. Unit u of a sequence belongs to warp
+// u % 4 wherever a split begins, so that a row's arithmetic depends on the splits' places only.
 #pragma once
 
 #include <type_traits>
@@ -19,15 +19,23 @@ constexpr int unit_bytes() {
   return 2 * kUnit * kDim * T::kBytes;
 }
 
-// Shared memory behind the ring: items, the warps' maxima and sums, a place to add up results (half of the
-// dims at a time).
+// Shared memory behind the ring: items, the warps' maxima and sums, a place to add up results (some of the
+// dims at a time); with many rows also what the registers have no room for, the queries and the rows' rules.
 template <int kDim, int kTiles>
 struct DecodeShared {
-  static constexpr int kRows = kTiles * 8, kHalfDim = kDim / 2, kPitch = kHalfDim + 4;
+  static constexpr bool kSmemQ = kTiles > 2;
+  static constexpr int kRows = kTiles * 8, kParts = kTiles > 2 ? 4 : 2;
+  static constexpr int kPartDim = kDim / kParts, kPitch = kPartDim + 4;
   WorkItem items[kMaxChunkItems];
   float max[kDecodeWarps][kRows], sum[kDecodeWarps][kRows];
   int flag, pad[3];
   float values[kDecodeWarps][kRows][kPitch];
+  struct Queries {
+    uint2 query[kDim / 16][kTiles][32];  // as the lanes want them
+    RowRule rules[kRows];
+  };
+  struct None {};
+  [[no_unique_address]] std::conditional_t<kSmemQ, Queries, None> q;
 };
 
 // The 16-row operands of steps [step, step + kCount): keys as they stand, or values transposed.
@@ -71,9 +79,12 @@ __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_
   constexpr int kChunks = kRowBytes / 16;        // of a token's row
   constexpr int kCopies = kUnit * kChunks / 32;  // of 16 bytes, for each lane, for K as for V
   constexpr int kTokensPerCopy = 32 / kChunks;
-  constexpr int kGroup = kSteps < 8 ? kSteps : 8;  // steps whose operands are loaded ahead
+  // Steps whose operands are loaded ahead; with many rows each serves many products.
+  constexpr int kMostAhead = kTiles > 2 ? 4 : 8, kGroup = kSteps < kMostAhead ? kSteps : kMostAhead;
   static_assert(kTokensPerCopy >= 1 && kTokensPerCopy <= 8);
   using Shared = DecodeShared<kDim, kTiles>;
+  constexpr bool kSmemQ = Shared::kSmemQ;
+  static_assert(sizeof(Shared) <= decode_fixed_smem(kDim, kTiles * 8));
   extern __shared__ __align__(128) uint8_t smem[];
   Shared& sh = *reinterpret_cast<Shared*>(smem + p.stages * kDecodeWarps * 2 * kHalfUnit);
 
@@ -179,33 +190,57 @@ __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_
       const WorkItem& item = sh.items[index];
       // The queries: columns of the products. With FP8 the dims of a step stand in the order in which its
       // bytes fall into the registers.
-      uint32_t query[kSteps][kTiles][2];
+      uint32_t query[kSmemQ ? 1 : kSteps][kTiles][2];
       RowRule rules[kTiles][2];
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-        const int row = n * 8 + lane / 4;
-        const bool there = row < item.num_rows;
-        const int packed = item.first_row + (there ? row : 0), j = divide(packed, p.group_inverse);
+      auto load_query = [&](int k, int n) {
+        const int row = n * 8 + lane / 4, d = k * 16 + (lane % 4) * (T::kFp8 ? 4 : 2);
+        const bool load = row < item.num_rows && k * 16 < p.head_dim;
+        const int packed = item.first_row + (load ? row : 0), j = divide(packed, p.group_inverse);
         const uint16_t* from = static_cast<const uint16_t*>(p.q) + (item.row0 + j) * p.q_stride +
                                int64_t{kv_head * p.group + packed - j * p.group} * p.head_dim;
+        return make_uint2(load ? *reinterpret_cast<const uint32_t*>(from + d) : 0u,
+                          load ? *reinterpret_cast<const uint32_t*>(from + d + (T::kFp8 ? 2 : 8)) : 0u);
+      };
+      if constexpr (kSmemQ) {
+        uint2 loaded[kSteps / kDecodeWarps][kTiles];
 #pragma unroll
-        for (int k = 0; k < kSteps; ++k) {
-          int d = k * 16 + (lane % 4) * (T::kFp8 ? 4 : 2);
-          bool load = there && k * 16 < p.head_dim;
-          query[k][n][0] = load ? *reinterpret_cast<const uint32_t*>(from + d) : 0u;
-          query[k][n][1] = load ? *reinterpret_cast<const uint32_t*>(from + d + (T::kFp8 ? 2 : 8)) : 0u;
+        for (int k = 0; k < kSteps / kDecodeWarps; ++k) {
+#pragma unroll
+          for (int n = 0; n < kTiles; ++n) loaded[k][n] = load_query(k * kDecodeWarps + warp, n);
         }
+        if (threadIdx.x < Shared::kRows)
+          sh.q.rules[threadIdx.x] = row_rule(p, item, kv_head, item.first_row + threadIdx.x);
 #pragma unroll
-        for (int c = 0; c < 2; ++c)
-          rules[n][c] = row_rule(p, item, kv_head, item.first_row + n * 8 + (lane % 4) * 2 + c);
-      }
-      if (p.q_half != T::kHalf) {
-#pragma unroll
-        for (int k = 0; k < kSteps; ++k) {
+        for (int k = 0; k < kSteps / kDecodeWarps; ++k) {
 #pragma unroll
           for (int n = 0; n < kTiles; ++n) {
-            query[k][n][0] = convert_query2<T::kHalf>(query[k][n][0], p.q_half);
-            query[k][n][1] = convert_query2<T::kHalf>(query[k][n][1], p.q_half);
+            uint2 x = loaded[k][n];
+            if (p.q_half != T::kHalf)
+              x.x = convert_query2<T::kHalf>(x.x, p.q_half), x.y = convert_query2<T::kHalf>(x.y, p.q_half);
+            sh.q.query[k * kDecodeWarps + warp][n][lane] = x;
+          }
+        }
+        __syncthreads();
+      } else {
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+          for (int k = 0; k < kSteps; ++k) {
+            const uint2 x = load_query(k, n);
+            query[k][n][0] = x.x, query[k][n][1] = x.y;
+          }
+#pragma unroll
+          for (int c = 0; c < 2; ++c)
+            rules[n][c] = row_rule(p, item, kv_head, item.first_row + n * 8 + (lane % 4) * 2 + c);
+        }
+        if (p.q_half != T::kHalf) {
+#pragma unroll
+          for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+            for (int n = 0; n < kTiles; ++n) {
+              query[k][n][0] = convert_query2<T::kHalf>(query[k][n][0], p.q_half);
+              query[k][n][1] = convert_query2<T::kHalf>(query[k][n][1], p.q_half);
+            }
           }
         }
       }
@@ -231,8 +266,15 @@ __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_
 #pragma unroll
           for (int k = 0; k < kGroup; ++k) {
 #pragma unroll
-            for (int n = 0; n < kTiles; ++n)
-              mma16816<T::kHalf>(k % 2 ? other[n] : score[n], a[k], query[k0 + k][n][0], query[k0 + k][n][1]);
+            for (int n = 0; n < kTiles; ++n) {
+              if constexpr (kSmemQ) {
+                const uint2 x = sh.q.query[k0 + k][n][lane];
+                mma16816<T::kHalf>(k % 2 ? other[n] : score[n], a[k], x.x, x.y);
+              } else {
+                mma16816<T::kHalf>(k % 2 ? other[n] : score[n], a[k], query[k0 + k][n][0],
+                                   query[k0 + k][n][1]);
+              }
+            }
           }
         }
         load_operands<T, kRowBytes, true>(a, values, 0, lane, p.e5m2);
@@ -247,10 +289,14 @@ __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_
           for (int i = 0; i < 4; ++i) score[n][i] += other[n][i];
           cap_scores(score[n], p);
           if (!all_seen) {
+            RowRule row_rules[2];
+            if constexpr (kSmemQ)
+              row_rules[0] = sh.q.rules[n * 8 + lane % 4 * 2],
+              row_rules[1] = sh.q.rules[n * 8 + lane % 4 * 2 + 1];
 #pragma unroll
             for (int i = 0; i < 4; ++i)
-              score[n][i] =
-                  rule_score(score[n][i], rules[n][i & 1], p, item, unit * kUnit + lane / 4 + (i / 2) * 8);
+              score[n][i] = rule_score(score[n][i], kSmemQ ? row_rules[i & 1] : rules[n][i & 1], p, item,
+                                       unit * kUnit + lane / 4 + (i / 2) * 8);
           }
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
@@ -321,28 +367,27 @@ __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_
           for (int m = 0; m < kSteps; ++m) out[m][n][c] *= f, out[m][n][c + 2] *= f;
         }
       }
-      const int half_dim = Shared::kHalfDim;
+      constexpr int kPartDim = Shared::kPartDim, kPartSteps = kPartDim / 16, kVectors = kPartDim / 4;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (half * half_dim < p.head_dim) {
-          if (half > 0) __syncthreads();
+      for (int part = 0; part < Shared::kParts; ++part) {
+        if (part * kPartDim < p.head_dim) {
+          if (part > 0) __syncthreads();
 #pragma unroll
-          for (int m = 0; m < kSteps / 2; ++m) {
+          for (int m = 0; m < kPartSteps; ++m) {
 #pragma unroll
             for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
               for (int i = 0; i < 4; ++i) {
                 int row = n * 8 + (lane % 4) * 2 + (i & 1);
                 int d = m * 16 + (T::kFp8 ? lane / 4 * 2 + i / 2 : lane / 4 + i / 2 * 8);
-                if (row < item.num_rows) sh.values[warp][row][d] = out[half * (kSteps / 2) + m][n][i];
+                if (row < item.num_rows) sh.values[warp][row][d] = out[part * kPartSteps + m][n][i];
               }
             }
           }
           __syncthreads();
-          constexpr int kVectors = Shared::kHalfDim / 4;
           for (int i = threadIdx.x; i < item.num_rows * kVectors; i += kDecodeWarps * 32) {
             const int row = i / kVectors, d = i % kVectors * 4;
-            if (half * half_dim + d >= p.head_dim) continue;
+            if (part * kPartDim + d >= p.head_dim) continue;
             float4 v = {0.0f, 0.0f, 0.0f, 0.0f};
             float top = fmaxf(fmaxf(sh.max[0][row], sh.max[1][row]), fmaxf(sh.max[2][row], sh.max[3][row]));
             float base = top == -kInfinity ? 0.0f : top, total = 0.0f;
@@ -356,18 +401,18 @@ __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_
               int packed = item.first_row + row;
               float f = result_factor(p, kv_head, packed, top, total);
               v.x *= f, v.y *= f, v.z *= f, v.w *= f;
-              store4(p, out_row(p, item, kv_head, packed) + half * half_dim + d, v);
+              store4(p, out_row(p, item, kv_head, packed) + part * kPartDim + d, v);
             } else {
-              int64_t part =
+              int64_t to =
                   item.part_row + (int64_t{item.split} * p.num_kv_heads + kv_head) * item.num_rows + row;
-              __stcg(reinterpret_cast<float4*>(p.part_out + part * p.head_dim + half * half_dim + d), v);
-              if (half == 0 && d == 0)
-                __stcg(reinterpret_cast<float2*>(p.part_max_sum) + part, make_float2(top, total));
+              __stcg(reinterpret_cast<float4*>(p.part_out + to * p.head_dim + part * kPartDim + d), v);
+              if (part == 0 && d == 0)
+                __stcg(reinterpret_cast<float2*>(p.part_max_sum) + to, make_float2(top, total));
             }
           }
         }
       }
-      if (item.num_splits > 1) merge_splits(p, item, kv_head, &sh.flag);
+      if (item.num_splits > 1) merge_splits<kTiles == 1 ? 1 : 2>(p, item, kv_head, &sh.flag);
       __syncthreads();
     }
     cp_async_wait<0>();
@@ -377,8 +422,9 @@ __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_
 template <typename T>
 void launch_decode_of(const Context& ctx, int rows, int grid, size_t smem, const PagedParams& p) {
   auto go = [&](auto kernel) { launch(ctx, kernel, dim3(grid), dim3(kDecodeWarps * 32), smem, p); };
-  // 16 rows (decode_rows) in bf16 only, and not with 256 dims, which leave no room in the registers: groups
-  // of more than eight heads take two tiles elsewhere.
+  // 32 rows where drafts are verified; 16 in bf16 only, for groups of more than eight heads (decode_rows).
+  // With 256 dims the registers have no room for more than eight.
+  if (rows == 32) return p.head_dim <= 64 ? go(decode_kernel<T, 64, 4>) : go(decode_kernel<T, 128, 4>);
   if constexpr (std::is_same_v<T, Bf16>) {
     if (rows == 16) return p.head_dim <= 64 ? go(decode_kernel<T, 64, 2>) : go(decode_kernel<T, 128, 2>);
   }

@@ -15,7 +15,7 @@ constexpr int round_up(int64_t a, int64_t b) { return ceil_div(a, b) * static_ca
 constexpr int kSegmentCost = 32;
 // Keys of the shortest chunk, a unit of 16 for each warp; and of a rest that is not worth a segment of its
 // own.
-constexpr int kShortestChunk = 64, kSliver = 32, kLongSliver = 128;
+constexpr int kShortestChunk = 64, kShortestFewChunk = 256, kSliver = 32, kLongSliver = 128;
 // The tile kernel's splits end with its tiles.
 constexpr int kTileStep = 64;
 
@@ -31,6 +31,7 @@ class Planner {
     plan_.sm90.clear();
     plan_.part_rows = plan_.semaphores = 0;
     plan_.tile_rows = kSmallTile;
+    choose_decode_rows();
     for (int s = 0; s < shape_.num_seqs; ++s) {
       int q_len = shape_.q_start[s + 1] - shape_.q_start[s];
       if (q_len <= 0) continue;
@@ -38,7 +39,7 @@ class Planner {
       if (key_.plain) {
         tiles(s, q_len, group_, plain_);
       } else if (few(q_len)) {
-        tiles(s, q_len, limits_.decode_rows, decode_);
+        tiles(s, q_len, plan_.decode_rows, decode_);
       } else if (key_.sm90) {
         long_.push_back(s);
       } else {
@@ -62,9 +63,32 @@ class Planner {
   }
 
  private:
+  // One tile for all sequences of the decode kernel. Where every sequence of a step has few rows, it hangs on
+  // the step's longest alone: on whether that is one. (A captured graph holds the choice.)
+  void choose_decode_rows() {
+    plan_.decode_rows = limits_.decode_rows;
+    all_few_ = false;
+    if (limits_.few_rows == 0 || limits_.batch_invariant || key_.plain || shape_.max_q_len <= 1) return;
+    all_few_ = shape_.max_q_len <= kFewRows;
+    bool drafts = all_few_;
+    for (int s = 0; s < shape_.num_seqs && !drafts; ++s) {
+      const int q_len = shape_.q_start[s + 1] - shape_.q_start[s];
+      drafts = q_len > 1 && q_len * group_ > limits_.decode_rows && q_len * group_ <= kFewPacked;
+    }
+    if (drafts) plan_.decode_rows = limits_.few_rows;
+  }
+
   bool few(int q_len) const {
-    if (q_len == 1) return true;
-    return limits_.batch_invariant ? q_len <= kFewRows : q_len * group_ <= limits_.decode_rows;
+    if (q_len == 1 || all_few_) return true;
+    if (limits_.batch_invariant) return q_len <= kFewRows;
+    return q_len * group_ <= (plan_.decode_rows == limits_.few_rows ? kFewPacked : limits_.decode_rows);
+  }
+  int decode_slots() const {
+    return plan_.decode_rows == limits_.few_rows ? limits_.few_slots : limits_.decode_slots;
+  }
+  // Partial results of more rows cost more.
+  int shortest_chunk() const {
+    return plan_.decode_rows == limits_.few_rows ? kShortestFewChunk : kShortestChunk;
   }
 
   // The row tiles of a sequence, each with all keys that any of its rows sees.
@@ -142,7 +166,7 @@ class Planner {
     // others.
     const int64_t segments = decode_.size() > 1 ? static_cast<int64_t>(decode_.size()) : 0;
     int target =
-        std::max(kShortestChunk, round_up(ceil_div(keys + segments * kSegmentCost, chunks), kSplitStep));
+        std::max(shortest_chunk(), round_up(ceil_div(keys + segments * kSegmentCost, chunks), kSplitStep));
     while (!cut(target, chunks)) target += round_up(target / 64 + 1, kSplitStep);
   }
 
@@ -150,10 +174,9 @@ class Planner {
     int best = 1;
     double best_use = 0;
     for (int waves = 1; waves <= 4; ++waves) {
-      int n = limits_.decode_slots * waves / key_.num_kv_heads;
+      int n = decode_slots() * waves / key_.num_kv_heads;
       if (n == 0 || n >= kMaxChunks) continue;
-      double use =
-          static_cast<double>(n) * key_.num_kv_heads / (static_cast<double>(limits_.decode_slots) * waves);
+      double use = static_cast<double>(n) * key_.num_kv_heads / (static_cast<double>(decode_slots()) * waves);
       if (use > best_use + 0.04) best = n, best_use = use;
     }
     return best;
@@ -284,6 +307,7 @@ class Planner {
   const PlanLimits& limits_;
   Plan& plan_;
   const int group_;
+  bool all_few_ = false;
   std::vector<WorkItem> decode_, tile_, plain_;
   std::vector<int> long_, tiled_;
 };

@@ -55,15 +55,20 @@ struct PlanKey {
 struct PlanLimits {
   int decode_rows;   // packed rows of the decode kernel's tile: 8 or 16
   int decode_slots;  // thread blocks of it that run at once
-  int tile_rows;     // packed rows of the tile kernel at most
+  int few_rows;      // ... of its tile for several new rows a sequence, 32; 0: there is none
+  int few_slots;
+  int tile_rows;  // packed rows of the tile kernel at most
   int num_sms;
   bool batch_invariant;
 };
 
 // Tokens of a split in the batch-invariant mode: boundaries stand at its multiples whatever the batch.
 inline constexpr int kFixedSplit = 512;
-// New tokens up to which a sequence counts as decoding in the batch-invariant mode.
+// New tokens up to which a sequence counts as decoding in the batch-invariant mode; and up to which all of a
+// step go to the decode kernel, if each sequence has that few.
 inline constexpr int kFewRows = 64;
+// Packed rows up to which a sequence goes to it beside sequences of many rows.
+inline constexpr int kFewPacked = 128;
 // Splits start at multiples of this (but for the first one of a window).
 inline constexpr int kSplitStep = 16;
 
@@ -73,6 +78,7 @@ inline constexpr int kSmallTile = 64;
 struct Plan {
   WorkList decode, tile, plain;
   std::vector<PrefillSm90Item> sm90;
+  int decode_rows = 0;     // of the decode kernel's tile: the limits' decode_rows or few_rows
   int tile_rows = 0;       // of the tile kernel's blocks
   int64_t part_rows = 0;   // rows of partial results
   int64_t semaphores = 0;  // groups of splits

@@ -71,8 +71,8 @@ __device__ __forceinline__ float output(const EpilogueParams& p, const S* in, fl
 // One block for each row.
 template <typename S, typename T, bool kGated>
 __global__ void __launch_bounds__(256) epilogue_kernel(EpilogueParams p, bool wide) {
-  pdl_wait();
   pdl_launch();
+  pdl_wait();
   const int64_t row = blockIdx.x, width = kGated ? p.n / 2 : p.n;
   const S* in = static_cast<const S*>(p.in) + row * p.in_stride;
   T* out = static_cast<T*>(p.out) + row * p.out_stride;
@@ -112,8 +112,8 @@ __device__ __forceinline__ float block_max(float x) {
 // One block for each row, which it reads once where kHold, else twice.
 template <typename S, bool kGated, bool kHold>
 __global__ void __launch_bounds__(512) epilogue_fp8_kernel(EpilogueParams p, bool wide) {
-  pdl_wait();
   pdl_launch();
+  pdl_wait();
   const int64_t row = blockIdx.x, width = kGated ? p.n / 2 : p.n;
   const S* in = static_cast<const S*>(p.in) + row * p.in_stride;
   auto* out = static_cast<__nv_fp8_e4m3*>(p.fp8) + row * width;

@@ -10,6 +10,9 @@ void launch_config(const SkinnyProduct& p, const SkinnyConfig& c, const CUtensor
                    const CUtensorMap& x_map, Context& ctx) {
   if (c.row_tiles == 1 && c.k_boxes == 4) return launch_tile<T, kTokens, 1, 4>(p, c, w_map, x_map, ctx);
   if (c.row_tiles == 1 && c.k_boxes == 2) return launch_tile<T, kTokens, 1, 2>(p, c, w_map, x_map, ctx);
+  if constexpr (kTokens >= 64) {
+    if (c.row_tiles == 2 && c.k_boxes == 2) return launch_tile<T, kTokens, 2, 2>(p, c, w_map, x_map, ctx);
+  }
   fail(ErrorCode::kInternal, "no skinny kernel for ", c.row_tiles, " x 64 rows, ", c.k_boxes, " boxes");
 }
 
