@@ -21,6 +21,14 @@
 namespace taco {
 
 enum class Activation : uint8_t { kNone, kSilu, kGelu /* erf */, kGeluTanh, kGeluQuick, kRelu, kRelu2 };
+
+// How Epilogue::kGated joins its halves: out = act(min(gate, limit)) * (clamp(up, -limit, limit) +
+// up_offset); limit 0: none.
+struct Gating {
+  float limit = 0.0f, up_offset = 0.0f;
+  bool plain() const { return limit <= 0.0f && up_offset == 0.0f; }
+};
+
 enum class NormKind : uint8_t { kNone, kRms, kLayer };
 
 struct EmbeddingParams {
@@ -69,6 +77,7 @@ struct LinearParams {
   Epilogue epilogue = Epilogue::kStore;
   Activation activation = Activation::kNone;
   float out_scale = 1.0f;
+  Gating gating{};
   void* out;               // [rows, out_features], or half as wide for kGated
   bool float_out = false;  // `out` is float32 whatever the activations are: logits, routers
   const Linear* consumer = nullptr;
@@ -133,21 +142,31 @@ enum class MoeRouting : uint8_t {
   kSoftmaxTopK,  // softmax over all experts, then top-k (renormalize: divide by the kept sum)
   kTopKSoftmax,  // top-k of the logits, softmax over them (equals kSoftmaxTopK with renormalize)
   kSigmoidTopK,
+  // top-k; each expert's weight is its part of a softmax over those not chosen before it whose logits are
+  // near its own: (logit - other) / max(|other|, logit) <= 2 * jitter. ("GRIN: GRadient-INformed MoE", 2024)
+  kSparseMixer,
 };
 
 struct MoeParams {
   const void* in;              // [rows, hidden]
-  const float* router_logits;  // [rows, num_experts], always float32
+  const float* router_logits;  // [rows, num_experts], stride router_stride, always float32
   int64_t rows, hidden, intermediate;
   int num_experts, top_k;
   MoeRouting routing;
   bool renormalize;
+  int64_t router_stride = 0;  // 0: num_experts
+  float jitter = 0.0f;        // kSparseMixer
+  float weight_scale = 1.0f;  // multiplies the weights in the end
   const Linear* const*
       gate_up;  // [num_experts], each [2 * intermediate, hidden] (or [intermediate, hidden] if !gated)
   const Linear* const* down;  // [num_experts], each [hidden, intermediate]
   bool gated = true;
   Activation activation;
-  void* out;  // [rows, hidden]
+  Gating gating{};
+  // What every row gets beside its experts: shared[row], times sigmoid(shared_gate[row * router_stride]).
+  const void* shared = nullptr;        // [rows, hidden] or null
+  const float* shared_gate = nullptr;  // null: times 1
+  void* out;                           // [rows, hidden]
   DType dtype = DType::kF32;
 };
 

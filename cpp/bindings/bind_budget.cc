@@ -1,12 +1,15 @@
 // Drafters on their own and the budget controller, for experiments without a model (bench/lookahead).
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "spec/draft_budget.h"
 #include "spec/drafter.h"
+#include "spec/scripted_drafters.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -48,7 +51,26 @@ nb::dict stats(const Budget& self) {
 }  // namespace
 
 void bind_budget(nb::module_& m) {
-  m.def("make_drafter", &make_drafter, "config"_a);
+  m.def(
+      "make_drafter",
+      [](const SpeculationConfig& config) -> std::shared_ptr<Drafter> { return make_drafter(config); },
+      "config"_a);
+  m.def(
+      "fixed_drafter",
+      [](int nodes, int vocab_size) -> std::shared_ptr<Drafter> {
+        return std::make_shared<FixedDrafter>(nodes, vocab_size);
+      },
+      "nodes"_a, "vocab_size"_a);
+  m.def(
+      "replay_drafter",
+      [](std::shared_ptr<Drafter> drafter,
+         std::vector<std::pair<std::vector<int32_t>, std::vector<int32_t>>> texts,
+         int32_t forced) -> std::shared_ptr<Drafter> {
+        std::vector<ReplayDrafter::Text> all;
+        for (auto& [prompt, output] : texts) all.push_back({std::move(prompt), std::move(output)});
+        return std::make_shared<ReplayDrafter>(std::move(drafter), std::move(all), forced);
+      },
+      "drafter"_a, "texts"_a, "forced"_a);
 
   nb::class_<StepCost>(m, "StepCost")
       .def(nb::init<>())

@@ -23,7 +23,8 @@ struct EnumNames<QkNormScope> {
 };
 template <>
 struct EnumNames<MoeRouting> {
-  static constexpr std::array<const char*, 3> names{"softmax_topk", "topk_softmax", "sigmoid_topk"};
+  static constexpr std::array<const char*, 4> names{"softmax_topk", "topk_softmax", "sigmoid_topk",
+                                                    "sparse_mixer"};
 };
 
 }  // namespace taco::bindings

@@ -46,13 +46,14 @@ Decoder::Decoder(std::shared_ptr<const Model> model, int max_rows, int max_posit
     for (const auto& e : w.experts_out) experts.out.push_back(e.get());
   }
   int64_t qkv = 0, heads = 0, inner = 0, experts = 0;
-  bool second_norm = false, block_out = false;
+  bool second_norm = false, block_out = false, shared = false;
   for (const LayerSpec& l : s.layers) {
     const AttentionSpec& a = l.attn;
     qkv = std::max(qkv, int64_t{a.num_heads + 2 * a.num_kv_heads} * a.head_dim);
     heads = std::max(heads, int64_t{a.num_heads} * a.head_dim);
-    if (l.ffn.num_experts == 0) inner = std::max<int64_t>(inner, l.ffn.intermediate);
-    experts = std::max<int64_t>(experts, l.ffn.num_experts);
+    inner = std::max<int64_t>(inner, l.ffn.num_experts == 0 ? l.ffn.intermediate : l.ffn.shared_intermediate);
+    experts = std::max<int64_t>(experts, l.ffn.num_experts + l.ffn.shared_gate);
+    shared |= l.ffn.shared_intermediate > 0;
     second_norm |= l.parallel && l.ffn_norm.kind != NormKind::kNone;
     block_out |= l.post_attn_norm.kind != NormKind::kNone || l.post_ffn_norm.kind != NormKind::kNone ||
                  l.residual_post_norm || l.ffn.num_experts > 0;
@@ -66,6 +67,7 @@ Decoder::Decoder(std::shared_ptr<const Model> model, int max_rows, int max_posit
   heads_ = buffer(rows * heads, dtype_);
   if (inner) inner_ = buffer(rows * inner, dtype_);
   if (experts) router_ = buffer(rows * experts, DType::kF32);
+  if (shared) shared_ = buffer(rows * hidden, dtype_);
   picked_ = buffer(rows * hidden, dtype_);
   picked_block_ = buffer(rows * hidden, dtype_);
   if (model_->project_in) projected_ = buffer(rows * s.embed_dim, dtype_);
@@ -221,25 +223,65 @@ void Decoder::ffn(size_t index, const void* in, int64_t rows, void* out, Epilogu
   const LayerSpec& layer = s.layers[index];
   const FfnSpec& f = layer.ffn;
   const LayerWeights& w = model_->layers[index];
+  const int64_t width = f.num_experts > 0 ? f.shared_intermediate : f.intermediate;
   backend_.linear({.weight = w.ffn_in.get(),
                    .in = in,
                    .rows = rows,
                    .in_stride = s.hidden,
-                   .out_stride = f.intermediate,
+                   .out_stride = width,
                    .epilogue = f.gated ? Epilogue::kGated : Epilogue::kActivation,
                    .activation = f.activation,
+                   .gating = {f.gate_limit, f.up_offset},
                    .out = inner_.get(),
                    .consumer = w.ffn_out.get(),
                    .dtype = dtype_});
   backend_.linear({.weight = w.ffn_out.get(),
                    .in = inner_.get(),
                    .rows = rows,
-                   .in_stride = f.intermediate,
+                   .in_stride = width,
                    .out_stride = s.hidden,
                    .epilogue = epilogue,
                    .out_scale = layer.residual_scale,
                    .out = out,
                    .dtype = dtype_});
+}
+
+void Decoder::moe(size_t index, const void* in, int64_t rows, void* out) {
+  const ModelSpec& s = model_->spec;
+  const FfnSpec& f = s.layers[index].ffn;
+  const LayerWeights& w = model_->layers[index];
+  const int64_t stride = f.num_experts + f.shared_gate;
+  const auto* logits = static_cast<const float*>(router_.get());
+  backend_.linear({.weight = w.router.get(),
+                   .in = in,
+                   .rows = rows,
+                   .in_stride = s.hidden,
+                   .out_stride = stride,
+                   .out = router_.get(),
+                   .float_out = true,
+                   .dtype = dtype_});
+  if (f.shared_intermediate > 0) ffn(index, in, rows, shared_.get(), Epilogue::kStore);
+  backend_.moe({.in = in,
+                .router_logits = logits,
+                .rows = rows,
+                .hidden = s.hidden,
+                .intermediate = f.intermediate,
+                .num_experts = f.num_experts,
+                .top_k = f.top_k,
+                .routing = f.routing,
+                .renormalize = f.renormalize,
+                .router_stride = stride,
+                .jitter = f.router_jitter,
+                .weight_scale = f.expert_scale,
+                .gate_up = experts_[index].in.data(),
+                .down = experts_[index].out.data(),
+                .gated = f.gated,
+                .activation = f.activation,
+                .gating = {f.gate_limit, f.up_offset},
+                .shared = f.shared_intermediate > 0 ? shared_.get() : nullptr,
+                .shared_gate = f.shared_gate ? logits + f.num_experts : nullptr,
+                .out = out,
+                .dtype = dtype_});
 }
 
 void Decoder::layer(size_t index, const DecoderBatch& batch, const KvCache& cache) {
@@ -250,33 +292,8 @@ void Decoder::layer(size_t index, const DecoderBatch& batch, const KvCache& cach
   void* residual = residual_.get();
   void* normed = normed_.get();
   void* block = block_out_.get();
-  bool moe = l.ffn.num_experts > 0;
+  bool mixture = l.ffn.num_experts > 0;
 
-  auto run_moe = [&](const void* in, void* out) {
-    backend_.linear({.weight = w.router.get(),
-                     .in = in,
-                     .rows = rows,
-                     .in_stride = s.hidden,
-                     .out_stride = l.ffn.num_experts,
-                     .out = router_.get(),
-                     .float_out = true,
-                     .dtype = dtype_});
-    backend_.moe({.in = in,
-                  .router_logits = static_cast<const float*>(router_.get()),
-                  .rows = rows,
-                  .hidden = s.hidden,
-                  .intermediate = l.ffn.intermediate,
-                  .num_experts = l.ffn.num_experts,
-                  .top_k = l.ffn.top_k,
-                  .routing = l.ffn.routing,
-                  .renormalize = l.ffn.renormalize,
-                  .gate_up = experts_[index].in.data(),
-                  .down = experts_[index].out.data(),
-                  .gated = l.ffn.gated,
-                  .activation = l.ffn.activation,
-                  .out = out,
-                  .dtype = dtype_});
-  };
   // residual += block_out_ * residual_scale, where no norm follows that could do it in passing.
   auto add_pending = [&](float scale) {
     backend_.norm({.kind = NormKind::kNone,
@@ -297,8 +314,8 @@ void Decoder::layer(size_t index, const DecoderBatch& batch, const KvCache& cach
     attention(index, residual, batch, cache, block, Epilogue::kStore);
     normalize(l.attn_norm, w.attn_norm, block, normed, rows, true);
     std::swap(residual_, normed_);
-    if (moe) {
-      run_moe(residual_.get(), block);
+    if (mixture) {
+      moe(index, residual_.get(), rows, block);
     } else {
       ffn(index, residual_.get(), rows, block, Epilogue::kStore);
     }
@@ -323,8 +340,8 @@ void Decoder::layer(size_t index, const DecoderBatch& batch, const KvCache& cach
       ffn_in = normed2_.get();
     }
     attention(index, attn_in, batch, cache, residual, Epilogue::kAccumulate);
-    if (moe) {
-      run_moe(ffn_in, block);
+    if (mixture) {
+      moe(index, ffn_in, rows, block);
       add_pending(l.residual_scale);
     } else {
       ffn(index, ffn_in, rows, residual, Epilogue::kAccumulate);
@@ -353,12 +370,12 @@ void Decoder::layer(size_t index, const DecoderBatch& batch, const KvCache& cach
     add_pending(1.0f);
   }
   bool post_norm = l.post_ffn_norm.kind != NormKind::kNone;
-  if (!moe && !post_norm) {
+  if (!mixture && !post_norm) {
     ffn(index, ffn_in, rows, residual, Epilogue::kAccumulate);
     return;
   }
-  if (moe) {
-    run_moe(ffn_in, block);
+  if (mixture) {
+    moe(index, ffn_in, rows, block);
   } else {
     ffn(index, ffn_in, rows, block, Epilogue::kStore);
   }

@@ -52,7 +52,9 @@ class Decoder {
   void layer(size_t index, const DecoderBatch& batch, const KvCache& cache);
   void attention(size_t index, const void* in, const DecoderBatch& batch, const KvCache& cache, void* out,
                  Epilogue epilogue);
+  // A dense block, or the shared expert of a mixture.
   void ffn(size_t index, const void* in, int64_t rows, void* out, Epilogue epilogue);
+  void moe(size_t index, const void* in, int64_t rows, void* out);
   void normalize(const NormSpec& spec, const NormWeights& w, const void* in, void* out, int64_t rows,
                  bool add_to_residual = false, const Linear* consumer = nullptr);
 
@@ -68,7 +70,7 @@ class Decoder {
   DType dtype_;                   // of the activations
   Buffer residual_;               // [max_rows, hidden]
   Buffer normed_, normed2_, block_out_;
-  Buffer qkv_, heads_, inner_, router_;
+  Buffer qkv_, heads_, inner_, router_, shared_;
   Buffer picked_, picked_block_, projected_;  // rows chosen for the logits
   bool pending_ = false;                      // block_out_ has not been added to residual_ yet
 };

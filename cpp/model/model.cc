@@ -204,15 +204,18 @@ struct ModelBuilder::Impl {
     if (!a.alibi_slopes.empty()) w.alibi_slopes = DeviceVector(model->backend, a.alibi_slopes);
 
     const FfnSpec& f = layer.ffn;
-    if (f.num_experts == 0) {
+    auto dense_slots = [&](const std::string& name, int64_t width) {
       std::vector<Part> in;
-      if (f.gated) in.push_back({p + "ffn.gate", f.intermediate});
-      in.push_back({p + "ffn.up", f.intermediate});
+      if (f.gated) in.push_back({name + "gate", width});
+      in.push_back({name + "up", width});
       linear_slots(in, s.hidden, f.bias, &w.ffn_in, f.gated ? LinearUse::kGated : LinearUse::kPlain);
-      linear_slots({{p + "ffn.down", s.hidden}}, f.intermediate, f.bias, &w.ffn_out);
-      return;
-    }
-    linear_slots({{p + "moe.router", f.num_experts}}, s.hidden, false, &w.router, LinearUse::kExact);
+      linear_slots({{name + "down", s.hidden}}, width, f.bias, &w.ffn_out);
+    };
+    if (f.num_experts == 0) return dense_slots(p + "ffn.", f.intermediate);
+    if (f.shared_intermediate > 0) dense_slots(p + "moe.shared.", f.shared_intermediate);
+    std::vector<Part> router{{p + "moe.router", f.num_experts}};
+    if (f.shared_gate) router.push_back({p + "moe.shared_gate", 1});
+    linear_slots(router, s.hidden, f.router_bias, &w.router, LinearUse::kExact);
     w.experts_in.resize(f.num_experts);
     w.experts_out.resize(f.num_experts);
     for (int e = 0; e < f.num_experts; ++e) {
@@ -220,9 +223,9 @@ struct ModelBuilder::Impl {
       std::vector<Part> in;
       if (f.gated) in.push_back({x + "gate", f.intermediate});
       in.push_back({x + "up", f.intermediate});
-      linear_slots(in, s.hidden, false, &w.experts_in[e],
+      linear_slots(in, s.hidden, f.bias, &w.experts_in[e],
                    f.gated ? LinearUse::kGatedExpert : LinearUse::kExpert);
-      linear_slots({{x + "down", s.hidden}}, f.intermediate, false, &w.experts_out[e], LinearUse::kExpert);
+      linear_slots({{x + "down", s.hidden}}, f.intermediate, f.bias, &w.experts_out[e], LinearUse::kExpert);
     }
   }
 };

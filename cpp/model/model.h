@@ -31,8 +31,8 @@ struct LayerWeights {
   std::unique_ptr<Linear> qkv, attn_out;  // qkv: [q heads | k heads | v heads]
   NormWeights q_norm, k_norm;             // the spec's weight_offset is in the weights
   DeviceVector sinks, alibi_slopes;
-  std::unique_ptr<Linear> ffn_in, ffn_out;  // ffn_in: [gate; up] or up
-  std::unique_ptr<Linear> router;
+  std::unique_ptr<Linear> ffn_in, ffn_out;  // ffn_in: [gate; up] or up. Of a mixture: the shared expert's
+  std::unique_ptr<Linear> router;           // [router; shared_gate]
   std::vector<std::unique_ptr<Linear>> experts_in, experts_out;
 };
 

@@ -26,7 +26,16 @@ void validate_layer(const ModelSpec& spec, const LayerSpec& layer, size_t index)
   TACO_REQUIRE(f.num_experts >= 0, where(), "num_experts must not be negative");
   TACO_REQUIRE(f.num_experts == 0 || (f.top_k > 0 && f.top_k <= f.num_experts), where(), "top_k ", f.top_k,
                " must lie in [1, num_experts = ", f.num_experts, "]");
-  TACO_REQUIRE(f.num_experts == 0 || !f.bias, where(), "a mixture of experts with biases is not built");
+  TACO_REQUIRE(f.gate_limit >= 0, where(), "gate_limit must not be negative");
+  TACO_REQUIRE(f.gated || (f.gate_limit == 0 && f.up_offset == 0), where(),
+               "gate_limit and up_offset need a gated feed-forward");
+  TACO_REQUIRE(f.shared_intermediate >= 0 && f.router_jitter >= 0, where(),
+               "shared_intermediate and router_jitter must not be negative");
+  TACO_REQUIRE(f.num_experts > 0 || f.shared_intermediate == 0, where(),
+               "shared_intermediate without experts");
+  TACO_REQUIRE(f.shared_intermediate > 0 || !f.shared_gate, where(), "shared_gate without a shared expert");
+  TACO_REQUIRE(!f.shared_gate || !f.router_bias, where(),
+               "a router with a bias beside a gate of the shared expert is not built");
   TACO_REQUIRE(!(layer.parallel && layer.residual_post_norm), where(),
                "parallel and residual_post_norm exclude each other");
 }

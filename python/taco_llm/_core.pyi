@@ -51,11 +51,18 @@ class FfnSpec:
     intermediate: int
     activation: str
     gated: bool
+    gate_limit: float
+    up_offset: float
     bias: bool
     num_experts: int
     top_k: int
     routing: str
     renormalize: bool
+    router_jitter: float
+    router_bias: bool
+    expert_scale: float
+    shared_intermediate: int
+    shared_gate: bool
     def __init__(self, **fields: Any) -> None: ...
 
 class LayerSpec:
@@ -138,8 +145,9 @@ class ModelBuilder:
     layers.I.{attn_norm,post_attn_norm,ffn_norm,post_ffn_norm}.{weight,bias},
     layers.I.attn.{q,k,v,o}.{weight,bias}, layers.I.attn.{q_norm,k_norm}.{weight,bias} (each_head:
     layers.I.attn.{q_norm,k_norm}.HEAD.{weight,bias}), layers.I.attn.sinks,
-    layers.I.ffn.{gate,up,down}.{weight,bias}, layers.I.moe.router.weight,
-    layers.I.moe.experts.E.{gate,up,down}.weight, final_norm.{weight,bias}, head.{weight,bias}.
+    layers.I.ffn.{gate,up,down}.{weight,bias}, layers.I.moe.router.{weight,bias},
+    layers.I.moe.shared_gate.weight [1, hidden], layers.I.moe.shared.{gate,up,down}.{weight,bias},
+    layers.I.moe.experts.E.{gate,up,down}.{weight,bias}, final_norm.{weight,bias}, head.{weight,bias}.
     Linear weights are [out, in].
     """
 
@@ -318,6 +326,15 @@ class Drafter:
 
 def make_drafter(config: SpeculationConfig) -> Drafter | None:
     """None for the method "none". ValueError: the setting to change."""
+
+def fixed_drafter(nodes: int, vocab_size: int) -> Drafter:
+    """Chains of so many drafts for every sequence: for measurements."""
+
+def replay_drafter(
+    drafter: Drafter, texts: Sequence[tuple[Sequence[int], Sequence[int]]], forced: int
+) -> Drafter:
+    """Repeats recorded (prompt, output) in an engine that says nothing but the token `forced` (0 or 1): what
+    the drafter proposes is accepted as the recorded text would have it."""
 
 class StepCost:
     """Seconds of a step by its rows, sequences and KV tokens; cpp/spec/step_cost.h."""

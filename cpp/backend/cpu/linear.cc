@@ -236,6 +236,8 @@ void store_group(const Run& run, const Unit& u, const LinearKernels& kernels, in
   s.epilogue = static_cast<int>(p.epilogue);
   s.activation = static_cast<int>(p.activation);
   s.out_scale = p.out_scale;
+  s.gate_limit = p.gating.limit;
+  s.up_offset = p.gating.up_offset;
   s.out = f32(p.out) + row * p.out_stride + col;
   s.out_stride = p.out_stride;
   kernels.store(s);
@@ -442,6 +444,8 @@ void run_gated_apart(const LinearParams& p, ThreadPool& pool) {
     s.cols = half;
     s.epilogue = static_cast<int>(Epilogue::kGated);
     s.activation = static_cast<int>(p.activation);
+    s.gate_limit = p.gating.limit;
+    s.up_offset = p.gating.up_offset;
     s.out = f32(p.out) + begin * p.out_stride;
     s.out_stride = p.out_stride;
     kernels->store(s);

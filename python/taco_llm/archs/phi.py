@@ -5,7 +5,7 @@ from __future__ import annotations
 from taco_llm._core import ModelSpec, NormSpec
 
 from .config import Config, windows
-from .llama_like import llama_like, weight_rules
+from .llama_like import MIXTRAL_RULES, llama_like, weight_rules
 from .rules import Rule, WeightRules
 
 PHI_RULES = [
@@ -65,3 +65,35 @@ def phi3(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
         layer_windows=lambda n: windows(c, n, window, [True] * n),
     )
     return spec, weight_rules(len(spec.layers), PHI3_RULES)
+
+
+def phimoe(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
+    experts = c.integer("num_local_experts", default=16)
+    if c.integer("num_experts_per_tok", default=2) != 2:
+        raise ValueError("config.json: num_experts_per_tok must be 2, as sparse-mixer routing is defined")
+    window = c.optional_integer("sliding_window")
+    bias = c.flag("attention_bias", default=False)
+    spec = llama_like(
+        c,
+        max_model_len,
+        architecture="PhimoeForCausalLM",
+        intermediate=6400,
+        num_kv_heads=8,
+        max_positions=4096 * 32,
+        vocab=32064,
+        theta=1e6,
+        norm=NormSpec(kind="layer", eps=c.number("rms_norm_eps", default=1e-5), bias=True),
+        qkv_bias=bias,
+        out_bias=bias,
+        layer_windows=lambda n: windows(c, n, window, [True] * n),
+        ffn=dict(
+            num_experts=experts,
+            top_k=2,
+            routing="sparse_mixer",
+            renormalize=False,
+            router_jitter=c.number("router_jitter_noise", default=0.01),
+        ),
+        model=dict(head_bias=c.flag("lm_head_bias", default=False)),
+    )
+    rules = [*MIXTRAL_RULES, Rule("model.layers.{i}.mlp.router.weight", ("layers.{i}.moe.router.weight",))]
+    return spec, weight_rules(len(spec.layers), rules, experts)

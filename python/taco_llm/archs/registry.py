@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     Builder = Callable[[Config, int | None], tuple[ModelSpec, WeightRules]]
 
 ARCHITECTURES: dict[str, tuple[str, str]] = {
-    "BaiChuanForCausalLM": ("baichuan", "baichuan_7b"),
     "BaichuanForCausalLM": ("baichuan", "baichuan"),
+    "BaiChuanForCausalLM": ("baichuan", "baichuan_7b"),
     "BloomForCausalLM": ("bloom", "bloom"),
     "ChatGLMModel": ("chatglm", "chatglm"),
     "FalconForCausalLM": ("falcon", "falcon"),
@@ -38,8 +38,10 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "OPTForCausalLM": ("opt", "opt"),
     "Phi3ForCausalLM": ("phi", "phi3"),
     "PhiForCausalLM": ("phi", "phi"),
-    "QWenLMHeadModel": ("qwen", "qwen"),
+    "PhimoeForCausalLM": ("phi", "phimoe"),
     "Qwen2ForCausalLM": ("llama_like", "qwen2"),
+    "Qwen2MoeForCausalLM": ("moe", "qwen2_moe"),
+    "QWenLMHeadModel": ("qwen", "qwen"),
     "StableLmForCausalLM": ("stablelm", "stablelm"),
     "Starcoder2ForCausalLM": ("starcoder2", "starcoder2"),
     "XverseForCausalLM": ("llama_like", "xverse"),
@@ -47,6 +49,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
 
 # Names under which older checkpoints have the same models.
 ALIASES = {
+    "PhiMoEForCausalLM": "PhimoeForCausalLM",
     "ChatGLMForConditionalGeneration": "ChatGLMModel",
     "LLaMAForCausalLM": "LlamaForCausalLM",
     "RWForCausalLM": "FalconForCausalLM",

@@ -37,8 +37,8 @@ def load_tokenizer(
     """The tokenizer of a checkpoint.
 
     Args:
-        mode: "auto" takes tokenizer.json, then tokenizer.model, then vocab.json with merges.txt; "slow" takes
-            tokenizer.model first.
+        mode: "auto" takes tokenizer.json, then a file of ranks (tiktoken.py), then tokenizer.model, then
+            vocab.json with merges.txt; "slow" takes tokenizer.model first.
         revision: not needed here: the checkpoint's files are already those of the revision.
         trust_remote_code: code of a checkpoint is never run, whatever this says.
 
@@ -70,7 +70,10 @@ def from_folder(folder: Path, *, slow: bool = False) -> Tokenizer:
     roles = _roles(folder, config)
     fast, spm = folder / "tokenizer.json", folder / "tokenizer.model"
     backend: Backend
-    if spm.is_file() and (slow or not fast.is_file()):
+    ranks = _tiktoken_class(folder, config)
+    if ranks is not None and not fast.is_file():
+        backend = _from_ranks(folder, ranks, config, roles)
+    elif spm.is_file() and (slow or not fast.is_file()):
         backend = _from_spm(folder, config, roles)
     elif fast.is_file():
         backend = _from_json(fast, config, roles)
@@ -85,6 +88,14 @@ def from_folder(folder: Path, *, slow: bool = False) -> Tokenizer:
 
 
 def _why_none(folder: Path, config: Mapping[str, Any]) -> str:
+    if found := sorted(path.name for path in folder.glob("*.tiktoken")):
+        return (
+            f"{folder}: {found[0]} holds the ranks of a tokenizer of a kind that is not known "
+            f"({_class_name(config) or 'no tokenizer_class'}): how it cuts text and its special tokens are "
+            "Python code inside the checkpoint, which is never run, not even with --trust-remote-code. "
+            f"Known: {', '.join(_tiktoken_classes())}. Name a folder or hub id with a tokenizer.json with "
+            "--tokenizer"
+        )
     if "AutoTokenizer" in (config.get("auto_map") or {}):
         return (
             f"{folder}: its tokenizer is Python code inside the checkpoint, which is never run, not even "
@@ -94,6 +105,65 @@ def _why_none(folder: Path, config: Mapping[str, Any]) -> str:
         f"{folder}: no tokenizer.json, no tokenizer.model, and no vocab.json with merges.txt: add one of "
         "them, or name a folder or hub id that has it with --tokenizer"
     )
+
+
+def _class_name(config: Mapping[str, Any]) -> str:
+    """The tokenizer's class; where only the code's place is given, the class of that."""
+    name = config.get("tokenizer_class")
+    if isinstance(name, str) and name:
+        return name
+    found = (config.get("auto_map") or {}).get("AutoTokenizer")
+    if isinstance(found, list):  # [slow, fast]
+        found = found[0] if found else None
+    return found.rpartition(".")[2] if isinstance(found, str) else ""
+
+
+def _tiktoken_classes() -> list[str]:
+    from .tiktoken import STYLES
+
+    return sorted(STYLES)
+
+
+def _tiktoken_class(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """The class of a tokenizer whose file of ranks is in the folder; without a class, by the file's name."""
+    from .tiktoken import STYLES
+
+    name = _class_name(config)
+    if name in STYLES:
+        return name if (folder / STYLES[name].file).is_file() else None
+    for known, style in STYLES.items():
+        if not name and style.file.endswith(".tiktoken") and (folder / style.file).is_file():
+            return known
+    return None
+
+
+def _from_ranks(folder: Path, name: str, config: Mapping[str, Any], roles: dict[str, str]) -> Backend:
+    """Fills in the end of sequence that the class has of its own."""
+    from .tiktoken import STYLES, build, read_ranks
+
+    style = STYLES[name]
+    try:
+        ranks = read_ranks(_read_bytes(folder / style.file))
+        special = {text: len(ranks) + i for text, i in style.special.items()}
+        special.update((token.content, id) for id, token in _added_tokens(config))
+        if style.eos in special:
+            roles.setdefault("eos_token", style.eos)
+        return build(ranks, style, special)
+    except ValueError as e:
+        if isinstance(e, TokenizerError):
+            raise
+        raise TokenizerError(f"{folder / style.file}: {e}") from None
+
+
+# The class of ChatGLM 2 and 3: these stand behind the model's pieces, in this order; the roles from 3 on.
+_CHATGLM_SPECIAL = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
+_CHATGLM_ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+_CHATGLM_PREFIX = ("[gMASK]", "sop")
+
+
+def _has_chatglm_roles(config: Mapping[str, Any]) -> bool:
+    listed = json.dumps([config.get(k) for k in ("added_tokens_decoder", "chat_template", "name_or_path")])
+    return "<|user|>" in listed or "chatglm3" in listed.lower()
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -222,7 +292,7 @@ def _from_json(path: Path, config: Mapping[str, Any], roles: Mapping[str, str]) 
     return FastBackend(tokenizer)
 
 
-def _from_spm(folder: Path, config: Mapping[str, Any], roles: Mapping[str, str]) -> Backend:
+def _from_spm(folder: Path, config: Mapping[str, Any], roles: dict[str, str]) -> Backend:
     from .spm import AddedToken, SentencePieceBackend
 
     model = _read_bytes(folder / "tokenizer.model")
@@ -234,6 +304,14 @@ def _from_spm(folder: Path, config: Mapping[str, Any], roles: Mapping[str, str])
         added[token.content] = AddedToken(id, token.special, token.lstrip, token.rstrip)
     try:
         plain = SentencePieceBackend(model, added)
+        if _class_name(config) == "ChatGLMTokenizer":
+            size = SentencePieceBackend(model, {}).size
+            names = _CHATGLM_SPECIAL + (_CHATGLM_ROLES if _has_chatglm_roles(config) else ())
+            for i, text in enumerate(names):
+                added.setdefault(text, AddedToken(size + i))
+            roles.setdefault("eos_token", "</s>")
+            roles.setdefault("unk_token", "<unk>")
+            return SentencePieceBackend(model, added, prefix=[added[text].id for text in _CHATGLM_PREFIX])
         for text in roles.values():
             id = plain.token_to_id(text)
             if text not in added and id is not None:

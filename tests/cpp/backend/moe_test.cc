@@ -12,7 +12,7 @@ namespace taco::cpu {
 namespace {
 
 struct Experts {
-  Experts(Backend& backend, int count, int64_t hidden, int64_t intermediate, bool gated) {
+  Experts(Backend& backend, int count, int64_t hidden, int64_t intermediate, bool gated, bool bias = false) {
     std::mt19937 rng(11);
     std::normal_distribution<float> normal(0.0f, 0.2f);
     dense.resize(count);
@@ -22,16 +22,24 @@ struct Experts {
       e.down.resize(hidden * intermediate);
       for (float& x : e.gate_up) x = normal(rng);
       for (float& x : e.down) x = normal(rng);
+      if (bias) {
+        e.gate_up_bias.resize(up_rows);
+        e.down_bias.resize(hidden);
+        for (float& x : e.gate_up_bias) x = normal(rng);
+        for (float& x : e.down_bias) x = normal(rng);
+      }
+      const float* up_bias = bias ? e.gate_up_bias.data() : nullptr;
+      const float* down_bias = bias ? e.down_bias.data() : nullptr;
       const HostMatrix up{WeightFormat::kF32, up_rows, hidden, e.gate_up.data(), nullptr};
       const HostMatrix down_matrix{WeightFormat::kF32, hidden, intermediate, e.down.data(), nullptr};
       // Gate and up are two parts of one weight, as a checkpoint has them.
       const HostMatrix halves[] = {{WeightFormat::kF32, intermediate, hidden, e.gate_up.data(), nullptr},
                                    {WeightFormat::kF32, intermediate, hidden,
                                     e.gate_up.data() + (gated ? intermediate * hidden : 0), nullptr}};
-      owned.push_back(gated ? backend.prepare_linear(halves, nullptr, {.compute = DType::kF32})
-                            : backend.prepare_linear({&up, 1}, nullptr, {.compute = DType::kF32}));
+      owned.push_back(gated ? backend.prepare_linear(halves, up_bias, {.compute = DType::kF32})
+                            : backend.prepare_linear({&up, 1}, up_bias, {.compute = DType::kF32}));
       gate_up.push_back(owned.back().get());
-      owned.push_back(backend.prepare_linear({&down_matrix, 1}, nullptr, {.compute = DType::kF32}));
+      owned.push_back(backend.prepare_linear({&down_matrix, 1}, down_bias, {.compute = DType::kF32}));
       down.push_back(owned.back().get());
     }
   }
@@ -91,13 +99,66 @@ TEST_P(MoeTest, AgreesWithTheReference) {
   }
 }
 
+// Biases, limited gates, a scale, and an expert for all with and without a gate, in every combination.
+TEST_P(MoeTest, WhatMixturesDifferIn) {
+  LevelGuard guard(GetParam());
+  CpuBackend backend(2);
+  const int64_t hidden = 48, intermediate = 40, rows = 21, experts_count = 6;
+  for (int flags = 0; flags < 32; ++flags) {
+    const bool bias = flags & 1, limited = flags & 2, shared = flags & 4, shared_gate = flags & 8,
+               mixer = flags & 16;
+    Experts experts(backend, experts_count, hidden, intermediate, true, bias);
+    std::mt19937 rng(6);
+    std::normal_distribution<float> normal;
+    const int64_t stride = experts_count + shared_gate;
+    std::vector<float> in(rows * hidden), logits(rows * stride), common(rows * hidden);
+    std::vector<float> out(rows * hidden, NAN), expected = out;
+    for (float& x : in) x = normal(rng);
+    for (float& x : logits) x = normal(rng);
+    for (float& x : common) x = normal(rng);
+    MoeParams p{};
+    p.in = in.data();
+    p.router_logits = logits.data();
+    p.rows = rows;
+    p.hidden = hidden;
+    p.intermediate = intermediate;
+    p.num_experts = experts_count;
+    p.top_k = 2;
+    p.routing = mixer ? MoeRouting::kSparseMixer : MoeRouting::kSoftmaxTopK;
+    p.renormalize = false;
+    p.router_stride = stride;
+    p.jitter = 0.3f;
+    p.weight_scale = limited ? 2.5f : 1.0f;
+    p.gate_up = experts.gate_up.data();
+    p.down = experts.down.data();
+    p.activation = Activation::kGeluQuick;
+    if (limited) p.gating = {.limit = 0.8f, .up_offset = 1.0f};
+    p.shared = shared ? common.data() : nullptr;
+    p.shared_gate = shared && shared_gate ? logits.data() + experts_count : nullptr;
+    p.out = out.data();
+    backend.moe(p);
+    p.out = expected.data();
+    ref::moe(p, experts.dense);
+    for (size_t i = 0; i < out.size(); ++i) ASSERT_NEAR(out[i], expected[i], 1e-5f) << flags << " " << i;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Levels, MoeTest, testing::ValuesIn(available_levels()), level_name);
+
+MoeParams rule(int num_experts, int top_k, MoeRouting routing) {
+  MoeParams p{};
+  p.num_experts = num_experts;
+  p.top_k = top_k;
+  p.routing = routing;
+  p.renormalize = true;
+  return p;
+}
 
 TEST(Route, TiesGoToTheLowestId) {
   const float logits[] = {1, 3, 3, 0, 3};
   int32_t experts[2];
   float weights[2];
-  route(logits, 5, 2, MoeRouting::kTopKSoftmax, true, experts, weights);
+  route(rule(5, 2, MoeRouting::kTopKSoftmax), logits, experts, weights);
   EXPECT_EQ(experts[0], 1);
   EXPECT_EQ(experts[1], 2);
   EXPECT_FLOAT_EQ(weights[0], 0.5f);
@@ -108,9 +169,24 @@ TEST(Route, NaNsStillChooseExpertsThatExist) {
   const float logits[] = {NAN, NAN, NAN};
   int32_t experts[3];
   float weights[3];
-  route(logits, 3, 3, MoeRouting::kSoftmaxTopK, true, experts, weights);
+  route(rule(3, 3, MoeRouting::kSoftmaxTopK), logits, experts, weights);
   for (int k = 0; k < 3; ++k) EXPECT_EQ(experts[k], k);
   EXPECT_TRUE(std::isnan(weights[0]));
+}
+
+TEST(Route, SparseMixerComparesWhatIsNear) {
+  // Of 4 and its neighbours within 5 %: 4, 3.9. Then of 3.9 and what is left: 3.9, 3.75.
+  const float logits[] = {3.75f, 4.0f, -9.0f, 3.9f};
+  int32_t experts[2];
+  float weights[2];
+  MoeParams p = rule(4, 2, MoeRouting::kSparseMixer);
+  p.renormalize = false;
+  p.jitter = 0.025f;
+  route(p, logits, experts, weights);
+  EXPECT_EQ(experts[0], 1);
+  EXPECT_EQ(experts[1], 3);
+  EXPECT_NEAR(weights[0], 1 / (1 + std::exp(-0.1)), 1e-6);
+  EXPECT_NEAR(weights[1], 1 / (1 + std::exp(-0.15)), 1e-6);
 }
 
 TEST(CpuBackend, HostParallelDoesEveryItemOnceAndPassesErrorsOn) {

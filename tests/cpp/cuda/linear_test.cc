@@ -19,12 +19,14 @@ struct Case {
   bool bias = false, float_out = false;
   int64_t in_pad = 0, out_pad = 0;  // extra elements in a row's stride
   bool gated_sm90 = false;          // the fused kernel, whatever it is worth there
+  Gating gating{};
 };
 
 std::string text(const Case& c) {
   return str_cat(c.rows, " x ", c.n, " x ", c.k, " ", dtype_name(c.dtype), c.fp8 ? " fp8" : "", " epilogue ",
                  static_cast<int>(c.epilogue), " activation ", static_cast<int>(c.activation),
-                 c.bias ? " bias" : "", c.float_out ? " float out" : "", " pads ", c.in_pad, " ", c.out_pad);
+                 c.bias ? " bias" : "", c.float_out ? " float out" : "", " pads ", c.in_pad, " ", c.out_pad,
+                 c.gating.plain() ? "" : " limited");
 }
 
 void check(const Case& c) {
@@ -59,6 +61,7 @@ void check(const Case& c) {
   p.epilogue = c.epilogue;
   p.activation = c.activation;
   p.out_scale = c.out_scale;
+  p.gating = c.gating;
   p.out = out.as();
   p.float_out = c.float_out;
   p.dtype = c.dtype;
@@ -80,8 +83,8 @@ void check(const Case& c) {
     };
     for (int64_t j = 0; j < width; ++j) {
       double y = product(j);
-      if (c.epilogue == Epilogue::kActivation || gated) y = cpu::ref::activate(c.activation, y);
-      if (gated) y *= product(width + j);
+      if (c.epilogue == Epilogue::kActivation) y = cpu::ref::activate(c.activation, y);
+      if (gated) y = cpu::ref::gate(c.activation, c.gating, y, product(width + j));
       if (accumulate) y = old[r * out_stride + j] + y * c.out_scale;
       expected.push_back(static_cast<float>(y));
       result.push_back(got[r * out_stride + j]);
@@ -133,6 +136,9 @@ TEST(CudaLinearDense, Epilogues) {
           c.activation = a;
           check(c);
         }
+        c.gating = {.limit = 0.7f, .up_offset = 1.0f};
+        check(c);
+        c.gating = {};
         c.epilogue = Epilogue::kActivation;
         for (Activation a : {Activation::kSilu, Activation::kGelu, Activation::kGeluTanh,
                              Activation::kGeluQuick, Activation::kRelu, Activation::kRelu2}) {

@@ -16,13 +16,17 @@ struct Case {
   bool renormalize = true;
   Activation activation = Activation::kSilu;
   bool skewed = false;  // nearly all rows choose the same experts
+  bool shared = false, shared_gate = false;
+  Gating gating{};
+  float weight_scale = 1.0f;
 };
 
 std::string text(const Case& c) {
   return str_cat(c.rows, " rows, hidden ", c.hidden, ", intermediate ", c.intermediate, ", ", c.top_k, " of ",
                  c.experts, " ", dtype_name(c.dtype), c.gated ? " gated" : "", c.fp8 ? " fp8" : "",
                  " routing ", static_cast<int>(c.routing), c.renormalize ? " renormalized" : "",
-                 c.skewed ? " skewed" : "");
+                 c.skewed ? " skewed" : "", c.bias ? " bias" : "", c.gating.plain() ? "" : " limited",
+                 c.shared ? " shared" : "", c.shared_gate ? " by a gate" : "");
 }
 
 struct Experts {
@@ -31,14 +35,20 @@ struct Experts {
     for (int e = 0; e < c.experts; ++e) {
       TestMatrix up = random_matrix(WeightFormat::kF32, up_rows, c.hidden, 100 + e);
       TestMatrix out = random_matrix(WeightFormat::kF32, c.hidden, c.intermediate, 900 + e);
+      std::vector<float> up_bias, down_bias;
+      if (c.bias) {
+        up_bias = random_floats(up_rows, 1700 + e);
+        down_bias = random_floats(c.hidden, 2500 + e);
+      }
       owned.push_back(backend().prepare_linear(
-          {&up.host, 1}, nullptr,
+          {&up.host, 1}, c.bias ? up_bias.data() : nullptr,
           {.compute = c.dtype, .gated = c.gated, .fp8 = c.fp8, .activation = c.dtype}));
       gate_up.push_back(owned.back().get());
-      owned.push_back(backend().prepare_linear({&out.host, 1}, nullptr,
+      owned.push_back(backend().prepare_linear({&out.host, 1}, c.bias ? down_bias.data() : nullptr,
                                                {.compute = c.dtype, .fp8 = c.fp8, .activation = c.dtype}));
       down.push_back(owned.back().get());
-      dense.push_back({values(up, c.dtype, *gate_up.back()), values(out, c.dtype, *down.back())});
+      dense.push_back(
+          {values(up, c.dtype, *gate_up.back()), values(out, c.dtype, *down.back()), up_bias, down_bias});
     }
   }
   static std::vector<float> values(const TestMatrix& m, DType dtype, const Linear& linear) {
@@ -54,10 +64,12 @@ void check(const Case& c, const Experts& experts, bool batch_invariant = true, d
   SCOPED_TRACE(text(c));
   CudaBackend& device = backend(batch_invariant);
   std::vector<float> x = rounded(random_floats(c.rows * c.hidden, 41), c.dtype);
-  std::vector<float> logits = random_floats(c.rows * c.experts, 42, 1.5f), expected(c.rows * c.hidden);
+  const int64_t stride = c.experts + c.shared_gate;
+  std::vector<float> logits = random_floats(c.rows * stride, 42, 1.5f), expected(c.rows * c.hidden);
+  std::vector<float> shared = rounded(random_floats(c.shared ? c.rows * c.hidden : 1, 43), c.dtype);
   for (size_t i = 0; i < logits.size(); ++i) {
     logits[i] = std::round(logits[i] * 2) / 2;  // ties
-    if (c.skewed) logits[i] -= 0.1f * static_cast<float>(i % c.experts) * static_cast<float>(i % c.experts);
+    if (c.skewed) logits[i] -= 0.1f * static_cast<float>(i % stride) * static_cast<float>(i % stride);
   }
   MoeParams p{};
   p.in = x.data();
@@ -69,6 +81,12 @@ void check(const Case& c, const Experts& experts, bool batch_invariant = true, d
   p.top_k = c.top_k;
   p.routing = c.routing;
   p.renormalize = c.renormalize;
+  p.router_stride = stride;
+  p.jitter = 0.3f;
+  p.weight_scale = c.weight_scale;
+  p.gating = c.gating;
+  if (c.shared) p.shared = shared.data();
+  if (c.shared_gate) p.shared_gate = logits.data() + c.experts;
   p.gate_up = experts.gate_up.data();
   p.down = experts.down.data();
   p.gated = c.gated;
@@ -76,11 +94,13 @@ void check(const Case& c, const Experts& experts, bool batch_invariant = true, d
   p.out = expected.data();
   cpu::ref::moe(p, experts.dense);
 
-  DeviceBuffer in = to_device(x, c.dtype), device_logits(logits);
+  DeviceBuffer in = to_device(x, c.dtype), device_logits(logits), device_shared = to_device(shared, c.dtype);
   DeviceBuffer out(c.rows * c.hidden * dtype_size(c.dtype));
   p.in = in.as();
   p.router_logits = device_logits.as<float>();
   p.out = out.as();
+  if (c.shared) p.shared = device_shared.as();
+  if (c.shared_gate) p.shared_gate = device_logits.as<float>() + c.experts;
   p.dtype = c.dtype;
   device.moe(p);
   device.synchronize();
@@ -91,7 +111,9 @@ void check(const Case& c, const Experts& experts, bool batch_invariant = true, d
   // A row alone gets the same bits, whatever tiles it was in.
   DeviceBuffer alone(c.hidden * dtype_size(c.dtype));
   p.in = in.as<char>() + (c.rows - 1) * c.hidden * dtype_size(c.dtype);
-  p.router_logits = device_logits.as<float>() + (c.rows - 1) * c.experts;
+  p.router_logits = device_logits.as<float>() + (c.rows - 1) * stride;
+  if (c.shared) p.shared = device_shared.as<char>() + (c.rows - 1) * c.hidden * dtype_size(c.dtype);
+  if (c.shared_gate) p.shared_gate += (c.rows - 1) * stride;
   p.rows = 1;
   p.out = alone.as();
   device.moe(p);
@@ -104,8 +126,8 @@ TEST(CudaMoe, RoutingRules) {
   for (bool gated : {true, false}) {
     Case c{.rows = 33, .hidden = 64, .intermediate = 48, .experts = 8, .top_k = 3, .gated = gated};
     const Experts experts(c);
-    for (MoeRouting routing :
-         {MoeRouting::kSoftmaxTopK, MoeRouting::kTopKSoftmax, MoeRouting::kSigmoidTopK}) {
+    for (MoeRouting routing : {MoeRouting::kSoftmaxTopK, MoeRouting::kTopKSoftmax, MoeRouting::kSigmoidTopK,
+                               MoeRouting::kSparseMixer}) {
       for (bool renormalize : {true, false}) {
         for (int64_t rows : {1, 33, 100}) {
           c.rows = rows;
@@ -114,6 +136,37 @@ TEST(CudaMoe, RoutingRules) {
           c.activation = gated ? Activation::kSilu : Activation::kGelu;
           check(c, experts);
         }
+      }
+    }
+  }
+}
+
+// Biases, limited gates, a scale, and an expert for all with and without a gate, in every combination and on
+// every path: one row, tiles of the tensor cores, many rows, the plain cores.
+TEST(CudaMoe, WhatMixturesDifferIn) {
+  TACO_SKIP_WITHOUT_DEVICE();
+  for (DType dtype : {DType::kBF16, DType::kF32}) {
+    for (int flags = 0; flags < 16; ++flags) {
+      const bool bias = flags & 1, limited = flags & 2, shared = flags & 4, gate = flags & 8;
+      Case c{.rows = 1,
+             .hidden = 136,
+             .intermediate = 80,
+             .experts = 5,
+             .top_k = 2,
+             .dtype = dtype,
+             .bias = bias,
+             .activation = Activation::kGeluQuick,
+             .shared = shared,
+             .shared_gate = shared && gate};
+      if (limited) {
+        c.gating = {.limit = 0.8f, .up_offset = 1.0f};
+        c.weight_scale = 2.5f;
+      }
+      const Experts weights(c);
+      for (int64_t rows : {1, 40, 700}) {
+        c.rows = rows;
+        check(c, weights);
+        check(c, weights, false);
       }
     }
   }

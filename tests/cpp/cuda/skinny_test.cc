@@ -25,6 +25,7 @@ struct Case {
   DType out_dtype = DType::kBF16;  // kF32: float_out
   Epilogue epilogue = Epilogue::kStore;
   Activation activation = Activation::kNone;
+  Gating gating{};
   bool bias = false;
   int64_t x_pad = 0, out_pad = 0;
 };
@@ -89,6 +90,7 @@ struct Product {
     params.out = out_device.as(), params.out_stride = out_stride, params.out_dtype = c.out_dtype;
     params.epilogue = c.epilogue, params.activation = c.activation;
     params.out_scale = 0.75f;
+    params.gating = c.gating;
   }
 
   std::vector<float> reference() const {
@@ -109,7 +111,7 @@ struct Product {
         if (c.epilogue == Epilogue::kActivation) v = cpu::ref::activate(c.activation, v);
         if (c.epilogue == Epilogue::kGated) {
           const int64_t gate = i / 8 * 16 + i % 8;
-          v = cpu::ref::activate(c.activation, y[gate]) * y[gate + 8];
+          v = cpu::ref::gate(c.activation, c.gating, y[gate], y[gate + 8]);
         }
         out[m * width + i] = static_cast<float>(v);
       }
@@ -219,6 +221,8 @@ TEST(Skinny, Epilogues) {
           c.epilogue = Epilogue::kGated;
           check(c);
         }
+        c.gating = {.limit = 0.7f, .up_offset = 1.0f};
+        check(c);
       }
     }
   }

@@ -132,9 +132,7 @@ NGRAM = {"speculative_model": "[ngram]", "num_speculative_tokens": 5, "ngram_pro
 LOOKAHEAD = {"lookahead_cache_config_dir": "."}
 # What a flag must stand beside to be of use.
 COMPANY = {
-    **dict.fromkeys(
-        (*NGRAM, "ngram_prompt_lookup_min", "speculative_disable_by_batch_size", *TYPICAL), NGRAM
-    ),
+    **dict.fromkeys((*NGRAM, "ngram_prompt_lookup_min", "speculative_disable_by_batch_size"), NGRAM),
     **dict.fromkeys(("cpu_decoding_memory_utilization", "ignore_prompt_for_lookahead_cache"), LOOKAHEAD),
     **dict.fromkeys(("lookahead_cache_save", "lookahead_cache_save_interval"), LOOKAHEAD),
 }

@@ -168,6 +168,18 @@ def stablelm(**fields: Any) -> Case:
     return Case("StableLmConfig", {**LLAMA, "hidden_size": 96, "num_hidden_layers": 2, **fields})
 
 
+def qwen2_moe(save: str = "safetensors", **fields: Any) -> Case:
+    base = dict(
+        num_experts=6, num_experts_per_tok=3, moe_intermediate_size=24, shared_expert_intermediate_size=40
+    )
+    return Case("Qwen2MoeConfig", {**LLAMA, "num_hidden_layers": 2, **base, **fields}, save=save)
+
+
+def phimoe(save: str = "safetensors", **fields: Any) -> Case:
+    base = dict(num_local_experts=4, num_hidden_layers=2, router_jitter_noise=0.2)
+    return Case("PhimoeConfig", {**LLAMA, **base, **fields}, save=save)
+
+
 CASES: dict[str, Case | PlainCase] = {
     **PLAIN_CASES,
     "llama-grouped": llama(),
@@ -256,6 +268,34 @@ CASES: dict[str, Case | PlainCase] = {
     "stablelm-qk-norm-sequential": stablelm(qk_layernorm=True, num_key_value_heads=1, use_qkv_bias=True),
     "stablelm-parallel-tied": stablelm(
         use_parallel_residual=True, use_qkv_bias=True, partial_rotary_factor=1.0, tie_word_embeddings=True
+    ),
+    "qwen2-moe": qwen2_moe(),
+    "qwen2-moe-stacked": qwen2_moe("stacked", norm_topk_prob=True, num_key_value_heads=6, qkv_bias=False),
+    "qwen2-moe-some-dense": qwen2_moe(
+        num_hidden_layers=4,
+        decoder_sparse_step=2,
+        mlp_only_layers=[3],
+        num_experts_per_tok=1,
+        tie_word_embeddings=True,
+        use_sliding_window=True,
+        sliding_window=9,
+        max_window_layers=3,
+    ),
+    "phimoe": phimoe(lm_head_bias=True, attention_bias=True),
+    "phimoe-narrow-stacked": phimoe("stacked", router_jitter_noise=0.01, num_local_experts=8),
+    "phimoe-window-tied": phimoe(sliding_window=9, tie_word_embeddings=True, num_key_value_heads=1),
+    "phimoe-longrope-short": phimoe(**longrope(8, 128, short_mscale=1.1, long_mscale=1.3)),
+    # transformers takes the short factors beyond the original context, too (the model's own code does not):
+    # equal ones here, so that only the long magnitude differs.
+    "phimoe-longrope-long": phimoe(
+        **longrope(
+            8,
+            16,
+            short_mscale=1.1,
+            long_mscale=1.3,
+            short_factor=[1.0, 1.5, 2.0, 4.0],
+            long_factor=[1.0, 1.5, 2.0, 4.0],
+        )
     ),
 }
 

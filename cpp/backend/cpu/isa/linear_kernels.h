@@ -91,6 +91,7 @@ struct StoreParams {
   const float* bias_up;
   int epilogue, activation;
   float out_scale;
+  float gate_limit, up_offset;  // Gating of ops.h
   float* out;
   int64_t out_stride;
 };

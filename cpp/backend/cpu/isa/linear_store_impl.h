@@ -82,6 +82,16 @@ static void store_some(float* p, Lanes v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = f[i];
 }
 
+template <typename Act>
+static inline Lanes gate(Lanes y, Lanes u, const StoreParams& s) {
+  if (s.gate_limit > 0.0f) {
+    const Lanes high = all(s.gate_limit), low = all(-s.gate_limit);
+    y = y > high ? high : y;
+    u = u > high ? high : u < low ? low : u;
+  }
+  return Act::apply(y) * (u + s.up_offset);
+}
+
 enum class Form { kApply, kGate, kAdd };
 
 // Products are padded to whole panels, so a whole vector of them may be read anywhere; of outputs and biases
@@ -99,7 +109,7 @@ static void store_panels(const StoreParams& s) {
       if (kForm == Form::kGate) {
         Lanes u = load_lanes(up + i);
         if (kBias) u += load_lanes(s.bias_up + i);
-        y = Act::apply(y) * u;
+        y = gate<Act>(y, u, s);
       } else {
         y = kForm == Form::kAdd ? load_lanes(out + i) + y * s.out_scale : Act::apply(y);
       }
@@ -111,7 +121,7 @@ static void store_panels(const StoreParams& s) {
       if (kForm == Form::kGate) {
         Lanes u = load_lanes(up + whole);
         if (kBias) u += load_some(s.bias_up + whole, rest);
-        y = Act::apply(y) * u;
+        y = gate<Act>(y, u, s);
       } else {
         y = kForm == Form::kAdd ? load_some(out + whole, rest) + y * s.out_scale : Act::apply(y);
       }

@@ -8,8 +8,25 @@
 
 namespace taco::cpu {
 
-void route(const float* logits, int num_experts, int top_k, MoeRouting routing, bool renormalize,
-           int32_t* experts, float* weights) {
+namespace {
+
+// The weight of the k-th choice among those not chosen before it.
+float sparse_mixer_weight(const MoeParams& p, const float* logits, const int32_t* experts, int k) {
+  const float own = logits[experts[k]];
+  float sum = 0.0f;
+  for (int e = 0; e < p.num_experts; ++e) {
+    bool taken = false;
+    for (int j = 0; j < k; ++j) taken |= experts[j] == e;
+    const float scale = std::fmax(std::fabs(logits[e]), own);
+    if (!taken && !((own - logits[e]) / scale > 2.0f * p.jitter)) sum += std::exp(logits[e] - own);
+  }
+  return 1.0f / sum;
+}
+
+}  // namespace
+
+void route(const MoeParams& p, const float* logits, int32_t* experts, float* weights) {
+  const int num_experts = p.num_experts, top_k = p.top_k;
   // A softmax and a sigmoid keep the order, so the logits choose.
   for (int k = 0; k < top_k; ++k) {
     int best = -1;
@@ -22,18 +39,21 @@ void route(const float* logits, int num_experts, int top_k, MoeRouting routing, 
     experts[k] = best;
   }
   float sum = 0.0f;
-  if (routing == MoeRouting::kSigmoidTopK) {
+  if (p.routing == MoeRouting::kSigmoidTopK) {
     for (int k = 0; k < top_k; ++k) sum += weights[k] = 1.0f / (1.0f + std::exp(-logits[experts[k]]));
-    if (!renormalize) return;
+    if (!p.renormalize) sum = 1.0f;
+  } else if (p.routing == MoeRouting::kSparseMixer) {
+    for (int k = 0; k < top_k; ++k) sum += weights[k] = sparse_mixer_weight(p, logits, experts, k);
+    if (!p.renormalize) sum = 1.0f;
   } else {
     const float max = logits[experts[0]];
     for (int k = 0; k < top_k; ++k) sum += weights[k] = std::exp(logits[experts[k]] - max);
-    if (routing == MoeRouting::kSoftmaxTopK && !renormalize) {
+    if (p.routing == MoeRouting::kSoftmaxTopK && !p.renormalize) {
       sum = 0.0f;
       for (int e = 0; e < num_experts; ++e) sum += std::exp(logits[e] - max);
     }
   }
-  for (int k = 0; k < top_k; ++k) weights[k] /= sum;
+  for (int k = 0; k < top_k; ++k) weights[k] = weights[k] / sum * p.weight_scale;
 }
 
 void Moe::run(const MoeParams& p, ThreadPool& pool, const RunLinear& linear) {
@@ -44,10 +64,11 @@ void Moe::run(const MoeParams& p, ThreadPool& pool, const RunLinear& linear) {
   weights_.resize(pairs);
   rows_.resize(pairs);
   sorted_weights_.resize(pairs);
+  const int64_t stride = p.router_stride ? p.router_stride : p.num_experts;
   pool.parallel_for(p.rows, 1 + 4096 / (p.num_experts * p.top_k), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
-      route(p.router_logits + row * p.num_experts, p.num_experts, p.top_k, p.routing, p.renormalize,
-            experts_.data() + row * p.top_k, weights_.data() + row * p.top_k);
+      route(p, p.router_logits + row * stride, experts_.data() + row * p.top_k,
+            weights_.data() + row * p.top_k);
   });
 
   // Rows by expert, in order.
@@ -85,6 +106,7 @@ void Moe::run(const MoeParams& p, ThreadPool& pool, const RunLinear& linear) {
     up.out_stride = p.intermediate;
     up.epilogue = p.gated ? Epilogue::kGated : Epilogue::kActivation;
     up.activation = p.activation;
+    up.gating = p.gating;
     up.out = inner_.as<float>();
     linear(up);
     LinearParams down{};
@@ -101,6 +123,13 @@ void Moe::run(const MoeParams& p, ThreadPool& pool, const RunLinear& linear) {
                           p.hidden);
     });
   }
+  if (!p.shared) return;
+  pool.parallel_for(p.rows, 1 + 16384 / p.hidden, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float factor = p.shared_gate ? 1.0f / (1.0f + std::exp(-p.shared_gate[row * stride])) : 1.0f;
+      kernels.scale_add(f32(p.out) + row * p.hidden, f32(p.shared) + row * p.hidden, factor, p.hidden);
+    }
+  });
 }
 
 }  // namespace taco::cpu

@@ -63,8 +63,8 @@ class Moe {
   PageBuffer in_, inner_, out_;
 };
 
-// The experts of one row, most wanted first, ties by lowest id, and their weights.
-void route(const float* logits, int num_experts, int top_k, MoeRouting routing, bool renormalize,
-           int32_t* experts, float* weights);
+// The top_k experts of one row, most wanted first, ties by lowest id, and their weights. `params` gives the
+// rule; logits: [num_experts].
+void route(const MoeParams& params, const float* logits, int32_t* experts, float* weights);
 
 }  // namespace taco::cpu

@@ -254,9 +254,19 @@ double activate(Activation activation, double x) {
   fail(ErrorCode::kInternal, "unknown activation");
 }
 
+double gate(Activation activation, const Gating& gating, double gate, double up) {
+  if (gating.limit > 0) {
+    const double limit = gating.limit;
+    gate = std::min(gate, limit);
+    up = std::clamp(up, -limit, limit);
+  }
+  return activate(activation, gate) * (up + gating.up_offset);
+}
+
 void moe(const MoeParams& p, const std::vector<DenseExpert>& experts) {
+  const int64_t stride = p.router_stride ? p.router_stride : p.num_experts;
   for (int64_t row = 0; row < p.rows; ++row) {
-    const float *x = f32(p.in) + row * p.hidden, *logits = p.router_logits + row * p.num_experts;
+    const float *x = f32(p.in) + row * p.hidden, *logits = p.router_logits + row * stride;
     std::vector<double> scores(p.num_experts);
     if (p.routing == MoeRouting::kSigmoidTopK) {
       for (int e = 0; e < p.num_experts; ++e) scores[e] = 1 / (1 + std::exp(-double{logits[e]}));
@@ -269,6 +279,18 @@ void moe(const MoeParams& p, const std::vector<DenseExpert>& experts) {
     std::vector<int> order(p.num_experts);
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });
+    if (p.routing == MoeRouting::kSparseMixer) {
+      std::vector<double> left(logits, logits + p.num_experts);
+      for (int k = 0; k < p.top_k; ++k) {
+        const double own = logits[order[k]];
+        double sum = 0;
+        for (double other : left) {
+          if (!((own - other) / std::max(std::fabs(other), own) > 2 * p.jitter)) sum += std::exp(other - own);
+        }
+        scores[order[k]] = 1 / sum;
+        left[order[k]] = -std::numeric_limits<double>::infinity();
+      }
+    }
     order.resize(p.top_k);
     double kept = 1;
     if (p.renormalize || p.routing == MoeRouting::kTopKSoftmax) {
@@ -279,18 +301,23 @@ void moe(const MoeParams& p, const std::vector<DenseExpert>& experts) {
     for (int e : order) {
       std::vector<double> inner(p.intermediate);
       auto dot = [&](int64_t i) {
-        double s = 0;
+        double s = experts[e].gate_up_bias.empty() ? 0 : experts[e].gate_up_bias[i];
         for (int64_t k = 0; k < p.hidden; ++k) s += double{experts[e].gate_up[i * p.hidden + k]} * x[k];
         return s;
       };
       for (int64_t i = 0; i < p.intermediate; ++i)
-        inner[i] = activate(p.activation, dot(i)) * (p.gated ? dot(p.intermediate + i) : 1.0);
+        inner[i] = p.gated ? gate(p.activation, p.gating, dot(i), dot(p.intermediate + i))
+                           : activate(p.activation, dot(i));
       for (int64_t i = 0; i < p.hidden; ++i) {
-        double s = 0;
+        double s = experts[e].down_bias.empty() ? 0 : experts[e].down_bias[i];
         for (int64_t k = 0; k < p.intermediate; ++k)
           s += double{experts[e].down[i * p.intermediate + k]} * inner[k];
-        out[i] += scores[e] / kept * s;
+        out[i] += scores[e] / kept * p.weight_scale * s;
       }
+    }
+    if (p.shared) {
+      const double factor = p.shared_gate ? 1 / (1 + std::exp(-double{p.shared_gate[row * stride]})) : 1;
+      for (int64_t i = 0; i < p.hidden; ++i) out[i] += factor * f32(p.shared)[row * p.hidden + i];
     }
     for (int64_t i = 0; i < p.hidden; ++i) f32(p.out)[row * p.hidden + i] = static_cast<float>(out[i]);
   }

@@ -18,13 +18,16 @@ void copy_slots(const CopySlotsParams& params);
 
 // y = x W^T + bias for one expert of `moe`, float32 matrices.
 struct DenseExpert {
-  std::vector<float> gate_up;  // [2 * intermediate (or intermediate), hidden]
-  std::vector<float> down;     // [hidden, intermediate]
+  std::vector<float> gate_up;                  // [2 * intermediate (or intermediate), hidden]
+  std::vector<float> down;                     // [hidden, intermediate]
+  std::vector<float> gate_up_bias, down_bias;  // or empty
 };
 // params.gate_up and params.down are not looked at.
 void moe(const MoeParams& params, const std::vector<DenseExpert>& experts);
 
 double activate(Activation activation, double x);
+// What Epilogue::kGated makes of its halves.
+double gate(Activation activation, const Gating& gating, double gate, double up);
 
 // One element of a KV cache, by its logical place. `value` 0: K, 1: V. FP8: with the cache's scales.
 float kv_load(const KvCacheView& cache, int64_t block, int value, int head, int token, int dim);

@@ -106,6 +106,15 @@ __device__ __forceinline__ void activate_all(Activation activation, float (&x)[N
 #undef TACO_ACTIVATE
 }
 
+// The halves of a gated product before the activation: Gating of ops.h.
+__device__ __forceinline__ void gate_inputs(const Gating& g, float& gate, float& up) {
+  if (g.limit > 0.0f) {
+    gate = fminf(gate, g.limit);
+    up = fminf(fmaxf(up, -g.limit), g.limit);
+  }
+  up += g.up_offset;
+}
+
 // Calls f with a null pointer of the element type.
 template <typename F>
 void dispatch_float_type(DType dtype, F&& f) {

@@ -47,6 +47,10 @@ __device__ __forceinline__ void outputs8(const EpilogueParams& p, const S* in, f
       for (int i = 0; i < 8; ++i) up[i] += b[i] * p.bias_scale;
     }
   }
+  if constexpr (kGated) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) gate_inputs(p.gating, x[i], up[i]);
+  }
   activate_all(p.activation, x);
   if constexpr (kGated) {
 #pragma unroll
@@ -59,13 +63,13 @@ __device__ __forceinline__ float output(const EpilogueParams& p, const S* in, fl
   const int64_t g = kGated ? gate_column(p, c) : c;
   float x = as_float(in[g]) * row_scale;
   if (p.bias != nullptr) x += p.bias[g] * p.bias_scale;
-  x = activate(p.activation, x);
   if constexpr (kGated) {
     float up = as_float(in[g + up_offset(p)]) * row_scale;
     if (p.bias != nullptr) up += p.bias[g + up_offset(p)] * p.bias_scale;
-    x *= up;
+    gate_inputs(p.gating, x, up);
+    return activate(p.activation, x) * up;
   }
-  return x;
+  return activate(p.activation, x);
 }
 
 // One block for each row.

@@ -15,6 +15,7 @@ struct EpilogueParams {
   float bias_scale = 1.0f;
   const float* row_scales = nullptr;  // [rows]: multiplies the product, before the bias
   Activation activation = Activation::kNone;
+  Gating gating;
   bool gated = false,
        interleaved = false;  // out = act(gate) * up, n / 2 wide; interleaved as CudaLinear says
   bool accumulate = false;   // out += result * out_scale

@@ -36,7 +36,7 @@ bool takes_gated_sm90(const LinearParams& p, const QuantizedRows* x, const Conte
   }();
   const CudaLinear& w = as_cuda(*p.weight);
   return !off && ctx.hopper() && p.epilogue == Epilogue::kGated && w.interleaved && w.bias == nullptr &&
-         !p.float_out && fills_waves(p.rows, w, ctx) && p.rows < (int64_t{1} << 30) &&
+         p.gating.plain() && !p.float_out && fills_waves(p.rows, w, ctx) && p.rows < (int64_t{1} << 30) &&
          (p.dtype == DType::kBF16 || p.dtype == DType::kF16) && aligned(w.data, w.k, w.dtype) &&
          aligned(p.out, p.out_stride, p.dtype) &&
          (x != nullptr ? aligned(x->data, w.k, w.dtype) : aligned(p.in, p.in_stride, p.dtype));

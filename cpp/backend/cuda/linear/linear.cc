@@ -59,6 +59,7 @@ struct DenseLinear {
     e.n = w.n;
     e.bias = w.bias;
     e.activation = activation();
+    e.gating = p.gating;
     e.gated = gated();
     e.interleaved = w.interleaved;
     e.accumulate = p.epilogue == Epilogue::kAccumulate;

@@ -21,6 +21,7 @@ SkinnyProduct make_product(const LinearParams& p, const QuantizedRows* x) {
   s.out = p.out, s.out_stride = p.out_stride;
   s.out_dtype = p.float_out ? DType::kF32 : p.dtype;
   s.epilogue = p.epilogue, s.activation = p.activation, s.out_scale = p.out_scale;
+  s.gating = p.gating;
   return s;
 }
 

@@ -10,6 +10,7 @@ using element::activate;
 using element::as_float;
 using element::Elements;
 using element::from_float;
+using element::gate_inputs;
 
 struct SkinnyEpilogue {
   void* out;
@@ -20,6 +21,7 @@ struct SkinnyEpilogue {
   float out_scale;
   Epilogue kind;
   Activation activation;
+  Gating gating;
   DType out_dtype;
   bool vectors;  // four outputs in a row can be stored at once
 };
@@ -29,8 +31,8 @@ inline SkinnyEpilogue skinny_epilogue(const SkinnyProduct& p) {
   const int64_t bytes = p.out_dtype == DType::kF32 ? 16 : 8;
   const bool aligned =
       reinterpret_cast<uintptr_t>(p.out) % bytes == 0 && p.out_stride % 4 == 0 && width % 4 == 0;
-  return {p.out,       p.out_stride, p.bias,       p.w_scale,   p.x_scales,
-          p.out_scale, p.epilogue,   p.activation, p.out_dtype, aligned};
+  return {p.out,      p.out_stride, p.bias,   p.w_scale,   p.x_scales, p.out_scale,
+          p.epilogue, p.activation, p.gating, p.out_dtype, aligned};
 }
 
 template <typename T>
@@ -87,10 +89,13 @@ __device__ __forceinline__ void skinny_finish(const SkinnyEpilogue& e, const flo
     float y[4] = {s.x * scale + bias[0], s.y * scale + bias[1], s.z * scale + bias[2], s.w * scale + bias[3]};
     if (gated) {
       const float4 u = *reinterpret_cast<const float4*>(sums + t * pitch + row + 8);
-      const float up[4] = {u.x * scale + up_bias[0], u.y * scale + up_bias[1], u.z * scale + up_bias[2],
-                           u.w * scale + up_bias[3]};
+      float up[4] = {u.x * scale + up_bias[0], u.y * scale + up_bias[1], u.z * scale + up_bias[2],
+                     u.w * scale + up_bias[3]};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) y[i] = activate(e.activation, y[i]) * up[i];
+      for (int i = 0; i < 4; ++i) {
+        gate_inputs(e.gating, y[i], up[i]);
+        y[i] = activate(e.activation, y[i]) * up[i];
+      }
     } else if (e.kind == Epilogue::kActivation) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) y[i] = activate(e.activation, y[i]);

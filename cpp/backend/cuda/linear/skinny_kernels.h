@@ -22,6 +22,7 @@ struct SkinnyProduct {
   Epilogue epilogue = Epilogue::kStore;
   Activation activation = Activation::kNone;
   float out_scale = 1.0f;
+  Gating gating;
 };
 
 // The product of rows [first, first + count) alone.

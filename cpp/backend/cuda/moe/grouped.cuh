@@ -309,6 +309,8 @@ __global__ void __launch_bounds__(C::threads, C::blocks) grouped_kernel(GroupedP
           }
         } else if (p.gated) {
           float gate[2] = {d[0], d[1]};
+          gate_inputs(p.gating, gate[0], d[2]);
+          gate_inputs(p.gating, gate[1], d[3]);
           activate_all(p.activation, gate);
           const uint32_t v = transpose8x8(pack<T>(gate[0] * d[2], gate[1] * d[3]));
           if (out != nullptr && row < p.n) *reinterpret_cast<uint32_t*>(out + row / 2 + 2 * t) = v;

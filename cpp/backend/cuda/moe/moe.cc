@@ -146,7 +146,7 @@ struct MoeRun {
   // Whether experts have rows enough for wgmma's tiles. Its sums have an order of their own.
   bool takes_sm90() const {
     return fast() && ups.maps != nullptr && downs.maps != nullptr && up.dtype == down.dtype &&
-           !ctx.batch_invariant && p.num_experts <= 256 &&
+           !ctx.batch_invariant && p.num_experts <= 256 && p.gating.plain() &&
            p.rows * p.top_k >= int64_t{kSm90Mean} * p.num_experts;
   }
 
@@ -189,7 +189,7 @@ struct MoeRun {
     for (int64_t row = 0; row < p.rows; row += part) {
       const int64_t rows = std::min(part, p.rows - row);
       const size_t at = static_cast<size_t>(row * p.hidden) * size;
-      run_routing(p, p.router_logits + row * p.num_experts, rows, kExpertRows, plan, ctx);
+      run_routing(p, row, rows, kExpertRows, plan, ctx);
       run_gather_pairs(plan, static_cast<const char*>(p.in) + at, rows * p.top_k, p.hidden, p.top_k, x, ctx);
       ExpertsSm90 e{};
       e.dtype = type();
@@ -217,7 +217,7 @@ struct MoeRun {
       e.activation = Activation::kNone;
       e.out = y;
       run_experts_sm90(e, ctx);
-      run_combine(plan, y, type(), 1, rows, p.hidden, p.top_k, static_cast<char*>(p.out) + at, type(), ctx);
+      run_combine(p, plan, y, type(), 1, row, rows, ctx);
     }
   }
 
@@ -255,7 +255,7 @@ struct MoeRun {
     const bool tensor_cores = raw == nullptr;
     const int tile = tensor_cores ? grouped_tile(rows, p.top_k, p.num_experts) : kPlainTile;
     const size_t size = dtype_size(type());
-    run_routing(p, p.router_logits + row * p.num_experts, rows, tile, plan, ctx);
+    run_routing(p, row, rows, tile, plan, ctx);
     GroupedParams g{};
     g.splits = 1;
     g.plan = plan;
@@ -269,6 +269,7 @@ struct MoeRun {
     g.n = up_width();
     g.k = p.hidden;
     g.activation = p.activation;
+    g.gating = p.gating;
     g.gated = p.gated;
     g.out = tensor_cores ? inner : raw;
     if (tensor_cores) {
@@ -282,6 +283,7 @@ struct MoeRun {
       e.rows = g.pairs;
       e.n = up_width();
       e.activation = p.activation;
+      e.gating = p.gating;
       e.gated = p.gated;
       e.interleaved = up.interleaved;
       e.out = inner;
@@ -306,8 +308,7 @@ struct MoeRun {
     } else {
       run_grouped_plain(g, type(), down.dtype, ctx);
     }
-    run_combine(plan, y, y_type, g.splits, rows, p.hidden, p.top_k,
-                static_cast<char*>(p.out) + static_cast<size_t>(row * p.hidden) * size, type(), ctx);
+    run_combine(p, plan, y, y_type, g.splits, row, rows, ctx);
   }
 };
 

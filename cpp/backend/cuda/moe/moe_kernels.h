@@ -24,7 +24,8 @@ struct MoePlan {
   int32_t* places;  // [pairs] by pair, or null: where its row stands if each expert's begin at a whole tile
 };
 
-void run_routing(const MoeParams& p, const float* logits, int64_t rows, int tile, const MoePlan& plan,
+// Of the rows from row0 on.
+void run_routing(const MoeParams& p, int64_t row0, int64_t rows, int tile, const MoePlan& plan,
                  const Context& ctx);
 
 struct GroupedParams {
@@ -38,6 +39,7 @@ struct GroupedParams {
                 // each position, and out one for each pair
   int64_t n, k;
   Activation activation;
+  Gating gating;
   bool gated;  // [gate; up] interleaved by eight: out is n / 2 wide
   int splits;  // of K. More than one: !by_row, no activation, and out is float32 [splits, pairs, n]
   void* out;   // dense
@@ -60,9 +62,9 @@ void run_grouped_plain(const GroupedParams& p, DType x_type, DType weight_type, 
 void run_gather_pairs(const MoePlan& plan, const void* x, int64_t pairs, int64_t dim, int top_k, void* out,
                       const Context& ctx);
 
-// out[row] = sum of weights * y[pair] over the row's pairs in the order of their experts. y: [splits, pairs,
-// dim], summed over the splits first.
-void run_combine(const MoePlan& plan, const void* y, DType y_type, int splits, int64_t rows, int64_t dim,
-                 int top_k, void* out, DType out_type, const Context& ctx);
+// out[row] = sum of weights * y[pair] over the row's pairs in the order of their experts, then the shared
+// row. y: [splits, pairs, dim], summed over the splits first. row0: of the step, in the shared rows and out.
+void run_combine(const MoeParams& p, const MoePlan& plan, const void* y, DType y_type, int splits,
+                 int64_t row0, int64_t rows, const Context& ctx);
 
 }  // namespace taco::cuda

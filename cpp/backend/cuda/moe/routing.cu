@@ -14,10 +14,11 @@ constexpr int kFusedRows = 64;  // up to here one block routes and sorts
 
 struct RouteParams {
   const float* logits;  // [rows, num_experts]
-  int64_t rows;
+  int64_t logits_stride, rows;
   int num_experts, top_k, tile;
   MoeRouting routing;
   bool renormalize;
+  float jitter, weight_scale;
   MoePlan plan;
 };
 
@@ -37,7 +38,7 @@ __device__ __forceinline__ float warp_sum(float x) {
 // One warp, one row.
 __device__ void route_row(const RouteParams& p, int64_t row) {
   const int lane = threadIdx.x % 32;
-  const float* logits = p.logits + row * p.num_experts;
+  const float* logits = p.logits + row * p.logits_stride;
   int32_t* experts = p.plan.experts + row * p.top_k;
   float* weights = p.plan.weights + row * p.top_k;
   uint64_t keys[kPerLane];
@@ -55,27 +56,40 @@ __device__ void route_row(const RouteParams& p, int64_t row) {
       const uint64_t other = __shfl_xor_sync(~0u, best, offset);
       best = other > best ? other : best;
     }
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) keys[i] = keys[i] == best ? 0 : keys[i];
     const int e = static_cast<int>(0xffffffffu - static_cast<uint32_t>(best));
     const float logit = logits[e];
     if (k == 0) top = logit;
-    const float weight =
-        p.routing == MoeRouting::kSigmoidTopK ? 1.0f / (1.0f + expf(-logit)) : expf(logit - top);
+    float weight = 0.0f;
+    if (p.routing == MoeRouting::kSparseMixer) {
+      // Over the experts that are left, this one included.
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) {
+        if (keys[i] == 0) continue;
+        const float other = logits[i * 32 + lane];
+        if (!(__fdiv_rn(logit - other, fmaxf(fabsf(other), logit)) > 2.0f * p.jitter))
+          weight += expf(other - logit);
+      }
+      weight = __fdiv_rn(1.0f, warp_sum(weight));
+    } else {
+      weight = p.routing == MoeRouting::kSigmoidTopK ? 1.0f / (1.0f + expf(-logit)) : expf(logit - top);
+    }
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) keys[i] = keys[i] == best ? 0 : keys[i];
     sum += weight;
     if (lane == 0) {
       experts[k] = e;
       weights[k] = weight;
     }
   }
-  if (p.routing == MoeRouting::kSigmoidTopK && !p.renormalize) return;
+  const bool softmax = p.routing != MoeRouting::kSigmoidTopK && p.routing != MoeRouting::kSparseMixer;
+  if (!softmax && !p.renormalize) sum = 1.0f;
   if (p.routing == MoeRouting::kSoftmaxTopK && !p.renormalize) {
     sum = 0.0f;
     for (int e = lane; e < p.num_experts; e += 32) sum += expf(logits[e] - top);
     sum = warp_sum(sum);
   }
   __syncwarp();
-  for (int k = lane; k < p.top_k; k += 32) weights[k] = __fdiv_rn(weights[k], sum);
+  for (int k = lane; k < p.top_k; k += 32) weights[k] = __fdiv_rn(weights[k], sum) * p.weight_scale;
 }
 
 // One block. The order of an expert's pairs is free: no row's result depends on it.
@@ -158,11 +172,23 @@ __global__ void __launch_bounds__(256)
   for (int64_t c = threadIdx.x; c < chunks; c += blockDim.x) to[c] = from[c];
 }
 
+// Rows that are added to what the experts make, or none.
+struct SharedRows {
+  const void* rows;   // [rows, dim] or null
+  const float* gate;  // the logit of each row's factor, or null
+  int64_t gate_stride;
+
+  __device__ __forceinline__ float factor(int64_t row) const {
+    if (gate == nullptr) return 1.0f;
+    return __fdiv_rn(1.0f, 1.0f + expf(-gate[row * gate_stride]));
+  }
+};
+
 // One block for each row, eight columns a thread where the rows allow it.
 template <typename S, typename T>
 __global__ void __launch_bounds__(256)
-    combine_kernel(MoePlan plan, const S* y, int splits, int64_t split_stride, int64_t dim, int top_k, T* out,
-                   bool wide) {
+    combine_kernel(MoePlan plan, const S* y, int splits, int64_t split_stride, int64_t dim, int top_k,
+                   SharedRows shared, T* out, bool wide) {
   __shared__ int order[kMaxExperts];
   __shared__ float weights[kMaxExperts];
   pdl_wait();
@@ -176,6 +202,9 @@ __global__ void __launch_bounds__(256)
   }
   __syncthreads();
   const S* rows = y + first * dim;
+  const T* add =
+      shared.rows == nullptr ? nullptr : static_cast<const T*>(shared.rows) + int64_t{blockIdx.x} * dim;
+  const float factor = add == nullptr ? 0.0f : shared.factor(blockIdx.x);
   T* to = out + blockIdx.x * dim;
   if (wide) {
     for (int64_t c = threadIdx.x * 8; c < dim; c += blockDim.x * 8) {
@@ -194,6 +223,12 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
         for (int i = 0; i < 8; ++i) sum[i] += x[i] * w;
       }
+      if (add != nullptr) {
+        float x[8];
+        load8(add + c, x);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum[i] += x[i] * factor;
+      }
       store8(to + c, sum);
     }
   } else {
@@ -205,16 +240,30 @@ __global__ void __launch_bounds__(256)
           x += as_float(rows[split * split_stride + order[j] * dim + c]);
         sum += x * weights[j];
       }
+      if (add != nullptr) sum += as_float(add[c]) * factor;
       to[c] = from_float<T>(sum);
     }
   }
 }
 
+int64_t router_stride(const MoeParams& p) { return p.router_stride ? p.router_stride : p.num_experts; }
+
 }  // namespace
 
-void run_routing(const MoeParams& p, const float* logits, int64_t rows, int tile, const MoePlan& plan,
+void run_routing(const MoeParams& p, int64_t row0, int64_t rows, int tile, const MoePlan& plan,
                  const Context& ctx) {
-  RouteParams r{logits, rows, p.num_experts, p.top_k, tile, p.routing, p.renormalize, plan};
+  const int64_t stride = router_stride(p);
+  RouteParams r{p.router_logits + row0 * stride,
+                stride,
+                rows,
+                p.num_experts,
+                p.top_k,
+                tile,
+                p.routing,
+                p.renormalize,
+                p.jitter,
+                p.weight_scale,
+                plan};
   if (rows <= kFusedRows) {
     const auto warps = static_cast<unsigned>(std::clamp<int64_t>(rows, 4, 32));
     launch(ctx, route_and_sort_kernel, dim3(1), dim3(warps * 32), 0, r);
@@ -230,21 +279,29 @@ void run_gather_pairs(const MoePlan& plan, const void* x, int64_t pairs, int64_t
          static_cast<const uint4*>(x), dim / 8, top_k, static_cast<uint4*>(out));
 }
 
-void run_combine(const MoePlan& plan, const void* y, DType y_type, int splits, int64_t rows, int64_t dim,
-                 int top_k, void* out, DType out_type, const Context& ctx) {
-  const bool wide =
-      dim % 8 == 0 && reinterpret_cast<uintptr_t>(y) % 16 == 0 && reinterpret_cast<uintptr_t>(out) % 16 == 0;
+void run_combine(const MoeParams& p, const MoePlan& plan, const void* y, DType y_type, int splits,
+                 int64_t row0, int64_t rows, const Context& ctx) {
+  const int64_t dim = p.hidden, at = row0 * dim * static_cast<int64_t>(dtype_size(p.dtype));
+  void* out = static_cast<char*>(p.out) + at;
+  SharedRows shared{};
+  if (p.shared != nullptr) {
+    shared.rows = static_cast<const char*>(p.shared) + at;
+    shared.gate_stride = router_stride(p);
+    if (p.shared_gate != nullptr) shared.gate = p.shared_gate + row0 * shared.gate_stride;
+  }
+  auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
+  const bool wide = dim % 8 == 0 && aligned(y) && aligned(out) && aligned(shared.rows);
   const auto threads = static_cast<unsigned>(std::clamp<int64_t>((dim / 8 + 31) / 32 * 32, 32, 256));
-  dispatch_float_type(out_type, [&](auto* t) {
+  dispatch_float_type(p.dtype, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     const dim3 grid(static_cast<unsigned>(rows)), block(threads);
     if (y_type == DType::kF32) {
       launch(ctx, combine_kernel<float, T>, grid, block, 0, plan, static_cast<const float*>(y), splits,
-             rows * top_k * dim, dim, top_k, static_cast<T*>(out), wide);
+             rows * p.top_k * dim, dim, p.top_k, shared, static_cast<T*>(out), wide);
     } else {
-      TACO_CHECK(y_type == out_type, "experts' results of ", dtype_name(y_type));
+      TACO_CHECK(y_type == p.dtype, "experts' results of ", dtype_name(y_type));
       launch(ctx, combine_kernel<T, T>, grid, block, 0, plan, static_cast<const T*>(y), splits,
-             rows * top_k * dim, dim, top_k, static_cast<T*>(out), wide);
+             rows * p.top_k * dim, dim, p.top_k, shared, static_cast<T*>(out), wide);
     }
   });
 }
