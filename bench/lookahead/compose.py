@@ -3,13 +3,13 @@
     python bench/lookahead/compose.py STREAMS ... --cost cost.json [--batch 1,8,64] [--drafters hybrid]
         [--policies controlled,fixed] [--warm] [--tasks] [--markdown]
 
-An event simulation: `batch` slots, each with a request of the streams; a step takes what the table says, drafts
-are accepted as the streams decide, and the budget controller (the engine's own) sees what it would see in the
-engine. Slots are kept full; what comes after the last request was started is not counted, nor are the first
-steps. "fixed" verifies every draft, without the controller. Prompts cost nothing here.
+An event simulation: `batch` slots, each with a request of the streams; a step takes what the table says,
+drafts are accepted as the streams decide, and the budget controller (the engine's own) sees what it would see
+in the engine. Slots are kept full; what comes after the last request was started is not counted, nor are the
+first steps. "fixed" verifies every draft, without the controller. Prompts cost nothing here.
 
-cost.json comes from step_cost.py; `--fit` takes a formula instead: seconds of a step, KV token and row, and what
-running ahead hides of a step.
+cost.json comes from step_cost.py; `--fit` takes a formula instead: seconds of a step, a KV token and a row,
+and what running ahead hides of a step.
 """
 
 from __future__ import annotations
@@ -222,9 +222,8 @@ def main() -> int:
     if args.tasks:
         groups |= {task: [r for r in test if r.task == task] for task in streams.tasks_of(test)}
 
-    print(
-        "| requests | drafter | batch | policy | speedup | tokens a step | drafts a step | speculative steps |"
-    )
+    columns = "requests", "drafter", "batch", "policy", "speedup", "tokens a step", "drafts a step"
+    print("| " + " | ".join((*columns, "speculative steps")) + " |")
     print("|---|---|---|---|---|---|---|---|")
     for name, chosen in groups.items():
         for batch in (int(word) for word in args.batch.split(",")):

@@ -224,12 +224,18 @@ double StepCost::correction(StepKind kind, int rows) const {
   return (low + share * (high - low)) / here;
 }
 
-double StepCost::seconds(StepKind kind, const StepSize& size) const {
+double StepCost::own_seconds(StepKind kind, const StepSize& size) const {
   const int rows = padded(kind, std::max(size.rows, 1));
   double factor = correction(kind, rows);
   if (factor == 0) factor = correction(other(kind), rows);
   if (factor == 0) factor = 1;
   return factor * table(kind).at(rows, size);
+}
+
+double StepCost::seconds(StepKind kind, const StepSize& size) const {
+  const double own = own_seconds(kind, size);
+  if (kind == StepKind::kSpeculative) return own;
+  return std::min(own, own_seconds(StepKind::kSpeculative, size));
 }
 
 int StepCost::next_bend(StepKind kind, int rows) const {

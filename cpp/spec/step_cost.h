@@ -80,6 +80,7 @@ class StepCost {
   static Table fit(std::span<const StepMeasurement> measurements, const std::vector<int>& padded_rows);
   void make_consistent(StepKind kind);
   double correction(StepKind kind, int rows) const;
+  double own_seconds(StepKind kind, const StepSize& size) const;
   const Table& table(StepKind kind) const;
 
   std::array<std::vector<int>, kNumStepKinds> padding_;

@@ -78,6 +78,18 @@ TEST(StepCost, FollowsADriftAndIgnoresOutliers) {
   EXPECT_NEAR(cost.seconds(kSpeculative, size) / truth(kSpeculative, size), 1, 0.03);
 }
 
+// What a busy machine made of the last ordinary steps, long ago.
+TEST(StepCost, AnOrdinaryStepCostsNoMoreThanASpeculativeOne) {
+  StepCost cost;
+  cost.set_measurements(measure());
+  const StepSize size{8, 8, 8000};
+  for (int i = 0; i < 40; ++i) {
+    cost.observe(kOrdinary, size, 10 * truth(kOrdinary, size));
+    cost.observe(kSpeculative, size, truth(kSpeculative, size));
+  }
+  EXPECT_LE(cost.seconds(kOrdinary, size), 1.02 * truth(kSpeculative, size));
+}
+
 TEST(StepCost, RefusesNonsense) {
   StepCost cost;
   cost.set_measurements(std::vector<StepMeasurement>{
