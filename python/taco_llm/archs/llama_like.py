@@ -4,7 +4,7 @@ made of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from taco_llm._core import AttentionSpec, FfnSpec, LayerSpec, ModelSpec, NormSpec
@@ -26,6 +26,10 @@ RULES = [
     Rule("model.layers.{i}.mlp.down_proj.*", ("layers.{i}.ffn.down.*",)),
     Rule("model.norm.*", ("final_norm.*",)),
     Rule("lm_head.*", ("head.*",)),
+]
+QK_NORM_RULES = [
+    Rule("model.layers.{i}.self_attn.q_norm.*", ("layers.{i}.attn.q_norm.*",)),
+    Rule("model.layers.{i}.self_attn.k_norm.*", ("layers.{i}.attn.k_norm.*",)),
 ]
 IGNORE = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq")
 
@@ -114,6 +118,17 @@ def llama_like(
     return ModelSpec(**{**model_fields, **(model or {})})
 
 
+def change_layers(spec: ModelSpec, indices: Iterable[int], part: str, **fields: Any) -> None:
+    """Sets fields of one part ("attn", "ffn") of some layers."""
+    layers = spec.layers
+    for i in indices:
+        changed = getattr(layers[i], part)
+        for name, value in fields.items():
+            setattr(changed, name, value)
+        setattr(layers[i], part, changed)
+    spec.layers = layers
+
+
 def llama(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
     if c.integer("pretraining_tp", default=1) != 1 and c.data.get("quantization_config"):
         raise ValueError("config.json: pretraining_tp other than 1 with quantised weights is not supported")
@@ -177,6 +192,28 @@ def xverse(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules
         vocab=100278,
     )
     return spec, weight_rules(len(spec.layers))
+
+
+def qwen3(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
+    sliding = c.flag("use_sliding_window", default=False)
+    window = c.integer("sliding_window", default=4096) if sliding else None
+    first = c.integer("max_window_layers", default=28, minimum=0)
+    bias = c.flag("attention_bias", default=False)
+    spec = llama_like(
+        c,
+        max_model_len,
+        architecture="Qwen3ForCausalLM",
+        qkv_bias=bias,
+        out_bias=bias,
+        num_kv_heads=32,
+        default_head_dim=128,
+        max_positions=32768,
+        intermediate=22016,
+        vocab=151936,
+        layer_windows=lambda n: windows(c, n, window, [sliding and i >= first for i in range(n)]),
+        attn=dict(qk_norm=NormSpec(kind="rms", eps=c.number("rms_norm_eps", default=1e-6))),
+    )
+    return spec, weight_rules(len(spec.layers), QK_NORM_RULES)
 
 
 MIXTRAL_RULES = [

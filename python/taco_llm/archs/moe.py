@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from taco_llm._core import ModelSpec
 
 from .config import Config, windows
-from .llama_like import llama_like, weight_rules
+from .llama_like import change_layers, llama_like, weight_rules
 from .rules import Rule, WeightRules
 
 EXPERT_RULES = [
@@ -37,17 +35,6 @@ def experts_per_token(c: Config, experts: int, default: int) -> int:
     if top_k > experts:
         raise ValueError(f"config.json: num_experts_per_tok {top_k} of {experts} experts")
     return top_k
-
-
-def replace_ffn(spec: ModelSpec, indices: list[int], **fields: Any) -> None:
-    """Changes fields of the feed-forward of some layers."""
-    layers = spec.layers
-    for i in indices:
-        ffn = layers[i].ffn
-        for name, value in fields.items():
-            setattr(ffn, name, value)
-        layers[i].ffn = ffn
-    spec.layers = layers
 
 
 def dense_layers(c: Config, num_layers: int) -> list[int]:
@@ -89,9 +76,10 @@ def qwen2_moe(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRu
             shared_gate=True,
         ),
     )
-    replace_ffn(
+    change_layers(
         spec,
         dense_layers(c, len(spec.layers)),
+        "ffn",
         intermediate=c.integer("intermediate_size", default=5632),
         num_experts=0,
         shared_intermediate=0,

@@ -41,6 +41,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "PhimoeForCausalLM": ("phi", "phimoe"),
     "Qwen2ForCausalLM": ("llama_like", "qwen2"),
     "Qwen2MoeForCausalLM": ("moe", "qwen2_moe"),
+    "Qwen3ForCausalLM": ("llama_like", "qwen3"),
     "QWenLMHeadModel": ("qwen", "qwen"),
     "StableLmForCausalLM": ("stablelm", "stablelm"),
     "Starcoder2ForCausalLM": ("starcoder2", "starcoder2"),

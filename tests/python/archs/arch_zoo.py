@@ -180,6 +180,10 @@ def phimoe(save: str = "safetensors", **fields: Any) -> Case:
     return Case("PhimoeConfig", {**LLAMA, **base, **fields}, save=save)
 
 
+def qwen3(**fields: Any) -> Case:
+    return Case("Qwen3Config", {**LLAMA, "head_dim": 16, **fields})
+
+
 CASES: dict[str, Case | PlainCase] = {
     **PLAIN_CASES,
     "llama-grouped": llama(),
@@ -296,6 +300,33 @@ CASES: dict[str, Case | PlainCase] = {
             short_factor=[1.0, 1.5, 2.0, 4.0],
             long_factor=[1.0, 1.5, 2.0, 4.0],
         )
+    ),
+    "qwen3": qwen3(),
+    "qwen3-tied-biases": qwen3(tie_word_embeddings=True, attention_bias=True, num_key_value_heads=6),
+    "qwen3-window-yarn": qwen3(
+        num_key_value_heads=1,
+        use_sliding_window=True,
+        sliding_window=7,
+        max_window_layers=1,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    ),
+    # The 1B and 3B of Llama 3.2: tied, heads of a stated size, llama3 scaling.
+    "llama-3.2": llama(
+        tie_word_embeddings=True,
+        head_dim=16,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
     ),
 }
 
