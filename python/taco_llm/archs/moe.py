@@ -1,11 +1,11 @@
-"""Mixtures of experts in the Llama shape: Qwen2-MoE (an expert for all, behind a gate)."""
+"""Mixtures of experts in the Llama shape: Qwen2-MoE (an expert for all, behind a gate), Qwen3-MoE."""
 
 from __future__ import annotations
 
-from taco_llm._core import ModelSpec
+from taco_llm._core import ModelSpec, NormSpec
 
 from .config import Config, windows
-from .llama_like import change_layers, llama_like, weight_rules
+from .llama_like import QK_NORM_RULES, change_layers, llama_like, weight_rules
 from .rules import Rule, WeightRules
 
 EXPERT_RULES = [
@@ -86,3 +86,35 @@ def qwen2_moe(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRu
         shared_gate=False,
     )
     return spec, weight_rules(len(spec.layers), [*EXPERT_RULES, *SHARED_RULES], experts)
+
+
+def qwen3_moe(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
+    experts = c.integer("num_experts", "num_local_experts", default=128)
+    sliding = c.flag("use_sliding_window", default=False)
+    window = c.integer("sliding_window", default=4096) if sliding else None
+    bias = c.flag("attention_bias", default=False)
+    spec = llama_like(
+        c,
+        max_model_len,
+        architecture="Qwen3MoeForCausalLM",
+        hidden=2048,
+        intermediate=6144,
+        num_layers=24,
+        num_kv_heads=4,
+        max_positions=32768,
+        vocab=151936,
+        qkv_bias=bias,
+        out_bias=bias,
+        layer_windows=lambda n: windows(c, n, window, [sliding] * n),
+        attn=dict(qk_norm=NormSpec(kind="rms", eps=c.number("rms_norm_eps", default=1e-6))),
+        ffn=dict(
+            intermediate=c.integer("moe_intermediate_size", default=768),
+            num_experts=experts,
+            top_k=experts_per_token(c, experts, 8),
+            routing="softmax_topk",
+            renormalize=c.flag("norm_topk_prob", default=False),
+        ),
+    )
+    dense = c.integer("intermediate_size", default=6144)
+    change_layers(spec, dense_layers(c, len(spec.layers)), "ffn", intermediate=dense, num_experts=0)
+    return spec, weight_rules(len(spec.layers), [*QK_NORM_RULES, *EXPERT_RULES], experts)

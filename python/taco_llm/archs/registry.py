@@ -42,6 +42,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "Qwen2ForCausalLM": ("llama_like", "qwen2"),
     "Qwen2MoeForCausalLM": ("moe", "qwen2_moe"),
     "Qwen3ForCausalLM": ("llama_like", "qwen3"),
+    "Qwen3MoeForCausalLM": ("moe", "qwen3_moe"),
     "QWenLMHeadModel": ("qwen", "qwen"),
     "StableLmForCausalLM": ("stablelm", "stablelm"),
     "Starcoder2ForCausalLM": ("starcoder2", "starcoder2"),

@@ -184,6 +184,11 @@ def qwen3(**fields: Any) -> Case:
     return Case("Qwen3Config", {**LLAMA, "head_dim": 16, **fields})
 
 
+def qwen3_moe(save: str = "safetensors", **fields: Any) -> Case:
+    base = dict(num_experts=8, num_experts_per_tok=4, moe_intermediate_size=24, head_dim=16)
+    return Case("Qwen3MoeConfig", {**LLAMA, "num_hidden_layers": 2, **base, **fields}, save=save)
+
+
 CASES: dict[str, Case | PlainCase] = {
     **PLAIN_CASES,
     "llama-grouped": llama(),
@@ -327,6 +332,11 @@ CASES: dict[str, Case | PlainCase] = {
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 16,
         },
+    ),
+    "qwen3-moe": qwen3_moe(norm_topk_prob=True),
+    "qwen3-moe-unnormalised-tied": qwen3_moe(num_experts_per_tok=1, tie_word_embeddings=True),
+    "qwen3-moe-some-dense": qwen3_moe(
+        "stacked", num_hidden_layers=3, mlp_only_layers=[1], num_key_value_heads=1, attention_bias=True
     ),
 }
 
