@@ -1,15 +1,18 @@
 """Gemma: norms with weight + 1, a scaled embedding, a gated feed-forward with tanh GELU. Gemma 2: sandwich
-norms, softcaps, alternating windows as well.
+norms, softcaps, alternating windows as well. Gemma 3 (text): five local layers for each global one, with a
+rotation each, norms of q and k, no softcaps.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 
 from taco_llm._core import AttentionSpec, FfnSpec, LayerSpec, ModelSpec, NormSpec
 
 from .config import Config, divide, windows
-from .llama_like import IGNORE, RULES, llama_like, weight_rules
+from .llama_like import IGNORE, QK_NORM_RULES, RULES, change_layers, llama_like, weight_rules
 from .rope import make_rope
 from .rules import Rule, WeightRules
 
@@ -125,3 +128,65 @@ def gemma2(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules
         else 30.0,
     )
     return spec, WeightRules(GEMMA2_RULES, layers, prefix="model.", ignore=IGNORE)
+
+
+def _of_layers(c: Config, kind: str) -> Config:
+    """The config as layers of one kind see it: `rope_parameters` by kind, or the older flat fields."""
+    params = c.raw("rope_parameters", "rope_scaling")
+    nested = isinstance(params, Mapping) and any(isinstance(v, Mapping) for v in params.values())
+    theta = c.number("rope_theta", default=1e6)
+    if kind == "sliding_attention":
+        theta = c.number("rope_local_base_freq", default=10000.0)
+    if nested:
+        params = params.get(kind)
+    elif kind == "sliding_attention":
+        params = None  # scaling is for the global layers
+    return Config({**c.data, "rope_parameters": params, "rope_scaling": None, "rope_theta": theta})
+
+
+def gemma3(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
+    if c.flag("use_bidirectional_attention", default=False):
+        raise ValueError("config.json: use_bidirectional_attention: this is no causal language model")
+    bias = c.flag("attention_bias", default=False)
+    window = c.optional_integer("sliding_window") if "sliding_window" in c.data else 4096
+    pattern = c.integer("sliding_window_pattern", "_sliding_window_pattern", default=6)
+    norm = plus_one_norm(c)
+    spec = llama_like(
+        _of_layers(c, "full_attention"),
+        max_model_len,
+        architecture="Gemma3ForCausalLM",
+        hidden=2304,
+        intermediate=9216,
+        num_layers=26,
+        num_heads=8,
+        num_kv_heads=4,
+        default_head_dim=256,
+        max_positions=131072,
+        vocab=262208,
+        tied=True,
+        norm=norm,
+        act="gelu_pytorch_tanh",
+        qkv_bias=bias,
+        out_bias=bias,
+        layer_windows=lambda n: windows(c, n, window, [(i + 1) % pattern > 0 for i in range(n)]),
+        attn=dict(
+            qk_norm=norm,
+            scale=c.number("query_pre_attn_scalar", default=256, positive=True) ** -0.5,
+            softcap=c.number("attn_logit_softcapping", default=0.0),
+        ),
+        ffn=dict(activation=c.activation("hidden_activation", "hidden_act", default="gelu_pytorch_tanh")),
+        layer=dict(post_attn_norm=norm, post_ffn_norm=norm),
+        model=dict(logit_softcap=c.number("final_logit_softcapping", default=0.0)),
+    )
+    spec.embed_scale = embed_scale(spec.hidden, c.text("dtype", "torch_dtype", default="float32"))
+    local = make_rope(
+        _of_layers(c, "sliding_attention"),
+        head_dim=spec.layers[0].attn.head_dim,
+        max_positions=spec.max_positions,
+        max_model_len=max_model_len,
+    )
+    spec.ropes = [*spec.ropes, local.spec]
+    change_layers(spec, [i for i, layer in enumerate(spec.layers) if layer.attn.window], "attn", rope=1)
+    return spec, WeightRules(
+        [*GEMMA2_RULES, *QK_NORM_RULES], len(spec.layers), prefix="model.", ignore=IGNORE
+    )

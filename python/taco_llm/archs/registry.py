@@ -24,6 +24,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "ChatGLMModel": ("chatglm", "chatglm"),
     "FalconForCausalLM": ("falcon", "falcon"),
     "Gemma2ForCausalLM": ("gemma", "gemma2"),
+    "Gemma3ForCausalLM": ("gemma", "gemma3"),
     "GemmaForCausalLM": ("gemma", "gemma"),
     "GPT2LMHeadModel": ("gpt2", "gpt2"),
     "GPTBigCodeForCausalLM": ("gpt_bigcode", "gpt_bigcode"),

@@ -189,6 +189,11 @@ def qwen3_moe(save: str = "safetensors", **fields: Any) -> Case:
     return Case("Qwen3MoeConfig", {**LLAMA, "num_hidden_layers": 2, **base, **fields}, save=save)
 
 
+def gemma3(**fields: Any) -> Case:
+    base = {**LLAMA, "num_hidden_layers": 4, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 9}
+    return Case("Gemma3TextConfig", {**base, **fields})
+
+
 CASES: dict[str, Case | PlainCase] = {
     **PLAIN_CASES,
     "llama-grouped": llama(),
@@ -337,6 +342,19 @@ CASES: dict[str, Case | PlainCase] = {
     "qwen3-moe-unnormalised-tied": qwen3_moe(num_experts_per_tok=1, tie_word_embeddings=True),
     "qwen3-moe-some-dense": qwen3_moe(
         "stacked", num_hidden_layers=3, mlp_only_layers=[1], num_key_value_heads=1, attention_bias=True
+    ),
+    "gemma3": gemma3(sliding_window_pattern=3),
+    "gemma3-scaled": gemma3(
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+        },
+        layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+        num_key_value_heads=1,
+        tie_word_embeddings=False,
+    ),
+    "gemma3-capped-biases": gemma3(
+        final_logit_softcapping=20.0, attention_bias=True, num_key_value_heads=6, sliding_window_pattern=2
     ),
 }
 

@@ -94,6 +94,26 @@ def test_old_window_layout_is_the_same():
     assert repr(old) == repr(new)
 
 
+def test_old_gemma3_rope_layout_is_the_same():
+    base = {"architectures": ["Gemma3ForCausalLM"], "num_hidden_layers": 6}
+    old = build_spec(
+        {
+            **base,
+            "rope_theta": 5e5,
+            "rope_local_base_freq": 2e4,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        }
+    )[0]
+    params = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+    }
+    new = build_spec({**base, "rope_parameters": params})[0]
+    assert repr(old) == repr(new)
+    assert [layer.attn.rope for layer in old.layers] == [1, 1, 1, 1, 1, 0]
+    assert old.ropes[0].inv_freq[1] != old.ropes[1].inv_freq[1]
+
+
 def test_old_falcon_and_bloom_names():
     fields = {"vocab_size": 64, "hidden_size": 64, "n_head": 4, "n_layer": 2}
     falcon = build_spec({"architectures": ["RWForCausalLM"], **fields})[0]
