@@ -36,6 +36,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "MistralForCausalLM": ("llama_like", "mistral"),
     "MixtralForCausalLM": ("llama_like", "mixtral"),
     "NemotronForCausalLM": ("nemotron", "nemotron"),
+    "Olmo2ForCausalLM": ("olmo2", "olmo2"),
     "OPTForCausalLM": ("opt", "opt"),
     "Phi3ForCausalLM": ("phi", "phi3"),
     "PhiForCausalLM": ("phi", "phi"),

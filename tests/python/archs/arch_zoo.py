@@ -194,6 +194,10 @@ def gemma3(**fields: Any) -> Case:
     return Case("Gemma3TextConfig", {**base, **fields})
 
 
+def olmo2(**fields: Any) -> Case:
+    return Case("Olmo2Config", {**LLAMA, **fields})
+
+
 CASES: dict[str, Case | PlainCase] = {
     **PLAIN_CASES,
     "llama-grouped": llama(),
@@ -356,6 +360,9 @@ CASES: dict[str, Case | PlainCase] = {
     "gemma3-capped-biases": gemma3(
         final_logit_softcapping=20.0, attention_bias=True, num_key_value_heads=6, sliding_window_pattern=2
     ),
+    "olmo2": olmo2(num_key_value_heads=None),
+    "olmo2-grouped-biases": olmo2(attention_bias=True),
+    "olmo2-multiquery-tied": olmo2(num_key_value_heads=1, tie_word_embeddings=True, hidden_act="gelu"),
 }
 
 
