@@ -46,6 +46,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "Qwen3ForCausalLM": ("llama_like", "qwen3"),
     "Qwen3MoeForCausalLM": ("moe", "qwen3_moe"),
     "QWenLMHeadModel": ("qwen", "qwen"),
+    "SmolLM3ForCausalLM": ("smollm3", "smollm3"),
     "StableLmForCausalLM": ("stablelm", "stablelm"),
     "Starcoder2ForCausalLM": ("starcoder2", "starcoder2"),
     "XverseForCausalLM": ("llama_like", "xverse"),

@@ -198,6 +198,10 @@ def olmo2(**fields: Any) -> Case:
     return Case("Olmo2Config", {**LLAMA, **fields})
 
 
+def smollm3(**fields: Any) -> Case:
+    return Case("SmolLM3Config", {**LLAMA, "num_hidden_layers": 4, **fields})
+
+
 CASES: dict[str, Case | PlainCase] = {
     **PLAIN_CASES,
     "llama-grouped": llama(),
@@ -363,6 +367,16 @@ CASES: dict[str, Case | PlainCase] = {
     "olmo2": olmo2(num_key_value_heads=None),
     "olmo2-grouped-biases": olmo2(attention_bias=True),
     "olmo2-multiquery-tied": olmo2(num_key_value_heads=1, tie_word_embeddings=True, hidden_act="gelu"),
+    "smollm3": smollm3(),
+    "smollm3-listed": smollm3(no_rope_layers=[0, 1, 1, 0], tie_word_embeddings=False, num_key_value_heads=6),
+    "smollm3-window-biases": smollm3(
+        use_sliding_window=True,
+        sliding_window=9,
+        no_rope_layer_interval=2,
+        attention_bias=True,
+        mlp_bias=True,
+        num_key_value_heads=1,
+    ),
 }
 
 

@@ -229,7 +229,7 @@ WEIRD_ROPES = [
 def test_weird_fields_are_values_or_value_errors(name):
     base = _defaults(name) | {"architectures": [name]}
     layers = next(f for f in ("n_layer", "num_layers", "num_hidden_layers") if f in base)
-    base |= {layers: 2, "layer_types": None}
+    base |= {layers: 2, "layer_types": None, "no_rope_layers": None}  # lists with an entry for each layer
     build_spec(base)
     built = refused = 0
     spoilt = [{**base, field: value} for field in base for value in WEIRD]
