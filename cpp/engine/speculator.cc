@@ -118,15 +118,23 @@ void Speculator::shadow(const Scheduler& scheduler) {
 
 void Speculator::propose(const Scheduler& scheduler) {
   const double begin = monotonic_seconds();
-  int64_t prompt_rows = 0;  // of this step, about
+  // Rows of prompts in this step, about.
+  const SchedulerConfig& limits = scheduler.config();
+  int64_t prompt_rows = 0;
   for (const SeqState* seq : scheduler.running())
     if (!is_generating(*seq)) prompt_rows += seq->len() - seq->num_computed;
-  for (const SeqState* seq : scheduler.waiting()) prompt_rows += seq->len() - seq->num_computed;
-  prompt_rows = std::min<int64_t>(prompt_rows, scheduler.config().max_num_batched_tokens);
+  int free_slots = limits.max_num_seqs - scheduler.num_slots();
+  for (const SeqState* seq : scheduler.waiting()) {
+    if ((free_slots -= slots_of(*seq)) < 0 || prompt_rows >= limits.max_num_batched_tokens) break;
+    prompt_rows += seq->len() - seq->num_computed;
+  }
   collect_requests(scheduler, budget_.threshold(sequences_, kv_tokens_));
-  const int room = max_rows_ - static_cast<int>(scheduler.running().size() - requests_.size());
+  prompt_rows = std::min<int64_t>(prompt_rows, limits.max_num_batched_tokens - sequences_);
+  // Sampled rows are limited, and so is the sum of all.
+  const int undrafted = sequences_ - static_cast<int>(requests_.size());
+  const int64_t rows = std::min<int64_t>(max_rows_ - undrafted + prompt_rows, limits.max_num_batched_tokens);
   DraftDecision decision;
-  budget_.select(trees_, ids_, static_cast<int>(prompt_rows), kv_tokens_, room, decision);
+  budget_.select(trees_, ids_, static_cast<int>(prompt_rows), kv_tokens_, static_cast<int>(rows), decision);
   draft_seconds_ += monotonic_seconds() - begin;
 }
 

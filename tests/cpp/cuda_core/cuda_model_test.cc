@@ -6,6 +6,7 @@
 #include <cmath>
 #include <map>
 
+#include "../core/speculation_case.h"
 #include "../cuda/cuda_test_util.h"
 #include "../exec/tiny_model.h"
 #include "engine/engine.h"
@@ -161,6 +162,45 @@ TEST(CudaEngine, GraphsAndOpsGiveTheSameInBfloat16) {
   // that pad a graph's step may move a product to other tiles, so only sizes without padding are compared.
   Tokens graphs = run(model, jobs, {0}, 2048, false);
   EXPECT_EQ(run(model, jobs, {0}, 2048, true), graphs);
+}
+
+TEST(CudaSpeculation, NothingThatDraftsChangesTheText) {
+  TACO_SKIP_WITHOUT_DEVICE();
+  using testing::KnownTexts;
+  const auto jobs = testing::speculation_jobs(64, 97);
+  for (bool windows : {false, true}) {
+    ModelSpec spec = testing::tiny_spec();
+    if (windows)
+      for (LayerSpec& layer : spec.layers) layer.attn.window = 9;
+    auto model = testing::random_model(spec, cuda(), DType::kF32);
+    const auto expected = testing::run_jobs(model, jobs, nullptr, 1000, 2048);
+    const KnownTexts truth(jobs, expected);
+    auto trees = std::make_shared<RandomTreeDrafter<KnownTexts>>(97, 3, truth);
+    testing::expect_same(testing::run_jobs(model, jobs, trees, 2000, 2048), expected, "trees");
+    EXPECT_GT(trees->accepted, 100u);
+    EXPECT_EQ(trees->wrong_calls, 0);
+    auto preempted = std::make_shared<RandomTreeDrafter<KnownTexts>>(97, 4, truth);
+    testing::expect_same(testing::run_jobs(model, jobs, preempted, 60, 256), expected, "preempted");
+    auto garbage = std::make_shared<GarbageDrafter>(97, 4);
+    testing::expect_same(testing::run_jobs(model, jobs, garbage, 2000, 2048, 16), expected, "garbage");
+    auto controlled = std::make_shared<RandomTreeDrafter<KnownTexts>>(97, 5, truth);
+    testing::expect_same(testing::run_jobs(model, jobs, controlled, 2000, 2048, 8, true), expected,
+                         "controller");
+  }
+}
+
+// In the batch-invariant mode chains of drafts give the bits of single steps; a tree sums attention in
+// another order.
+TEST(CudaSpeculation, ChainsAreBitForBitInTheInvariantMode) {
+  TACO_SKIP_WITHOUT_DEVICE();
+  using testing::KnownTexts;
+  const auto jobs = testing::speculation_jobs(48, 1000);
+  ModelSpec spec = wide_spec();
+  auto model = testing::random_model(spec, cuda(true), DType::kBF16, 1, 0.06f);
+  const auto expected = testing::run_jobs(model, jobs, nullptr, 1000, 2048, 16);
+  auto oracle = std::make_shared<OracleDrafter<KnownTexts>>(5, KnownTexts(jobs, expected));
+  testing::expect_same(testing::run_jobs(model, jobs, oracle, 1000, 2048, 16), expected, "oracle");
+  EXPECT_GT(oracle->accepted * 10, oracle->drafted * 9);  // ends cut runs
 }
 
 }  // namespace

@@ -34,10 +34,10 @@ inline ModelSpec tiny_spec(int layers = 2, int vocab = 97) {
   return spec;
 }
 
-// Weights from a seeded generator, in the order of the slots' names.
+// Weights from a seeded generator, in the order of the slots' names; zeros in slots that begin with `zero`.
 inline std::shared_ptr<const Model> random_model(const ModelSpec& spec, std::shared_ptr<Backend> backend,
                                                  DType dtype = DType::kF32, unsigned seed = 1,
-                                                 float scale = 0.4f) {
+                                                 float scale = 0.4f, const std::string& zero = "-") {
   ModelBuilder builder(spec, backend, dtype);
   std::mt19937 rng(seed);
   std::normal_distribution<float> normal;
@@ -48,6 +48,7 @@ inline std::shared_ptr<const Model> random_model(const ModelSpec& spec, std::sha
     auto data = std::make_shared<std::vector<float>>(m.rows * m.cols);
     bool norm = slot.ends_with("norm.weight");
     for (float& v : *data) v = norm ? 1.0f + 0.1f * normal(rng) : scale * normal(rng);
+    if (slot.starts_with(zero)) std::fill(data->begin(), data->end(), 0.0f);
     m.data = data->data();
     m.owner = data;
     builder.add(slot, m, shape);
