@@ -141,6 +141,7 @@ void bind_model(nb::module_& m) {
            })
       .def("add", &add_tensor, "slot"_a, "data"_a, "format"_a, "shape"_a)
       .def("add_dummy", &add_dummy, "slot"_a, "shape"_a, "seed"_a = 0)
+      .def("keep_wide", &ModelBuilder::keep_wide, "slot"_a)
       .def("missing", &ModelBuilder::missing)
       .def("finish", [](ModelBuilder& self) { return std::const_pointer_cast<Model>(self.finish()); });
 

@@ -59,7 +59,7 @@ struct ModelBuilder::Impl {
   std::map<std::string, size_t> group_of;
   std::vector<Group> groups;
   std::map<std::string, HostMatrix> given;  // until their group is prepared
-  std::set<std::string> done;
+  std::set<std::string> done, wide;
 
   Backend& backend() { return *model->backend; }
 
@@ -143,7 +143,9 @@ struct ModelBuilder::Impl {
           biases.insert(biases.end(), b.begin(), b.end());
         }
       }
-      *out = backend().prepare_linear(matrices, bias ? biases.data() : nullptr, linear_options(use));
+      LinearOptions options = linear_options(use);
+      for (const Part& p : parts) options.fp8 = options.fp8 && !wide.contains(p.name + ".weight");
+      *out = backend().prepare_linear(matrices, bias ? biases.data() : nullptr, options);
     });
   }
 
@@ -248,6 +250,11 @@ ModelBuilder::ModelBuilder(ModelSpec spec, std::shared_ptr<Backend> backend, DTy
 ModelBuilder::~ModelBuilder() = default;
 
 const std::map<std::string, std::vector<int64_t>>& ModelBuilder::slots() const { return impl_->slots; }
+
+void ModelBuilder::keep_wide(const std::string& slot) {
+  if (!impl_->slots.contains(slot)) fail(ErrorCode::kNotFound, "the model has no slot '", slot, "'");
+  impl_->wide.insert(slot);
+}
 
 void ModelBuilder::add(const std::string& slot, HostMatrix tensor, const std::vector<int64_t>& shape) {
   auto found = impl_->slots.find(slot);

@@ -60,6 +60,9 @@ class ModelBuilder {
   ~ModelBuilder();
 
   const std::map<std::string, std::vector<int64_t>>& slots() const;
+  // With quantize_fp8: the product that this slot is part of stays as wide as the rest. Before the slot is
+  // given.
+  void keep_wide(const std::string& slot);
   // tensor.rows/cols describe the matrix; a vector is [1, n]. `shape` is the checkpoint's, for the check and
   // the message. Throws kNotFound (no such slot), kInvalidArgument (given twice, misshapen).
   void add(const std::string& slot, HostMatrix tensor, const std::vector<int64_t>& shape);

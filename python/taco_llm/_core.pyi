@@ -164,6 +164,8 @@ class ModelBuilder:
         KeyError: no such slot. ValueError: given twice, wrong shape or byte count."""
     def add_dummy(self, slot: str, shape: Sequence[int], seed: int = 0) -> None:
         """Random values in +-1e-3 that the backend makes itself (CUDA), instead of a tensor."""
+    def keep_wide(self, slot: str) -> None:
+        """With quantize_fp8: the product that this slot is part of is not quantised. Before it is added."""
     def missing(self) -> list[str]:
         """Slots not yet given."""
     def finish(self) -> Model:

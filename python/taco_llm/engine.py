@@ -111,7 +111,7 @@ def build(args: EngineArgs) -> EngineHandle:
         seed=args.seed,
         trust_remote_code=args.trust_remote_code,
         quantize_fp8=args.quantization == "fp8",
-        check_spec=_weights_check(args, backend),
+        check_spec=_weights_check(args, checkpoint, backend),
     )
     limit = model.spec.max_positions
     check_length(wanted_len, limit)
@@ -256,16 +256,24 @@ def make_backend(args: EngineArgs, device: str) -> _core.Backend:
     )
 
 
-def _weights_check(args: EngineArgs, backend: _core.Backend) -> Any:
+def products_in_fp8(args: EngineArgs, checkpoint: Checkpoint) -> bool:
+    """Whether a GPU keeps the matrices in FP8."""
+    from taco_llm.archs.fp8 import fp8_checkpoint
+
+    return args.quantization == "fp8" or fp8_checkpoint(checkpoint.hf_config) is not None
+
+
+def _weights_check(args: EngineArgs, checkpoint: Checkpoint, backend: _core.Backend) -> Any:
     """What load_model calls before it takes the weights of a GPU: what cannot fit is said at once."""
     if backend.name == "cpu":
         return None
     total, available = backend.memory
+    fp8 = products_in_fp8(args, checkpoint)
 
     def check(spec: Any, slots: Any, dtype: str) -> None:
-        weights = spec_weight_bytes(spec, slots, dtype, args.quantization == "fp8")
+        weights = spec_weight_bytes(spec, slots, dtype, fp8)
         weights = max(weights - int(args.cpu_offload_gb * GIB), 0)
-        check_weights(weights, total, available, args.gpu_memory_utilization, args.quantization == "fp8")
+        check_weights(weights, total, available, args.gpu_memory_utilization, fp8)
 
     return check
 
@@ -469,9 +477,11 @@ def model_and_names(args: EngineArgs) -> tuple[str, list[str]]:
 
 
 def _check_quantized(checkpoint: Checkpoint) -> None:
-    """Refuses a checkpoint that is quantised in a format without kernels, before it is read."""
+    """Refuses a checkpoint that is quantised in a format without kernels, before it is read. FP8 has some."""
+    from taco_llm.archs.fp8 import fp8_checkpoint
+
     config = checkpoint.hf_config.get("quantization_config")
-    if isinstance(config, dict):
+    if isinstance(config, dict) and fp8_checkpoint(checkpoint.hf_config) is None:
         from taco_llm import refusal_reasons
         from taco_llm.flag_table import NotBuiltError
 

@@ -143,7 +143,7 @@ def make(args: EngineArgs, device_memory_gib: float | None = None) -> Plan:
         rope_theta=args.rope_theta,
         max_model_len=wanted,
     )
-    fp8 = args.quantization == "fp8"
+    fp8 = device != "cpu" and engine.products_in_fp8(args, checkpoint)
     kv_dtype = dtype if args.kv_cache_dtype == "auto" else args.kv_cache_dtype
     limit = spec.max_positions
     engine.check_length(wanted, limit)

@@ -30,6 +30,7 @@ def build_spec(
     Raises ValueError for an unknown architecture, or a config that is incomplete or not supported.
     """
     from .config import Config
+    from .fp8 import fp8_checkpoint
 
     names = hf_config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
@@ -39,7 +40,7 @@ def build_spec(
         )
     build = find(names[0])
     quantization = hf_config.get("quantization_config")
-    if quantization:
+    if quantization and fp8_checkpoint(hf_config) is None:
         method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
         raise ValueError(
             f"config.json: the checkpoint is quantised with {method!r}, which is not supported yet; "

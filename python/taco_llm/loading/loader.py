@@ -9,11 +9,13 @@ from typing import Any
 
 from taco_llm import _core
 from taco_llm.archs import build_spec
+from taco_llm.archs.fp8 import fp8_checkpoint
 from taco_llm.archs.gguf import gguf_rules
 from taco_llm.archs.rules import FORMATS, BoundRules, Misshapen, Rule, Tensor, load_order
 
 from .checkpoint import Checkpoint
 from .dummy import dummy_tensors
+from .fp8 import widened
 from .mapping import Mapping
 from .npcache import read_npcache
 from .safetensors import read_safetensors
@@ -27,6 +29,7 @@ _DTYPES = {
     "half": "float16",
     "bfloat16": "bfloat16",
 }
+_STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 # Mapped pages are given back each time that so much has been repacked, so that loading never holds two
 # copies.
 _RELEASE_BYTES = 256 << 20
@@ -54,7 +57,8 @@ def load_model(
     rope_scaling, rope_theta: instead of the config's. max_model_len: see archs.build_spec.
     seed: of dummy weights. show_progress: a bar on stderr, when that is a terminal.
     trust_remote_code: accepted and without effect; code in a checkpoint is never run.
-    quantize_fp8: keeps all matrices but embeddings, head and routers in FP8, one scale each (GPUs).
+    quantize_fp8: keeps all matrices but embeddings, head and routers in FP8, one scale each (GPUs). Of an FP8
+    checkpoint those that it has in FP8 are, whatever this says; the CPU keeps them in `dtype`.
     check_spec: called with spec, slots and dtype before any weight is taken; may raise.
 
     Raises LoadError (a ValueError) naming the tensor and file for what is missing, unknown, misshapen or
@@ -71,7 +75,11 @@ def load_model(
     tensors, mappings = ({}, []) if checkpoint.format == "dummy" else _read(checkpoint)
     kept = _dtype(dtype, checkpoint, tensors)
     on_host = backend.name == "cpu"
-    builder = _core.ModelBuilder(spec, backend, kept, quantize_fp8)
+    fp8 = fp8_checkpoint(checkpoint.hf_config)
+    narrow: set[str] | None = None  # the names that are FP8, where the checkpoint decides
+    if fp8 is not None:
+        tensors, narrow = widened(tensors, fp8, _STORED[kept])
+    builder = _core.ModelBuilder(spec, backend, kept, quantize_fp8 or (narrow is not None and not on_host))
     slots = builder.slots()
     if check_spec is not None:
         check_spec(spec, slots, kept)
@@ -90,6 +98,12 @@ def load_model(
     if on_host:
         plan.sort(key=lambda item: load_order(item[0]))  # what is repacked together comes together
     _check_missing(bound, plan, checkpoint)
+
+    if narrow is not None and not on_host:
+        for rule, stored in plan:
+            if stored.name not in narrow:
+                for slot in rule.slots:
+                    builder.keep_wide(slot)
 
     total = sum(t.num_bytes for _, t in plan)
     pending = 0
