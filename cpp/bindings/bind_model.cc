@@ -8,6 +8,8 @@
 #include <nanobind/stl/vector.h>
 #include <sched.h>
 
+#include <tuple>
+
 #include "backend/cpu/isa/dispatch.h"
 #include "backend/profiling_backend.h"
 #include "base/error.h"
@@ -152,18 +154,30 @@ void bind_model(nb::module_& m) {
           "__init__",
           [](ModelExecutorHandle* self, std::shared_ptr<Model> model, int max_model_len, int block_size,
              int64_t num_blocks, const std::string& kv, int max_num_batched_tokens, int max_num_seqs,
-             bool enforce_eager, int max_seq_len_to_capture, int64_t swap_blocks, int max_draft_rows) {
+             bool enforce_eager, int max_seq_len_to_capture, int64_t swap_blocks, int max_draft_rows,
+             const std::optional<std::pair<float, float>>& typical) {
             new (self) ModelExecutorHandle();
             nb::gil_scoped_release release;
-            self->executor = std::make_unique<ModelExecutor>(
-                model, ModelExecutorConfig{max_model_len, block_size, num_blocks, kv_dtype(kv),
-                                           max_num_batched_tokens, max_num_seqs, enforce_eager,
-                                           max_seq_len_to_capture, swap_blocks, max_draft_rows});
+            ModelExecutorConfig config{max_model_len,
+                                       block_size,
+                                       num_blocks,
+                                       kv_dtype(kv),
+                                       max_num_batched_tokens,
+                                       max_num_seqs,
+                                       enforce_eager,
+                                       max_seq_len_to_capture,
+                                       swap_blocks,
+                                       max_draft_rows};
+            if (typical) {
+              config.typical_acceptance = true;
+              std::tie(config.typical_threshold, config.typical_alpha) = *typical;
+            }
+            self->executor = std::make_unique<ModelExecutor>(model, config);
           },
           "model"_a, nb::kw_only(), "max_model_len"_a, "block_size"_a = 16, "num_blocks"_a,
           "kv_dtype"_a = "auto", "max_num_batched_tokens"_a = 2048, "max_num_seqs"_a = 256,
           "enforce_eager"_a = false, "max_seq_len_to_capture"_a = 8192, "swap_blocks"_a = 0,
-          "max_draft_rows"_a = 0)
+          "max_draft_rows"_a = 0, "typical_acceptance"_a = nb::none())
       .def_static(
           "profile",
           [](std::shared_ptr<Model> model, int max_model_len, int block_size, const std::string& kv,

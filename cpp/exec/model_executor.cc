@@ -257,6 +257,7 @@ ModelExecutor::Sampling ModelExecutor::sampling_of(const StepPlan& plan) const {
     for (const Sequence* sequence : step.samplers)
       out.on_host |= !device_sampler_ || !DeviceSampler::can_sample(*sequence->params);
   }
+  out.on_host |= out.has_drafts && config_.typical_acceptance;
   TACO_CHECK(!out.has_drafts || static_cast<int64_t>(out.rows.size()) <= logits_rows_, out.rows.size(),
              " rows to sample from in a step with drafts, room for ", logits_rows_);
   return out;
@@ -287,9 +288,16 @@ void ModelExecutor::sample_on_host(const Sampling& sampling, Pending& step) {
     Sampler& sampler = *samplers_[static_cast<size_t>(thread)];
     if (s.draft) {
       Sequence path = *s.samplers.front();  // what the sequence would be at the node
+      std::vector<int32_t> children;
       follow(*s.draft, paths[draft_of[part]], runs[part], [&](int node) {
         if (node > 0) path.tokens.push_back(s.draft->token[node]);
-        return sampler.sample({logits + static_cast<size_t>(node) * vocab, vocab}, path);
+        const std::span<float> row(logits + static_cast<size_t>(node) * vocab, vocab);
+        if (!config_.typical_acceptance) return sampler.sample(row, path);
+        children.clear();
+        for (int i = node + 1; i < s.draft->size; ++i)
+          if (s.draft->parent[i] == node) children.push_back(s.draft->token[i]);
+        const TypicalAcceptance typical{children, config_.typical_threshold, config_.typical_alpha};
+        return sampler.sample(row, path, &typical);
       });
       return;
     }

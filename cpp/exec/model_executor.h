@@ -25,6 +25,9 @@ struct ModelExecutorConfig {
   int max_seq_len_to_capture = 8192;  // steps with longer sequences run op by op
   int64_t num_host_blocks = 0;        // swap space
   int max_draft_rows = 0;             // of all drafts of a step; 0: steps have none
+  // Lossy (TypicalAcceptance in sampler.h); steps with drafts are then sampled on the host.
+  bool typical_acceptance = false;
+  float typical_threshold = 0.09f, typical_alpha = 0.3f;
 };
 
 class ModelExecutor final : public Executor {

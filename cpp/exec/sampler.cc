@@ -69,7 +69,9 @@ struct Sampler::Scratch {
   void keep_min_p(float min_p);
   int32_t draw_from_candidates(double u) const;
   int32_t draw_from_row(double u, double total) const;
-  int32_t choose(std::span<float> logits, float max, const Sequence& sequence);
+  int32_t likely_draft(const TypicalAcceptance& typical, bool among_candidates) const;
+  int32_t choose(std::span<float> logits, float max, const Sequence& sequence,
+                 const TypicalAcceptance* typical);
 };
 
 namespace {
@@ -277,8 +279,38 @@ int32_t Sampler::Scratch::draw_from_row(double u, double total) const {
   return last;
 }
 
+// The draft to take without a draw, or -1. The weights are the candidates', or those of the whole row.
+int32_t Sampler::Scratch::likely_draft(const TypicalAcceptance& typical, bool among_candidates) const {
+  const float* values = among_candidates ? candidates.weights.data() : weights.data();
+  const size_t count = among_candidates ? candidates.count : weights.size();
+  double total = 0, sum = 0;  // the entropy is log(total) - sum(w log w) / total
+  for (size_t i = 0; i < count; ++i) {
+    const double w = values[i];
+    if (w <= 0) continue;
+    total += w;
+    sum += w * std::log(w);
+  }
+  const double entropy = std::log(total) - sum / total;
+  double best = std::min<double>(typical.threshold, typical.alpha * std::exp(-entropy)) * total;
+  int32_t taken = -1;
+  for (int32_t id : typical.drafts) {
+    size_t at = static_cast<size_t>(id);
+    if (among_candidates) {  // in the order of ids
+      const auto end = candidates.ids.begin() + static_cast<ptrdiff_t>(count);
+      const auto found = std::lower_bound(candidates.ids.begin(), end, id);
+      if (found == end || *found != id) continue;
+      at = static_cast<size_t>(found - candidates.ids.begin());
+    }
+    if (!(values[at] > best)) continue;
+    best = values[at];
+    taken = id;
+  }
+  return taken;
+}
+
 // block_max belongs to `logits`, and max is their finite maximum.
-int32_t Sampler::Scratch::choose(std::span<float> logits, float max, const Sequence& sequence) {
+int32_t Sampler::Scratch::choose(std::span<float> logits, float max, const Sequence& sequence,
+                                 const TypicalAcceptance* typical) {
   const SamplingParams& p = *sequence.params;
   if (p.temperature < kGreedyBelow)
     return sampling::first_index_of(logits.data(), vocab_size, block_max.data(), max);
@@ -290,7 +322,8 @@ int32_t Sampler::Scratch::choose(std::span<float> logits, float max, const Seque
   if (!top_k && !top_p && !min_p) {
     double total =
         sampling::sum_exp(logits.data(), vocab_size, max, scale, weights.data(), block_sums.data());
-    return draw_from_row(u, total);
+    const int32_t taken = typical ? likely_draft(*typical, false) : -1;
+    return taken >= 0 ? taken : draw_from_row(u, total);
   }
 
   double total = 0;
@@ -316,7 +349,8 @@ int32_t Sampler::Scratch::choose(std::span<float> logits, float max, const Seque
                                   candidates.weights.data(), nullptr);
   if (top_p) keep_top_p(static_cast<double>(p.top_p) * (top_k ? mass : total), least, max, p.temperature);
   if (min_p) keep_min_p(p.min_p);
-  return draw_from_candidates(u);
+  const int32_t taken = typical ? likely_draft(*typical, true) : -1;
+  return taken >= 0 ? taken : draw_from_candidates(u);
 }
 
 Sampler::Sampler(int vocab_size) {
@@ -326,7 +360,8 @@ Sampler::Sampler(int vocab_size) {
 
 Sampler::~Sampler() = default;
 
-SampledToken Sampler::sample(std::span<float> logits, const Sequence& sequence) {
+SampledToken Sampler::sample(std::span<float> logits, const Sequence& sequence,
+                             const TypicalAcceptance* typical) {
   SampledToken out;
   out.seq = sequence.id;
   Scratch& s = *scratch_;
@@ -348,7 +383,7 @@ SampledToken Sampler::sample(std::span<float> logits, const Sequence& sequence) 
         row = sampling::row_max(logits.data(), s.vocab_size, s.block_max.data());
       }
     }
-    out.token = s.choose(logits, row.max, sequence);
+    out.token = s.choose(logits, row.max, sequence, typical);
     TACO_CHECK(out.token >= 0);
     out.logprob = static_cast<float>(raw[static_cast<size_t>(out.token)] - log_sum);
     if (sequence.params->logprobs >= 0) out.logprobs = logprobs(raw, out.token, sequence.params->logprobs);

@@ -8,6 +8,14 @@
 
 namespace taco {
 
+// Lossy: with drafts, the likeliest of them is taken without a draw if its probability (after all the rules)
+// exceeds min(threshold, alpha * exp(-entropy)). Greedy sampling is not concerned. (Medusa's "typical
+// acceptance"; vLLM's typical_acceptance_sampler.)
+struct TypicalAcceptance {
+  std::span<const int32_t> drafts;  // tokens that follow here in a draft
+  float threshold, alpha;
+};
+
 // Order of the rules (vLLM 0.6): raw logprobs are taken first; then allowed ids, bad words, no_repeat_ngram,
 // min_tokens masking, logit_bias, logits_processor, repetition / presence / frequency penalties, temperature,
 // top-k, top-p, min-p, draw.
@@ -25,7 +33,8 @@ class Sampler {
 
   // logits: [vocab_size], changed in place. Never throws: a failure is in SampledToken::error. One caller at
   // a time.
-  SampledToken sample(std::span<float> logits, const Sequence& sequence);
+  SampledToken sample(std::span<float> logits, const Sequence& sequence,
+                      const TypicalAcceptance* typical = nullptr);
 
   // Logprobs of `token` and of the k most likely, from raw logits.
   static PositionLogprobs logprobs(std::span<const float> logits, int32_t token, int k);

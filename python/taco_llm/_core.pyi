@@ -188,10 +188,12 @@ class ModelExecutor(Executor):
         max_seq_len_to_capture: int = 8192,
         swap_blocks: int = 0,
         max_draft_rows: int = 0,
+        typical_acceptance: tuple[float, float] | None = None,
     ) -> None:
         """kv_dtype: "auto" (the model's), "float32", "float16", "bfloat16"; on CUDA also "fp8_e4m3" and
         "fp8_e5m2". swap_blocks: of host memory, for preemption by swapping. max_draft_rows: of all drafts of
-        a step; 0: an Engine over it cannot speculate."""
+        a step; 0: an Engine over it cannot speculate. typical_acceptance: (threshold, alpha) of lossy
+        acceptance of drafts; None: exact."""
     @staticmethod
     def profile(
         model: Model,

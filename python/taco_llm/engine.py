@@ -137,6 +137,14 @@ def build(args: EngineArgs) -> EngineHandle:
         logger.warning("%s", plan.message)
     batched = batched_tokens(args, plan.max_model_len, device)
     swapped = _swap_blocks(args, device, block_bytes)
+    eos = eos_token_ids(checkpoint, tokenizer)
+    drafting = _drafting(
+        args,
+        vocab_size=model.spec.vocab_size,
+        max_model_len=plan.max_model_len,
+        eos_token_ids=eos,
+        reserved=plan.num_blocks * block_bytes if device == "cpu" else 0,
+    )
     executor = _core.ModelExecutor(
         model,
         max_model_len=plan.max_model_len,
@@ -148,17 +156,10 @@ def build(args: EngineArgs) -> EngineHandle:
         enforce_eager=bool(args.enforce_eager),
         max_seq_len_to_capture=args.max_seq_len_to_capture,
         max_draft_rows=draft_rows(args, batched),
+        typical_acceptance=drafting.typical_acceptance,
         **swapped,
     )
     vocabulary = tokenizer.core_vocabulary() if tokenizer is not None else None
-    eos = eos_token_ids(checkpoint, tokenizer)
-    drafting = _drafting(
-        args,
-        vocab_size=model.spec.vocab_size,
-        max_model_len=plan.max_model_len,
-        eos_token_ids=eos,
-        reserved=plan.num_blocks * block_bytes if device == "cpu" else 0,
-    )
     core = _engine(args, executor, vocabulary, batched, drafting, **swapped)
     checkpoint = _without_file_contents(checkpoint)
     logger.info(
@@ -362,6 +363,13 @@ class _Drafting:
     config: _core.SpeculationConfig | None = None
     drafter: _core.Drafter | None = None
     taught: bool = False
+
+    @property
+    def typical_acceptance(self) -> tuple[float, float] | None:
+        config = self.config
+        if config is None or not config.typical_acceptance:
+            return None
+        return config.typical_threshold, config.typical_alpha
 
 
 def _drafting(args: EngineArgs, *, reserved: int, vocab_size: int, **facts: Any) -> _Drafting:

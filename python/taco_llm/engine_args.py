@@ -463,7 +463,6 @@ class EngineArgs:
         "typical_acceptance_sampler: lossy, takes drafted tokens that are merely likely.",
         SPECULATION,
         choices=("rejection_sampler", "typical_acceptance_sampler"),
-        needs=why.acceptance,
     )
     typical_acceptance_sampler_posterior_threshold: float | None = flag(
         None,

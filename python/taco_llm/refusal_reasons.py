@@ -64,12 +64,6 @@ def draft_model(value: str) -> str | None:
     return DRAFT_MODEL if value != "[ngram]" else None
 
 
-def acceptance(value: str) -> str | None:
-    if value == "typical_acceptance_sampler":
-        return "needs lossy acceptance, which is not built yet; rejection_sampler, the default, is exact"
-    return None
-
-
 def draft_tensor_parallel(value: int) -> str | None:
     return DRAFT_MODEL if value != 1 else None
 

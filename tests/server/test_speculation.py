@@ -218,3 +218,22 @@ def test_warm_up_makes_the_first_request_hit(checkpoint: Path, tmp_path: Path) -
     assert after.outputs[0].token_ids == answer
     assert after.metrics.num_accepted_tokens > before.metrics.num_accepted_tokens
     assert after.metrics.spec_token_acceptance_counts[0] < before.metrics.spec_token_acceptance_counts[0]
+
+
+def test_typical_acceptance_takes_more_and_leaves_greedy_alone(
+    checkpoint: Path, wanted: list[Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = {"prompt": PROMPTS[3], "max_tokens": 200, "temperature": 0.9, "ignore_eos": True}
+    rates = []
+    for method in ("rejection_sampler", "typical_acceptance_sampler"):
+        settings = config_folder(tmp_path) | {"spec_decoding_acceptance_method": method}
+        with served(checkpoint, **settings) as server:
+            for seed in range(6):
+                requests.post(server.url + "/v1/completions", json={**body, "seed": seed}, timeout=60)
+            rates.append(requests.get(server.url + "/speculation", timeout=5).json()["acceptance_rate"])
+            if method.startswith("typical"):
+                greedy = {"prompt": PROMPTS[0], "max_tokens": 48, "temperature": 0}
+                answer = requests.post(server.url + "/v1/completions", json=greedy, timeout=60).json()
+                assert answer["choices"][0]["text"] == wanted[0][0][0][0]
+    assert rates[1] > rates[0]
+    assert caplog.text.count("lossy") == 1

@@ -432,5 +432,77 @@ TEST(Sampler, FailuresStayWithTheSequence) {
   EXPECT_EQ(sampler.sample(row, make_sequence(p)).error, "");
 }
 
+// --- typical acceptance
+
+SampledToken sample_typical(std::vector<float> logits, const Sequence& sequence, std::vector<int32_t> drafts,
+                            float threshold = 0.09f, float alpha = 0.3f) {
+  Sampler sampler(static_cast<int>(logits.size()));
+  const TypicalAcceptance typical{drafts, threshold, alpha};
+  return sampler.sample(logits, sequence, &typical);
+}
+
+std::vector<float> logits_of(const std::vector<double>& probabilities) {
+  std::vector<float> x;
+  for (double p : probabilities) x.push_back(static_cast<float>(std::log(p)));
+  return x;
+}
+
+TEST(TypicalAcceptance, TakesTheLikeliestDraftAboveTheLimitWhateverTheDraw) {
+  const std::vector<float> x = logits_of({0.5, 0.3, 0.15, 0.05});
+  SamplingParams p;
+  for (uint64_t seed = 0; seed < 50; ++seed) {
+    const Sequence s = make_sequence(p, {0}, {}, seed);
+    EXPECT_EQ(sample_typical(x, s, {2, 1}).token, 1);
+    EXPECT_EQ(sample_typical(x, s, {2}).token, 2);  // 0.15 > 0.09
+    const SampledToken t = sample_typical(x, s, {2});
+    EXPECT_NEAR(t.logprob, std::log(0.15), 1e-5);
+    EXPECT_EQ(sample_typical(x, s, {3}).token, sample(x, s).token);  // 0.05 is not: the usual draw
+    EXPECT_EQ(sample_typical(x, s, {}).token, sample(x, s).token);
+  }
+}
+
+TEST(TypicalAcceptance, TheLimitFallsWithTheEntropy) {
+  // n equally likely tokens: the entropy is log n, the limit 0.3 / n, and each has 1 / n.
+  SamplingParams p;
+  const std::vector<float> flat(100, 0.0f);
+  for (uint64_t seed = 0; seed < 20; ++seed)
+    EXPECT_EQ(sample_typical(flat, make_sequence(p, {0}, {}, seed), {42}).token, 42);
+  for (uint64_t seed = 0; seed < 20; ++seed) {  // alpha 1.01: the limit is just above
+    const Sequence s = make_sequence(p, {0}, {}, seed);
+    EXPECT_EQ(sample_typical(flat, s, {42}, 1.0f, 1.01f).token, sample(flat, s).token);
+  }
+  // A distribution between: the limit is where the formula says.
+  const std::vector<double> q{0.6, 0.2, 0.1, 0.06, 0.04};
+  double entropy = 0;
+  for (double w : q) entropy -= w * std::log(w);
+  const auto alpha_for = [&](double limit) { return static_cast<float>(limit * std::exp(entropy)); };
+  const Sequence s = make_sequence(p, {0}, {}, 3);
+  ASSERT_NE(sample(logits_of(q), s).token, 3);
+  EXPECT_EQ(sample_typical(logits_of(q), s, {3}, 1.0f, alpha_for(0.0599)).token, 3);
+  EXPECT_NE(sample_typical(logits_of(q), s, {3}, 1.0f, alpha_for(0.0601)).token, 3);
+}
+
+TEST(TypicalAcceptance, FollowsTheRulesOfTheRequest) {
+  const std::vector<float> x = logits_of({0.4, 0.3, 0.2, 0.1});
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    SamplingParams p;
+    p.temperature = 0.0f;  // greedy: exact
+    EXPECT_EQ(sample_typical(x, make_sequence(p, {0}, {}, seed), {1}).token, 0);
+    p.temperature = 1.0f;
+    p.top_k = 2;
+    EXPECT_LE(sample_typical(x, make_sequence(p, {0}, {}, seed), {2}).token, 1);  // filtered out
+    EXPECT_EQ(sample_typical(x, make_sequence(p, {0}, {}, seed), {2, 1}).token, 1);
+    p.top_k = -1;
+    p.top_p = 0.65f;
+    EXPECT_LE(sample_typical(x, make_sequence(p, {0}, {}, seed), {3}).token, 1);
+    p.top_p = 1.0f;
+    p.allowed_token_ids = {0, 3};
+    EXPECT_EQ(sample_typical(x, make_sequence(p, {0}, {}, seed), {1, 3}).token, 3);
+  }
+  SamplingParams p;  // and the temperature: 0.1 becomes far less than 0.09 of the mass
+  p.temperature = 0.2f;
+  EXPECT_EQ(sample_typical(x, make_sequence(p), {3}).token, sample(x, make_sequence(p)).token);
+}
+
 }  // namespace
 }  // namespace taco

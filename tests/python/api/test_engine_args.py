@@ -106,10 +106,10 @@ FLAGS = {
         "rejection_sampler",
         "typical_acceptance_sampler",
         "typical_acceptance_sampler",
-        "no",
+        "ok",
     ),
-    "typical_acceptance_sampler_posterior_threshold": (None, "0.1", 0.1, "note"),
-    "typical_acceptance_sampler_posterior_alpha": (None, "0.1", 0.1, "note"),
+    "typical_acceptance_sampler_posterior_threshold": (None, "0.1", 0.1, "ok"),
+    "typical_acceptance_sampler_posterior_alpha": (None, "0.1", 0.1, "ok"),
     "disable_logprobs_during_spec_decoding": (None, "true", True, "note"),
     # taco_llm
     "lookahead_cache_config_dir": (None, ".", ".", "ok"),
@@ -130,8 +130,12 @@ FLAGS = {
 }
 NGRAM = {"speculative_model": "[ngram]", "num_speculative_tokens": 5, "ngram_prompt_lookup_max": 4}
 LOOKAHEAD = {"lookahead_cache_config_dir": "."}
+TYPICAL = {"spec_decoding_acceptance_method": "typical_acceptance_sampler"}
 # What a flag must stand beside to be of use.
 COMPANY = {
+    "spec_decoding_acceptance_method": NGRAM,
+    "typical_acceptance_sampler_posterior_threshold": NGRAM | TYPICAL,
+    "typical_acceptance_sampler_posterior_alpha": LOOKAHEAD | TYPICAL,
     **dict.fromkeys((*NGRAM, "ngram_prompt_lookup_min", "speculative_disable_by_batch_size"), NGRAM),
     **dict.fromkeys(("cpu_decoding_memory_utilization", "ignore_prompt_for_lookahead_cache"), LOOKAHEAD),
     **dict.fromkeys(("lookahead_cache_save", "lookahead_cache_save_interval"), LOOKAHEAD),

@@ -97,6 +97,20 @@ def test_either_way_of_ignoring_prompts_is_enough(tmp_path: Path, flag: bool, ke
     assert config.lookahead.ignore_prompt == (flag or key)
 
 
+def test_typical_acceptance_is_called_lossy(caplog: pytest.LogCaptureFixture) -> None:
+    config = settings(**NGRAM, spec_decoding_acceptance_method="typical_acceptance_sampler")
+    assert config.typical_acceptance
+    assert (config.typical_threshold, config.typical_alpha) == (pytest.approx(0.09), pytest.approx(0.3))
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and "lossy" in caplog.text
+    config = settings(
+        **NGRAM,
+        spec_decoding_acceptance_method="typical_acceptance_sampler",
+        typical_acceptance_sampler_posterior_threshold=0.2,
+        typical_acceptance_sampler_posterior_alpha=0.5,
+    )
+    assert (config.typical_threshold, config.typical_alpha) == (pytest.approx(0.2), pytest.approx(0.5))
+
+
 @pytest.mark.parametrize("given, words", [
     (NGRAM | {"lookahead_cache_config_dir": "."}, "two ways to draft"),
     ({"speculative_model": "[ngram]", "ngram_prompt_lookup_max": 4}, "needs --num-speculative-tokens"),
@@ -144,6 +158,7 @@ def test_draft_models_are_refused_with_what_there_is_instead(given: dict) -> Non
     ({"cpu_decoding_memory_utilization": 0.3}, "--cpu-decoding-memory-utilization"),
     (NGRAM | {"ignore_prompt_for_lookahead_cache": True}, "--ignore-prompt-for-lookahead-cache"),
     ({"speculative_disable_by_batch_size": 4}, "--speculative-disable-by-batch-size"),
+    ({"spec_decoding_acceptance_method": "typical_acceptance_sampler"}, "--spec-decoding-acceptance-method"),
     (NGRAM | {"typical_acceptance_sampler_posterior_alpha": 0.3},
      "--typical-acceptance-sampler-posterior-alpha"),
 ])  # fmt: skip
