@@ -130,13 +130,15 @@ class Simulation:
     skip: int = 100  # steps that are not counted
     max_rows: int = 8192
 
-    def run(self, rows: Sequence[Stream]) -> Tally:
+    def run(self, rows: Sequence[Stream], *, first_id: int = 1, until_first_end: bool = False) -> Tally:
+        """first_id: of the rows at the drafter, which knows each sequence once. until_first_end: all rows
+        start together, and the first one's end is the end."""
         batch = self.cost.batch
         config = _core.SpeculationConfig(method="lookahead", cost_model=self.controlled)
         table = _core.StepCost()
         table.set_measurements(measurements(self.cost))
         budget = _core.DraftBudget(config, table, self.runs_ahead)
-        waiting = list(enumerate(rows, 1))[::-1]
+        waiting = list(enumerate(rows, first_id))[::-1]
         slots: list[Slot] = []
         tally = Tally()
         step = 0
@@ -187,7 +189,10 @@ class Simulation:
                 tally.drafts += drafts
                 tally.steps += 1
                 tally.speculative_steps += speculative
-            for slot in [slot for slot in slots if slot.done >= len(slot.row.output)]:
+            ended = [slot for slot in slots if slot.done >= len(slot.row.output)]
+            if ended and until_first_end:
+                ended, waiting = list(slots), []
+            for slot in ended:
                 self.drafter.end(slot.number)
                 budget.end(slot.number)
                 slots.remove(slot)

@@ -214,7 +214,17 @@ void bind_model(nb::module_& m) {
             size_t vocab = executor->vocab_size();
             return nb::ndarray<nb::numpy, float>(out->data(), {out->size() / vocab, vocab}, owner);
           },
-          "token_ids"_a, "chunks"_a = nb::none());
+          "token_ids"_a, "chunks"_a = nb::none())
+      .def(
+          "time_step",
+          [](ModelExecutorHandle& self, int sequences, int rows, int context) {
+            TACO_REQUIRE(sequences > 0 && rows > 0 && context >= 0,
+                         "time_step takes sequences and rows above 0 and a context of at least 0");
+            ModelExecutor* executor = self.get();
+            nb::gil_scoped_release release;
+            return executor->time_step(sequences, rows, context);
+          },
+          "sequences"_a, "rows"_a, "context"_a);
 
   nb::class_<NullExecutorHandle, ExecutorHandle>(m, "NullExecutor")
       .def(
