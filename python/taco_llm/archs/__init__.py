@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
     from .rules import WeightRules
 
-__all__ = ["build_spec", "supported"]
+__all__ = ["build_spec", "is_mxfp4", "supported"]
+
+
+def is_mxfp4(hf_config: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint's experts are MXFP4 (loading/mxfp4.py)."""
+    quantization = hf_config.get("quantization_config")
+    return isinstance(quantization, Mapping) and quantization.get("quant_method") == "mxfp4"
 
 
 def build_spec(
@@ -40,7 +46,7 @@ def build_spec(
         )
     build = find(names[0])
     quantization = hf_config.get("quantization_config")
-    if quantization and fp8_checkpoint(hf_config) is None:
+    if quantization and fp8_checkpoint(hf_config) is None and not is_mxfp4(hf_config):
         method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
         raise ValueError(
             f"config.json: the checkpoint is quantised with {method!r}, which is not supported yet; "

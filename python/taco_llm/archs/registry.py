@@ -30,6 +30,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "GPTBigCodeForCausalLM": ("gpt_bigcode", "gpt_bigcode"),
     "GPTJForCausalLM": ("gptj", "gptj"),
     "GPTNeoXForCausalLM": ("gpt_neox", "gpt_neox"),
+    "GptOssForCausalLM": ("gpt_oss", "gpt_oss"),
     "InternLM2ForCausalLM": ("internlm", "internlm2"),
     "InternLMForCausalLM": ("internlm", "internlm"),
     "LlamaForCausalLM": ("llama_like", "llama"),

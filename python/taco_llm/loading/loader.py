@@ -8,7 +8,7 @@ from collections.abc import Mapping as MappingType
 from typing import Any
 
 from taco_llm import _core
-from taco_llm.archs import build_spec
+from taco_llm.archs import build_spec, is_mxfp4
 from taco_llm.archs.fp8 import fp8_checkpoint
 from taco_llm.archs.gguf import gguf_rules
 from taco_llm.archs.rules import FORMATS, BoundRules, Misshapen, Rule, Tensor, load_order
@@ -17,6 +17,7 @@ from .checkpoint import Checkpoint
 from .dummy import dummy_tensors
 from .fp8 import widened
 from .mapping import Mapping
+from .mxfp4 import join_mxfp4
 from .npcache import read_npcache
 from .safetensors import read_safetensors
 from .tensors import LoadError, StoredTensor
@@ -73,6 +74,8 @@ def load_model(
         raise LoadError(f"{checkpoint.path}: {e}") from None
 
     tensors, mappings = ({}, []) if checkpoint.format == "dummy" else _read(checkpoint)
+    if is_mxfp4(config):
+        tensors = join_mxfp4(tensors)
     kept = _dtype(dtype, checkpoint, tensors)
     on_host = backend.name == "cpu"
     fp8 = fp8_checkpoint(checkpoint.hf_config)

@@ -202,6 +202,20 @@ def smollm3(**fields: Any) -> Case:
     return Case("SmolLM3Config", {**LLAMA, "num_hidden_layers": 4, **fields})
 
 
+def gpt_oss(save: str = "stacked", **fields: Any) -> Case:
+    base = dict(
+        hidden_size=64,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        head_dim=16,
+        num_local_experts=6,
+        num_experts_per_tok=3,
+        sliding_window=9,
+    )
+    return Case("GptOssConfig", {**LLAMA, **base, **fields}, save=save)
+
+
 CASES: dict[str, Case | PlainCase] = {
     **PLAIN_CASES,
     "llama-grouped": llama(),
@@ -377,6 +391,23 @@ CASES: dict[str, Case | PlainCase] = {
         mlp_bias=True,
         num_key_value_heads=1,
     ),
+    "gpt-oss": gpt_oss(swiglu_limit=1.5),
+    "gpt-oss-mxfp4": gpt_oss("mxfp4", num_key_value_heads=1),
+    "gpt-oss-yarn-tied": gpt_oss(
+        tie_word_embeddings=True,
+        attention_bias=False,
+        num_key_value_heads=4,
+        num_experts_per_tok=1,
+        num_hidden_layers=3,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 150000.0,
+            "factor": 4.0,
+            "truncate": False,
+            "original_max_position_embeddings": 32,
+        },
+    ),
 }
 
 
@@ -405,7 +436,7 @@ def _save_stacked(model: Any, folder: Path) -> None:
     from safetensors.torch import save_file
 
     model.config.save_pretrained(folder)
-    state = {k: v.contiguous() for k, v in model.state_dict().items()}
+    state = {k: v.clone() for k, v in model.state_dict().items()}  # a tied head: a copy
     assert any(k.endswith("experts.gate_up_proj") for k in state)
     save_file(state, folder / "model.safetensors")
 
@@ -414,6 +445,31 @@ def _save_bin(model: Any, folder: Path) -> None:
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
+
+
+def _save_mxfp4(model: Any, folder: Path) -> None:
+    """Experts as released: random four-bit values and scales, which the model gets as well."""
+    import json
+
+    from safetensors.torch import save_file
+
+    values = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
+    generator = torch.Generator().manual_seed(1)
+    state = {k: v.clone() for k, v in model.state_dict().items()}  # a tied head: a copy
+    for name in [n for n in state if n.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        experts, width, rows = state.pop(name).shape
+        codes = torch.randint(0, 16, (experts, rows, width // 32, 32), generator=generator)
+        scales = torch.randint(122, 126, (experts, rows, width // 32), generator=generator)
+        weight = values[codes] * torch.exp2(scales.float() - 127)[..., None]
+        with torch.no_grad():
+            model.get_parameter(name).copy_(weight.reshape(experts, rows, width).transpose(1, 2))
+        state[name + "_blocks"] = (codes[..., ::2] + 16 * codes[..., 1::2]).to(torch.uint8)
+        state[name + "_scales"] = scales.to(torch.uint8)
+    model.config.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4"}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(state, folder / "model.safetensors")
 
 
 def save(case: Case | PlainCase, model: Any, folder: Path) -> None:
@@ -426,6 +482,7 @@ def save(case: Case | PlainCase, model: Any, folder: Path) -> None:
         "sharded": lambda: model.save_pretrained(folder, max_shard_size="40KB"),
         "bin": lambda: _save_bin(model, folder),
         "stacked": lambda: _save_stacked(model, folder),
+        "mxfp4": lambda: _save_mxfp4(model, folder),
     }
     folder.mkdir(parents=True, exist_ok=True)
     writers[case.save]()
