@@ -37,8 +37,8 @@ inline uint64_t hash_step(uint64_t h, int32_t token) {
   h = (h + static_cast<uint32_t>(token) + 1) * 0x9E3779B97F4A7C15ull;
   return h ^ (h >> 32);
 }
-inline uint64_t hash_seed(uint64_t name_space, uint64_t kind) {
-  uint64_t h = (name_space ^ 0xD6E8FEB86659FD93ull) * 0xFF51AFD7ED558CCDull + kind;
+inline uint64_t hash_seed(uint64_t name_space) {
+  uint64_t h = (name_space ^ 0xD6E8FEB86659FD93ull) * 0xFF51AFD7ED558CCDull;
   h = (h ^ (h >> 33)) * 0xC4CEB9FE1A85EC53ull;
   return h ^ (h >> 33);
 }
@@ -50,10 +50,10 @@ inline uint64_t hash_key(uint64_t h) {
   return h ^ (h >> 32);
 }
 
-// keys[m - 1] is the key of the last m tokens, m up to the context's size.
-inline void context_keys(const Context& context, uint64_t seed, uint64_t* keys) {
+// keys[m - 1] is the key of the last m tokens, m up to `longest`.
+inline void context_keys(const Context& context, int longest, uint64_t seed, uint64_t* keys) {
   uint64_t h = seed;
-  for (int m = 0; m < context.size; ++m) {
+  for (int m = 0; m < longest; ++m) {
     h = hash_step(h, context.last[m]);
     keys[m] = hash_key(h);
   }

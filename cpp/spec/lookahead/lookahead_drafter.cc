@@ -8,7 +8,6 @@ namespace taco {
 namespace {
 
 constexpr size_t kMinMemory = size_t{1} << 20;
-constexpr uint64_t kTurboKind = 1, kRawKind = 2;
 constexpr size_t kMaxLogLines = 16;
 constexpr int64_t kCommitExtra = 32;  // tokens of the queue that a commit works off beyond its own
 // Nodes less likely than this are not worth a row even where rows are free.
@@ -54,10 +53,11 @@ LookaheadDrafter::LookaheadDrafter(const LookaheadConfig& config, size_t memory_
     : config_((validate(config, memory_bytes), config)),
       rules_{config.voc_size, config.eos_token_id},
       budget_(memory_bytes),
-      local_budget_(memory_bytes / 2, &budget_),
-      raw_budget_(config.cache_mode == 0 ? memory_bytes : memory_bytes / 4, &budget_) {
-  if (config.cache_mode != 1) raw_ = std::make_unique<RawLookaheadCache>(config_, rules_, &raw_budget_);
-  if (config.cache_mode != 0) turbo_ = std::make_unique<TurboLookaheadCache>(config_, rules_, &budget_);
+      local_budget_(memory_bytes / 2, &budget_) {
+  if (config.cache_mode == 0)
+    raw_ = std::make_unique<RawLookaheadCache>(config_, rules_, &budget_);
+  else
+    turbo_ = std::make_unique<TurboLookaheadCache>(config_, rules_, &budget_);
 }
 
 LookaheadDrafter::~LookaheadDrafter() = default;
@@ -66,18 +66,12 @@ LookaheadDrafter::~LookaheadDrafter() = default;
 
 std::unique_ptr<LookaheadDrafter::Text> LookaheadDrafter::new_text(uint64_t name_space) {
   auto text = std::make_unique<Text>(rules_, &local_budget_);
-  text->turbo_seed = hash_seed(name_space, kTurboKind);
-  text->raw_seed = hash_seed(name_space, kRawKind);
+  text->seed = hash_seed(name_space);
   return text;
 }
 
 // Makes the shared cache give memory to the sequences' own texts, which draft better; up to their half.
-bool LookaheadDrafter::make_room() {
-  CellTable* turbo = turbo_ ? turbo_->table() : nullptr;
-  CellTable* raw = raw_ ? raw_->table() : nullptr;
-  if (turbo && (!raw || turbo->bytes() >= raw->bytes()) && turbo->shrink()) return true;
-  return (raw && raw->shrink()) || (turbo && turbo->shrink());
-}
+bool LookaheadDrafter::make_room() { return table() && table()->shrink(); }
 
 void LookaheadDrafter::enqueue(Text* text) {
   if (text->queued || waiting(*text) == 0) return;
@@ -92,38 +86,25 @@ void LookaheadDrafter::retire(std::unique_ptr<Text> text) {
   if (text->queued) retired_.push_back(std::move(text));
 }
 
-// Positions that were not learned from, as one number for both caches.
+// Positions that were not learned from. A phrase is learned when all of it is there, or when nothing more
+// will come; a single token at once.
 int64_t LookaheadDrafter::waiting(const Text& text) const {
-  const uint32_t size = text.index.size();
-  int64_t left = turbo_ ? size - text.turbo_at : 0;
-  if (raw_) {
-    const auto lag = text.complete ? 0u : static_cast<uint32_t>(config_.copy_length);
-    left = std::max<int64_t>(left, static_cast<int64_t>(size) - lag - text.raw_at);
-  }
-  return left;
+  const int lag = raw_ && !text.complete ? config_.copy_length - 1 : 0;
+  return std::max<int64_t>(0, static_cast<int64_t>(text.index.size()) - lag - text.learned);
 }
 
 int64_t LookaheadDrafter::learn(Text& text, int64_t max_tokens) {
-  const uint32_t size = text.index.size();
-  int64_t done = 0;
-  for (; done < max_tokens; ++done) {
-    bool any = false;
-    if (turbo_ && text.turbo_at < size) {
-      turbo_->learn(text.index, text.turbo_at, text.turbo_seed, text.turbo_at >= text.output_from);
-      ++text.turbo_at;
-      any = true;
-    }
-    // A phrase is learned when all of it is there, or when nothing more will come.
-    if (raw_ && text.raw_at < size &&
-        (text.complete || size - text.raw_at > static_cast<uint32_t>(config_.copy_length))) {
-      raw_->learn(text.index, text.raw_at, size, text.raw_seed, text.raw_at >= text.output_from);
-      ++text.raw_at;
-      any = true;
-    }
-    if (!any) break;
+  const int64_t count = std::min(max_tokens, waiting(text));
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t at = text.learned++;
+    const bool train = at >= text.output_from;
+    if (turbo_)
+      turbo_->learn(text.index, at, text.seed, train);
+    else
+      raw_->learn(text.index, at, text.index.size(), text.seed, train);
   }
-  learned_ += done;
-  return done;
+  learned_ += count;
+  return count;
 }
 
 int64_t LookaheadDrafter::catch_up(int64_t max_tokens) {
@@ -153,10 +134,9 @@ bool LookaheadDrafter::append_to_text(Sequence& s, int32_t token, bool output) {
 }
 
 void LookaheadDrafter::append(Sequence& s, std::span<const int32_t> tokens, bool output) {
-  const int max_order = std::max(raw_ ? raw_->max_order() : 0, turbo_ ? turbo_->max_order() : 0);
   for (const int32_t token : tokens) {
     ++s.length;
-    s.context = s.context.next(token, rules_, max_order);
+    s.context = s.context.next(token, rules_, max_order());
     if (!append_to_text(s, token, output)) {
       // Its own text is too long for what there is: it starts anew from here.
       retire(std::move(s.text));
@@ -183,7 +163,7 @@ void LookaheadDrafter::begin(uint64_t sequence, uint64_t name_space, std::span<c
   if (config_.ignore_prompt) {
     s.length = static_cast<int64_t>(prompt.size());
     const size_t tail = std::min<size_t>(prompt.size(), kMaxOrder);
-    for (const int32_t token : prompt.last(tail)) s.context = s.context.next(token, rules_, kMaxOrder);
+    for (const int32_t token : prompt.last(tail)) s.context = s.context.next(token, rules_, max_order());
     return;
   }
   s.text = new_text(name_space);
@@ -279,7 +259,7 @@ void LookaheadDrafter::draft_one(const Sequence& s, const DraftRequest& request,
   bool at_end = true;
   const int32_t root = request.tree->token[0];
   if (context.size == 0 ? !rules_.barrier(root) : context.last[0] != root) {
-    context = context.next(root, rules_, kMaxOrder);
+    context = context.next(root, rules_, max_order());
     at_end = false;
   }
   if (turbo_)
@@ -292,9 +272,8 @@ void LookaheadDrafter::draft_raw(const Sequence& s, const Context& context, bool
                                  const DraftRequest& request, int depth) {
   RawLookaheadCache::Phrase phrases[RawLookaheadCache::kMaxPhrases];
   const TextIndex* text = s.text ? &s.text->index : nullptr;
-  const int count =
-      raw_->find(text, text ? text->size() : 0, at_end, context,
-                 s.text ? s.text->raw_seed : hash_seed(s.name_space, kRawKind), config_.top_k, phrases);
+  const int count = raw_->find(text, text ? text->size() : 0, at_end, context, hash_seed(s.name_space),
+                               config_.top_k, phrases);
   DraftTree& tree = *request.tree;
   const int most = std::min(request.max_nodes, DraftTree::kMaxNodes - 1);
   for (int i = 0; i < count; ++i) {
@@ -316,7 +295,7 @@ void LookaheadDrafter::draft_turbo(const Sequence& s, const Context& context, bo
   struct Open {
     float p;
     int32_t token;
-    int8_t parent;
+    int8_t parent, longest;
     DraftSource source;
   };
   struct Less {
@@ -327,36 +306,28 @@ void LookaheadDrafter::draft_turbo(const Sequence& s, const Context& context, bo
   const float least = std::max(request.min_p, kLeastP);
   const TextIndex* text = s.text ? &s.text->index : nullptr;
   const uint32_t end = text ? text->size() : 0;
-  const uint64_t turbo_seed = s.text ? s.text->turbo_seed : hash_seed(s.name_space, kTurboKind);
-  const uint64_t raw_seed = s.text ? s.text->raw_seed : hash_seed(s.name_space, kRawKind);
+  const uint64_t seed = hash_seed(s.name_space);
   DraftTree& tree = *request.tree;
   Context contexts[DraftTree::kMaxNodes];
   contexts[0] = context;
   Open open[DraftTree::kMaxNodes * TurboLookaheadCache::kMaxGuesses];
   int num_open = 0;
   int at_depth[DraftTree::kMaxNodes] = {};
-  auto push = [&](int node, float p, int32_t token, DraftSource source) {
-    if (p < least) return;
-    open[num_open++] = {p, token, static_cast<int8_t>(node), source};
-    std::push_heap(open, open + num_open, Less{});
-  };
-  auto expand = [&](int node) {
+  auto expand = [&](int node, int longest) {
     if (rules_.barrier(tree.token[node])) return;
     TurboLookaheadCache::Guess guesses[TurboLookaheadCache::kMaxGuesses];
     const bool here = node == 0 && at_end;
     const float p = tree.p[node];
-    const int count = turbo_->guess(text, end, here, contexts[node], turbo_seed, width, guesses);
-    for (int i = 0; i < count; ++i) push(node, p * guesses[i].p, guesses[i].token, guesses[i].source);
-    if (count > 0 || !raw_) return;
-    RawLookaheadCache::Phrase phrases[RawLookaheadCache::kMaxPhrases];
-    const int copies = raw_->find(text, end, here, contexts[node], raw_seed, width, phrases);
-    for (int i = 0; i < copies; ++i) {
-      bool again = false;
-      for (int j = 0; j < i; ++j) again = again || phrases[j].tokens[0] == phrases[i].tokens[0];
-      if (!again) push(node, p * phrases[i].p, phrases[i].tokens[0], phrases[i].source);
+    const int count = turbo_->guess(text, end, here, contexts[node], seed, longest, width, guesses);
+    for (int i = 0; i < count; ++i) {
+      const TurboLookaheadCache::Guess& g = guesses[i];
+      if (p * g.p < least) break;
+      open[num_open++] = {p * g.p, g.token, static_cast<int8_t>(node), static_cast<int8_t>(g.longest_next),
+                          g.source};
+      std::push_heap(open, open + num_open, Less{});
     }
   };
-  expand(0);
+  expand(0, max_order());
   while (num_open > 0 && tree.num_drafts() < most) {
     std::pop_heap(open, open + num_open, Less{});
     const Open best = open[--num_open];
@@ -365,8 +336,8 @@ void LookaheadDrafter::draft_turbo(const Sequence& s, const Context& context, bo
     ++at_depth[d];
     const int node = tree.add(best.parent, best.token, best.p, best.source);
     if (d == depth || tree.num_drafts() == most) continue;
-    contexts[node] = contexts[best.parent].next(best.token, rules_, turbo_->max_order());
-    expand(node);
+    contexts[node] = contexts[best.parent].next(best.token, rules_, max_order());
+    expand(node, best.longest);
   }
 }
 
@@ -409,10 +380,9 @@ LookaheadStats LookaheadDrafter::stats() const {
   HitSums sums = ended_;
   for (const auto& [id, sequence] : sequences_) sums.add(sequence->counts);
   sums.tell(out);
-  for (const CellTable* table : {turbo_ ? turbo_->table() : nullptr, raw_ ? raw_->table() : nullptr}) {
-    if (!table) continue;
-    out.global_keys += table->num_keys();
-    out.evictions += table->evictions();
+  if (const CellTable* shared = table()) {
+    out.global_keys = shared->num_keys();
+    out.evictions = shared->evictions();
   }
   out.bytes = budget_.used();
   out.peak_bytes = budget_.peak();

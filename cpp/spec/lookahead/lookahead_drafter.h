@@ -49,7 +49,7 @@ class LookaheadDrafter : public Drafter {
 
   // Lets sequences learn from each other what was committed, at most this many tokens of it (0: all). Returns
   // the number of tokens that still wait.
-  int64_t catch_up(int64_t max_tokens);
+  int64_t catch_up(int64_t max_tokens) override;
   // An earlier request and its answer, as if it had just been served. Returns the number of tokens learned.
   int64_t warm_up(uint64_t name_space, std::span<const int32_t> prompt, std::span<const int32_t> output);
 
@@ -64,10 +64,10 @@ class LookaheadDrafter : public Drafter {
   struct Text {
     Text(const TokenRules& rules, MemoryBudget* budget) : index(rules, budget) {}
     TextIndex index;
-    uint64_t turbo_seed = 0, raw_seed = 0;
+    uint64_t seed = 0;
     uint32_t output_from = 0;  // tokens before are the prompt's
-    uint32_t turbo_at = 0, raw_at = 0;
-    bool complete = false;  // nothing follows
+    uint32_t learned = 0;      // tokens that others can learn from already
+    bool complete = false;     // nothing follows
     bool queued = false;
   };
   struct Sequence {
@@ -82,6 +82,8 @@ class LookaheadDrafter : public Drafter {
     int told_accepted = 0;
   };
 
+  int max_order() const { return turbo_ ? turbo_->max_order() : raw_->max_order(); }
+  CellTable* table() const { return turbo_ ? turbo_->table() : raw_->table(); }
   void append(Sequence& s, std::span<const int32_t> tokens, bool output);
   bool append_to_text(Sequence& s, int32_t token, bool output);
   std::unique_ptr<Text> new_text(uint64_t name_space);
@@ -100,7 +102,8 @@ class LookaheadDrafter : public Drafter {
 
   LookaheadConfig config_;
   TokenRules rules_;
-  MemoryBudget budget_, local_budget_, raw_budget_;
+  MemoryBudget budget_, local_budget_;
+  // One of them: the hybrid is Turbo with Raw's short matches behind its own.
   std::unique_ptr<TurboLookaheadCache> turbo_;
   std::unique_ptr<RawLookaheadCache> raw_;
   std::unordered_map<uint64_t, std::unique_ptr<Sequence>> sequences_;

@@ -175,9 +175,7 @@ int RawLookaheadCache::find(const TextIndex* text, uint32_t end, bool at_end, co
   max = std::min(max, kMaxPhrases);
   uint64_t keys[kMaxOrder];
   if (table_) {
-    Context short_context = context;
-    short_context.size = longest;
-    context_keys(short_context, seed, keys);
+    context_keys(context, longest, seed, keys);
     for (int order = shortest; order <= longest; ++order) table_->prefetch(keys[order - 1]);
   }
   TextIndex::Match matches[TextIndex::kMaxMatches];
@@ -231,7 +229,7 @@ void RawLookaheadCache::learn(const TextIndex& text, uint32_t at, uint32_t end, 
   std::fill(tokens + length, tokens + copy_length_, -1);
   const uint16_t tag = tag_of(tokens, copy_length_);
   uint64_t keys[kMaxOrder];
-  context_keys(context, seed, keys);
+  context_keys(context, context.size, seed, keys);
   for (int order = shortest; order <= context.size; ++order) table_->prefetch(keys[order - 1]);
   // The phrase is written once for all orders, and not at all where it is known.
   bool known = false;

@@ -22,7 +22,7 @@ uint32_t TextIndex::gram_hash(const Context& context, int length) {
 bool TextIndex::reserve(uint32_t tokens) {
   if (tokens <= capacity_) return true;
   const uint32_t capacity = std::max({kMinCapacity, tokens, capacity_ + capacity_ / 2});
-  const uint32_t heads = std::bit_ceil(capacity) / 2;
+  const uint32_t heads = std::bit_ceil(capacity);
   const size_t words = size_t{capacity} * (1 + kChains) + size_t{heads} * kChains;
   const size_t bytes = words * sizeof(uint32_t);
   if (!budget_->charge(bytes)) return false;
@@ -127,10 +127,11 @@ int TextIndex::find(const Context& context, uint32_t end, bool at_end, int min_l
     if (kGram[c] > max_length || shortest > longer || size_ == 0 || end == 0) continue;
     uint32_t at = at_end ? previous_[c][end - 1] : head_[c][gram_hash(context, kGram[c]) & head_mask_];
     const int first = count;
-    for (int step = 0; at != 0 && step < kSteps[c]; at = previous_[c][at - 1]) {
+    int looks = 4 * kSteps[c];  // other grams with the same hash among them
+    for (int step = 0; at != 0 && step < kSteps[c] && --looks > 0; at = previous_[c][at - 1]) {
       if (at >= end) continue;  // newer than `end`, or nothing followed yet
-      ++step;
       const int length = match_length(context, at - 1, max_length);
+      step += length >= kGram[c];
       if (length < shortest || length > longer) continue;
       // Longer matches first; the newer ones of a length have been found before.
       int place = count++;

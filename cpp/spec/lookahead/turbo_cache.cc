@@ -16,21 +16,23 @@ int level(int order) { return std::min(order, kLevels - 1); }
 int ratio_class(float ratio) {
   constexpr float kEnds[kRatios - 1] = {0.15f, 0.3f, 0.5f, 0.7f, 0.9f, 0.999f};
   int i = 0;
-  while (i < kRatios - 1 && ratio >= kEnds[i]) ++i;
+  for (const float end : kEnds) i += ratio >= end;
   return i;
 }
 
-int count_class(float count) { return count < 1.5f ? 0 : count < 2.5f ? 1 : count < 5.0f ? 2 : 3; }
+int count_class(float count) { return (count >= 1.5f) + (count >= 2.5f) + (count >= 5.0f); }
 
 }  // namespace
 
 TurboLookaheadCache::TurboLookaheadCache(const LookaheadConfig& config, const TokenRules& rules,
                                          MemoryBudget* budget)
     : rules_(rules),
-      min_order_(config.min_match_length),
+      turbo_order_(config.min_match_length),
+      min_order_(config.cache_mode == 2
+                     ? std::min(config.min_match_length, config.is_hybrid ? 1 : config.match_length)
+                     : config.min_match_length),
       max_order_(config.turbo_match_length),
       read_per_cell_(std::min(config.top_k_in_cell, config.cell_max_size)),
-      paths_(config.token_paths_top_k),
       local_weight_(config.token_paths_top_k > 1 ? config.start_freq : 1.0f),
       rates_(kCoarse, kFine) {
   if (config.global_cache_switch)
@@ -41,14 +43,15 @@ TurboLookaheadCache::TurboLookaheadCache(const LookaheadConfig& config, const To
   constexpr float kMiddle[kRatios] = {0.08f, 0.22f, 0.4f, 0.6f, 0.8f, 0.95f, 1.0f};
   for (int order = 0; order < kLevels; ++order)
     for (int ratio = 0; ratio < kRatios; ++ratio)
-      for (int later = 0; later < 2; ++later)
-        rates_.set_prior((order * kRatios + ratio) * 2 + later,
-                         (later ? 0.5f : 1.0f) *
+      for (int below = 0; below < 2; ++below)
+        rates_.set_prior((order * kRatios + ratio) * 2 + below,
+                         (below ? 0.5f : 1.0f) *
                              (0.9f - 0.6f * std::exp(-0.35f * static_cast<float>(order))) * kMiddle[ratio]);
 }
 
 int TurboLookaheadCache::collect(const TextIndex* text, uint32_t end, bool at_end, const Context& context,
-                                 const uint64_t* keys, int enough, Evidence* evidence) const {
+                                 const uint64_t* keys, int longest, Evidence* evidence,
+                                 int* looked_down_to) const {
   int count = 0;
   auto place_of = [&](int32_t token) {
     int i = 0;
@@ -73,8 +76,9 @@ int TurboLookaheadCache::collect(const TextIndex* text, uint32_t end, bool at_en
       newest_of = length;
     }
   }
+  *looked_down_to = 0;
   if (!table_) return count;
-  for (int order = context.size; order >= min_order_; --order) {
+  for (int order = std::min(context.size, longest); order >= min_order_; --order) {
     std::span<const CellEntry> cell = table_->find(keys[order - 1]);
     if (cell.empty()) continue;
     CellEntry best[kMaxCell];
@@ -95,83 +99,73 @@ int TurboLookaheadCache::collect(const TextIndex* text, uint32_t end, bool at_en
         evidence[i].global_freq = entry.freq;
       }
     }
-    if (count >= enough) break;
+    // Two say enough: what shorter contexts add would hardly be drafted.
+    if (count >= 2) {
+      *looked_down_to = order;
+      break;
+    }
   }
   return count;
-}
-
-// The class of a token by what speaks for it: the share of its order's weight, how often, and whether it was
-// the newest. later: likelier ones stand before it; then the share is of what they leave.
-void TurboLookaheadCache::classify(const Evidence& e, float weight, float total, bool later,
-                                   Guess& guess) const {
-  const int order = std::max(e.local_order, e.global_order);
-  float times = 0;
-  if (e.local_order == order) times += e.local_count;
-  if (e.global_order == order) times += e.global_freq * (1.0f / kFreqOne);
-  const int ratio = ratio_class(weight / total);
-  const int levels = level(e.local_order) * kLevels + level(e.global_order);
-  guess.coarse = (level(order) * kRatios + ratio) * 2 + later;
-  guess.fine = (((levels * kRatios + ratio) * kCounts + count_class(times)) * 2 + e.newest) * 2 + later;
-  guess.p = rates_.estimate(guess.coarse, guess.fine);
 }
 
 int TurboLookaheadCache::rank(const Evidence* evidence, int count, int max, Guess* guesses) const {
   // Weight of all that an order speaks for, of which longer orders have not spoken.
   float total[kMaxOrder + 1] = {}, weights[kMaxEvidence];
+  int longest = 0;
   for (int i = 0; i < count; ++i) {
     const Evidence& e = evidence[i];
     const float local = local_weight_ * e.local_count, global = e.global_freq * (1.0f / kFreqOne);
     const int order = std::max(e.local_order, e.global_order);
-    if (e.local_order > 0) total[e.local_order] += local;
-    if (e.global_order > 0) total[e.global_order] += global;
+    total[e.local_order] += local;
+    total[e.global_order] += global;
     weights[i] = (e.local_order == order ? local : 0) + (e.global_order == order ? global : 0);
+    longest = std::max(longest, order);
   }
-  int from[kMaxGuesses];  // the chosen guesses' evidence
   int chosen = 0;
   for (int i = 0; i < count; ++i) {
     const Evidence& e = evidence[i];
     const int order = std::max(e.local_order, e.global_order);
+    const float times = (e.local_order == order ? e.local_count : 0) +
+                        (e.global_order == order ? e.global_freq * (1.0f / kFreqOne) : 0);
+    // A token's class: the orders that speak for it, its share of the longer one's weight, how often it was
+    // seen, whether it was the newest, whether still longer contexts speak for other tokens.
+    const int ratio = ratio_class(weights[i] / total[order]);
+    const int levels = level(e.local_order) * kLevels + level(e.global_order);
+    const int below = order < longest;
     Guess guess;
     guess.token = e.token;
-    guess.source = e.local_order == order ? DraftSource::kTurboLocal : DraftSource::kTurboGlobal;
-    classify(e, weights[i], total[order], false, guess);
+    guess.longest_next = e.global_order;
+    const bool local = e.local_order == order;
+    if (order >= turbo_order_)
+      guess.source = local ? DraftSource::kTurboLocal : DraftSource::kTurboGlobal;
+    else
+      guess.source = local ? DraftSource::kRawLocal : DraftSource::kRawGlobal;
+    guess.coarse = (level(order) * kRatios + ratio) * 2 + below;
+    guess.fine = (((levels * kRatios + ratio) * kCounts + count_class(times)) * 2 + e.newest) * 2 + below;
+    guess.p = rates_.estimate(guess.coarse, guess.fine);
     int at = chosen < max ? chosen++ : max;
-    for (; at > 0; --at) {
-      const Guess& before = guesses[at - 1];
-      if (before.p > guess.p || (before.p == guess.p && weights[from[at - 1]] >= weights[i])) break;
-      if (at < max) guesses[at] = before, from[at] = from[at - 1];
-    }
-    if (at < max) guesses[at] = guess, from[at] = i;
-  }
-  for (int i = 0; i < chosen; ++i) {
-    const Evidence& e = evidence[from[i]];
-    float& left = total[std::max(e.local_order, e.global_order)];
-    if (i > 0) classify(e, weights[from[i]], left, true, guesses[i]);
-    left -= weights[from[i]];
+    for (; at > 0 && guesses[at - 1].p < guess.p; --at)
+      if (at < max) guesses[at] = guesses[at - 1];
+    if (at < max) guesses[at] = guess;
   }
   return chosen;
 }
 
 int TurboLookaheadCache::guess(const TextIndex* text, uint32_t end, bool at_end, const Context& context,
-                               uint64_t seed, int max, Guess* guesses) const {
+                               uint64_t seed, int longest, int max, Guess* guesses) const {
   if (context.size < min_order_) return 0;
+  longest = std::min({longest, context.size, max_order_});
   uint64_t keys[kMaxOrder];
-  Context short_context = context;
-  short_context.size = std::min(context.size, max_order_);
   if (table_) {
-    context_keys(short_context, seed, keys);
-    for (int order = min_order_; order <= short_context.size; ++order) table_->prefetch(keys[order - 1]);
+    context_keys(context, longest, seed, keys);
+    for (int order = min_order_; order <= longest; ++order) table_->prefetch(keys[order - 1]);
   }
   Evidence evidence[kMaxEvidence];
-  const int count = collect(text, end, at_end, short_context, keys, 2 * max + 2, evidence);
+  int looked_down_to;
+  const int count = collect(text, end, at_end, context, keys, longest, evidence, &looked_down_to);
   const int chosen = rank(evidence, count, std::min(max, kMaxGuesses), guesses);
-  // A guess's rate is that of coming true where the likelier ones have not.
-  float rest = 1.0f;
-  for (int i = 0; i < chosen; ++i) {
-    const float rate = guesses[i].p;
-    guesses[i].p = rest * rate;
-    rest *= 1.0f - rate;
-  }
+  for (int i = 0; i < chosen; ++i)
+    guesses[i].longest_next = 1 + (guesses[i].longest_next > 0 ? guesses[i].longest_next : looked_down_to);
   return chosen;
 }
 
@@ -182,20 +176,17 @@ void TurboLookaheadCache::learn(const TextIndex& text, uint32_t at, uint64_t see
   if (context.size < min_order_) return;
   uint64_t keys[kMaxOrder];
   if (table_) {
-    context_keys(context, seed, keys);
+    context_keys(context, context.size, seed, keys);
     for (int order = min_order_; order <= context.size; ++order) table_->prefetch(keys[order - 1]);
   }
   if (train) {
     Evidence evidence[kMaxEvidence];
     Guess guesses[kMaxGuesses];
-    const int tries = std::min(2 * paths_, kMaxGuesses);
-    const int count = collect(&text, at, true, context, keys, 2 * paths_ + 2, evidence);
-    const int chosen = rank(evidence, count, tries, guesses);
-    for (int i = 0; i < chosen; ++i) {
-      const bool hit = guesses[i].token == token;
-      rates_.learn(guesses[i].coarse, guesses[i].fine, hit);
-      if (hit) break;
-    }
+    int looked_down_to;
+    const int count = collect(&text, at, true, context, keys, context.size, evidence, &looked_down_to);
+    const int chosen = rank(evidence, count, kMaxGuesses, guesses);
+    for (int i = 0; i < chosen; ++i)
+      rates_.learn(guesses[i].coarse, guesses[i].fine, guesses[i].token == token);
   }
   if (table_)
     for (int order = min_order_; order <= context.size; ++order)

@@ -21,6 +21,7 @@ class TurboLookaheadCache {
     float p;  // that it is the next token
     DraftSource source;
     int coarse, fine;  // its classes in the table of rates
+    int longest_next;  // no longer context of the shared cache can stand after it
   };
   static constexpr int kMaxGuesses = 8;
 
@@ -30,9 +31,9 @@ class TurboLookaheadCache {
   int max_order() const { return max_order_; }
 
   // The likeliest next tokens, at most `max`, the likeliest first. text may be null. See TextIndex::find for
-  // end and at_end.
-  int guess(const TextIndex* text, uint32_t end, bool at_end, const Context& context, uint64_t seed, int max,
-            Guess* guesses) const;
+  // end and at_end. longest: of the contexts to look up in the shared cache; max_order if nothing is known.
+  int guess(const TextIndex* text, uint32_t end, bool at_end, const Context& context, uint64_t seed,
+            int longest, int max, Guess* guesses) const;
   // Learns that text[at] followed the tokens before it. train: the estimates learn from it as well.
   void learn(const TextIndex& text, uint32_t at, uint64_t seed, bool train);
 
@@ -51,12 +52,11 @@ class TurboLookaheadCache {
   static constexpr int kMaxEvidence = 32;
 
   int collect(const TextIndex* text, uint32_t end, bool at_end, const Context& context, const uint64_t* keys,
-              int enough, Evidence* evidence) const;
-  void classify(const Evidence& e, float weight, float total, bool later, Guess& guess) const;
+              int longest, Evidence* evidence, int* looked_down_to) const;
   int rank(const Evidence* evidence, int count, int max, Guess* guesses) const;
 
   TokenRules rules_;
-  int min_order_, max_order_, read_per_cell_, paths_;
+  int turbo_order_, min_order_, max_order_, read_per_cell_;
   float local_weight_;
   std::unique_ptr<CellTable> table_;
   RateTable rates_;

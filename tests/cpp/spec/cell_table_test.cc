@@ -13,7 +13,7 @@
 namespace taco {
 namespace {
 
-uint64_t key_of(uint64_t i) { return hash_key(hash_step(hash_seed(1, 2), static_cast<int32_t>(i))); }
+uint64_t key_of(uint64_t i) { return hash_key(hash_step(hash_seed(1), static_cast<int32_t>(i))); }
 
 // The cell's rule in plain words: a known continuation counts once more and comes to the front; in a full
 // cell the rarest gives way, the oldest of them, and where none is below the threshold all decay first.

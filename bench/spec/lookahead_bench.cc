@@ -1,0 +1,217 @@
+// What the Lookahead Cache costs the engine thread, and that its memory stays flat.
+//   lookahead_bench cost [--mode 0|1|2] [--tokens FILE] [--sequences N]
+//       p50 and p99 of a draft and of a committed token (catch_up included), sequence by sequence
+//   lookahead_bench stream [--mode M] [--megabytes 256] [--sequences 1000000]
+//       short sequences through a bounded cache: bytes counted and resident, evictions, time
+// FILE: a sequence of token ids in each line. Without one the text is made up: a chain of phrases in which
+// some words are likely and most are rare, and where phrases come back.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "spec/lookahead/lookahead_drafter.h"
+
+namespace taco {
+namespace {
+
+constexpr int kVocab = 50000;
+
+double now_us() {
+  return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+class TextMaker {
+ public:
+  explicit TextMaker(unsigned seed) : random_(seed) {
+    for (auto& phrase : phrases_)
+      for (int i = 0; i < 12; ++i) phrase.push_back(word());
+  }
+  std::vector<int32_t> make(int length) {
+    std::vector<int32_t> out;
+    while (static_cast<int>(out.size()) < length) {
+      const unsigned what = random_() % 10;
+      if (what < 5) {
+        const auto& phrase = phrases_[static_cast<size_t>(zipf(static_cast<int>(phrases_.size())))];
+        const size_t n = 3 + random_() % 10;
+        out.insert(out.end(), phrase.begin(),
+                   phrase.begin() + static_cast<ptrdiff_t>(std::min(n, phrase.size())));
+      } else if (what < 7 && out.size() > 20) {
+        const size_t at = random_() % (out.size() - 10);
+        for (size_t i = 0; i < 10; ++i) out.push_back(out[at + i]);
+      } else {
+        out.push_back(word());
+      }
+    }
+    out.resize(length);
+    return out;
+  }
+
+ private:
+  // Small numbers often, large ones rarely: the logarithm is even.
+  int zipf(int n) {
+    const double u = std::uniform_real_distribution<double>(0, 1)(random_);
+    return std::min(n - 1, static_cast<int>(std::pow(n, u)) - 1);
+  }
+  int32_t word() { return 10 + zipf(kVocab - 10); }
+
+  std::mt19937 random_;
+  std::vector<std::vector<int32_t>> phrases_{20000};
+};
+
+struct Options {
+  std::string what, tokens;
+  int mode = 2, sequences = 0;
+  size_t megabytes = 0;
+};
+
+double resident_mb() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.rfind("VmRSS:", 0) == 0) return std::atof(line.c_str() + 6) / 1024;
+  return 0;
+}
+
+void print_percentiles(const char* name, std::vector<float>& v) {
+  if (v.empty()) return;
+  std::sort(v.begin(), v.end());
+  double sum = 0;
+  for (float x : v) sum += x;
+  auto at = [&](double q) { return v[static_cast<size_t>(q * static_cast<double>(v.size() - 1))]; };
+  std::printf("%-28s n %8zu  mean %7.2f  p50 %7.2f  p90 %7.2f  p99 %7.2f us\n", name, v.size(),
+              sum / static_cast<double>(v.size()), at(0.5), at(0.9), at(0.99));
+}
+
+LookaheadConfig config_for(const Options& options) {
+  LookaheadConfig config;
+  config.cache_mode = options.mode;
+  config.voc_size = 1 << 20;
+  return config;
+}
+
+int cost(const Options& options) {
+  std::vector<std::vector<int32_t>> texts;
+  if (options.tokens.empty()) {
+    TextMaker maker(1);
+    for (int i = 0; i < (options.sequences > 0 ? options.sequences : 500); ++i)
+      texts.push_back(maker.make(800));
+  } else {
+    std::ifstream file(options.tokens);
+    for (std::string line; std::getline(file, line);) {
+      std::istringstream in(line);
+      texts.emplace_back();
+      for (int32_t token; in >> token;) texts.back().push_back(token);
+    }
+  }
+  LookaheadDrafter drafter(config_for(options), (options.megabytes > 0 ? options.megabytes : 1024) << 20);
+  std::vector<float> drafts, commits, locals, begins;
+  double hits = 0, nodes = 0, calls = 0;
+  uint64_t id = 0;
+  for (const auto& text : texts) {
+    if (text.size() < 40) continue;
+    const std::span<const int32_t> all(text);
+    const size_t prompt = text.size() / 2;
+    double t = now_us();
+    drafter.begin(++id, 0, all.first(prompt));
+    begins.push_back(static_cast<float>((now_us() - t) / static_cast<double>(prompt)));
+    drafter.catch_up(0);
+    for (size_t at = prompt; at < text.size();) {
+      DraftTree tree;
+      tree.reset(text[at - 1]);
+      const DraftRequest request{id, 7, 63, 0.0f, &tree};
+      t = now_us();
+      drafter.draft({&request, 1});
+      drafts.push_back(static_cast<float>(now_us() - t));
+      int node = 0, accepted = 0;
+      while (at + accepted < text.size() && (node = tree.find_child(node, text[at + accepted])) >= 0)
+        ++accepted;
+      drafter.verified(id, tree, accepted);
+      const size_t n = std::min<size_t>(accepted + 1, text.size() - at);
+      t = now_us();
+      drafter.commit(id, all.subspan(at, n));
+      const double local = now_us() - t;
+      drafter.catch_up(0);
+      locals.push_back(static_cast<float>(local / static_cast<double>(n)));
+      commits.push_back(static_cast<float>((now_us() - t) / static_cast<double>(n)));
+      at += n;
+      hits += accepted, nodes += tree.num_drafts(), ++calls;
+    }
+    drafter.end(id);
+    drafter.catch_up(0);
+  }
+  const LookaheadStats stats = drafter.stats();
+  std::printf("mode %d: %zu sequences, %.2f nodes a draft, %.2f taken, %lld keys in %.1f MB\n", options.mode,
+              texts.size(), nodes / calls, hits / calls, static_cast<long long>(stats.global_keys),
+              static_cast<double>(stats.bytes) / 1048576.0);
+  print_percentiles("draft of a sequence", drafts);
+  print_percentiles("commit, per token", locals);
+  print_percentiles("commit + catch_up, per token", commits);
+  print_percentiles("begin, per prompt token", begins);
+  return 0;
+}
+
+int stream(const Options& options) {
+  const size_t bound = (options.megabytes > 0 ? options.megabytes : 256) << 20;
+  const int sequences = options.sequences > 0 ? options.sequences : 1000000;
+  LookaheadDrafter drafter(config_for(options), bound);
+  TextMaker maker(2);
+  const double start = now_us(), before = resident_mb();
+  int64_t tokens = 0;
+  std::printf("bound %zu MB, %.1f MB resident before\n", bound >> 20, before);
+  for (int i = 1; i <= sequences; ++i) {
+    const auto text = maker.make(64);
+    const std::span<const int32_t> all(text);
+    drafter.begin(i, i % 7, all.first(32));
+    for (size_t at = 32; at < text.size(); at += 4) {
+      DraftTree tree;
+      tree.reset(text[at - 1]);
+      const DraftRequest request{static_cast<uint64_t>(i), 7, 63, 0.1f, &tree};
+      drafter.draft({&request, 1});
+      drafter.commit(i, all.subspan(at, 4));
+    }
+    drafter.end(i);
+    drafter.catch_up(0);
+    tokens += static_cast<int64_t>(text.size());
+    if (i % (sequences / 10) == 0) {
+      const LookaheadStats stats = drafter.stats();
+      std::printf(
+          "%8d sequences %9lld tokens  counted %7.1f MB (peak %7.1f)  resident %7.1f MB  keys %9lld  "
+          "evicted %10lld  %.2f us a token\n",
+          i, static_cast<long long>(tokens), static_cast<double>(stats.bytes) / 1048576.0,
+          static_cast<double>(stats.peak_bytes) / 1048576.0, resident_mb(),
+          static_cast<long long>(stats.global_keys), static_cast<long long>(stats.evictions),
+          (now_us() - start) / static_cast<double>(tokens));
+      if (stats.peak_bytes > bound) return 1;
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace taco
+
+int main(int argc, char** argv) {
+  taco::Options options;
+  if (argc > 1) options.what = argv[1];
+  for (int i = 2; i + 1 < argc; i += 2) {
+    const std::string key = argv[i];
+    if (key == "--mode") options.mode = std::atoi(argv[i + 1]);
+    if (key == "--tokens") options.tokens = argv[i + 1];
+    if (key == "--sequences") options.sequences = std::atoi(argv[i + 1]);
+    if (key == "--megabytes") options.megabytes = std::strtoul(argv[i + 1], nullptr, 10);
+  }
+  if (options.what == "cost") return taco::cost(options);
+  if (options.what == "stream") return taco::stream(options);
+  std::fprintf(
+      stderr,
+      "usage: lookahead_bench cost|stream [--mode M] [--tokens FILE] [--sequences N] [--megabytes N]\n");
+  return 2;
+}
