@@ -1,0 +1,287 @@
+"""What speculation gives through the server: the same requests to two servers, one with the lookahead cache.
+
+    python bench/lookahead/serve_speed.py MODEL STREAMS.jsonl.gz --out results.json [--batch 1,4,8,16,32]
+        [--requests 12] [--tasks summarization,rag,code] [--warm] [--repeats 2] [--on-args "--flag ..."]
+
+Both servers run all the time, and take turns request by request (batch 1) or round by round, so that whatever
+else the machine does meets both. A request repeats the recorded settings: greedy, so many new tokens. Prompts
+are token ids of the "test" half; --warm teaches the cache the "warm" half first. Decoding is timed
+from a request's first token to its last; "request" has the prompt's time in it, too.
+
+At batch 1 every task is measured on its own; larger batches mix them (--each-task: and take each alone), with
+`batch` requests in flight until none is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import streams
+from streams import Stream
+
+
+@dataclass
+class Answer:
+    tokens: int
+    first: float  # seconds from the request to its first token
+    total: float
+    text: str
+
+    @property
+    def decode(self) -> float:
+        return self.total - self.first
+
+
+class Server:
+    def __init__(self, model: str, words: Sequence[str], log: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "taco_llm", "serve", model, "--host", "127.0.0.1"]
+        self.log = log
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [*command, "--port", str(self.port), *words], stdout=file, stderr=subprocess.STDOUT
+            )
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                if self.get("/ready")[0] == 200:
+                    return
+            except OSError:
+                pass
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"a server did not start:\n{log.read_text()[-2000:]}")
+            time.sleep(0.2)
+
+    def get(self, path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+    def complete(self, model: str, row: Stream, max_tokens: int) -> Answer:
+        body = {
+            "model": model,
+            "prompt": row.prompt,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+        begin = time.perf_counter()
+        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        if response.status != 200:
+            raise SystemExit(f"{response.status}: {response.read()[:500]!r}")
+        first, last, text, tokens = 0.0, 0.0, [], 0
+        while line := response.readline():
+            if not line.startswith(b"data: {"):
+                continue
+            now = time.perf_counter()
+            data = json.loads(line[6:])
+            if data.get("usage"):
+                tokens = data["usage"]["completion_tokens"]
+            for choice in data.get("choices", ()):
+                first = first or now
+                last = now
+                text.append(choice["text"])
+        connection.close()
+        return Answer(tokens, first - begin, last - begin, "".join(text))
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+def in_flight(server: Server, model: str, rows: Sequence[Stream], batch: int, most: int) -> dict[str, Any]:
+    """All rows, `batch` at a time; seconds from the first request to the last answer."""
+    answers: list[Answer | None] = [None] * len(rows)
+    lock = threading.Lock()
+    waiting = list(range(len(rows)))[::-1]
+
+    def work() -> None:
+        while True:
+            with lock:
+                if not waiting:
+                    return
+                i = waiting.pop()
+            answers[i] = server.complete(model, rows[i], most)
+
+    threads = [threading.Thread(target=work) for _ in range(batch)]
+    begin = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - begin
+    done = [answer for answer in answers if answer is not None]
+    assert len(done) == len(rows)
+    return {
+        "seconds": seconds,
+        "tokens": sum(answer.tokens for answer in done),
+        "decode": sum(answer.decode for answer in done),
+        "texts": [answer.text for answer in done],
+    }
+
+
+def ratio(off: Sequence[float], on: Sequence[float]) -> tuple[float, float, float]:
+    """Time without over time with, of all together, and its interval."""
+    return streams.bootstrap(
+        len(off), lambda chosen: sum(off[i] for i in chosen) / sum(on[i] for i in chosen)
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model")
+    parser.add_argument("streams", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--batch", default="1,4,8,16,32")
+    parser.add_argument("--requests", type=int, default=12, help="of each task at batch 1")
+    parser.add_argument("--tasks", default="")
+    parser.add_argument("--each-task", action="store_true", help="larger batches of each task, too")
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--warm", action="store_true")
+    parser.add_argument("--repeats", type=int, default=2, help="rounds of the larger batches")
+    parser.add_argument("--server-args", default="--max-model-len 4096 --max-num-seqs 32")
+    parser.add_argument("--on-args", default="", help="further flags of the server with the cache")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    args = parser.parse_args()
+
+    rows = streams.read(args.streams)
+    wanted = args.tasks.split(",") if args.tasks else streams.tasks_of(rows)
+    test = {task: [row for row in rows if row.half == "test" and row.task == task] for task in wanted}
+    result: dict[str, Any] = {"model": args.model, "warm": args.warm, "batch1": {}, "batches": {}}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        settings = {word.partition("=")[0]: json.loads(word.partition("=")[2]) for word in args.set}
+        if args.warm:
+            warm = [{"prompt": r.prompt, "output": r.output} for r in rows if r.half == "warm"]
+            (folder / "warm.json").write_text(json.dumps(warm))
+            settings["warmup_file"] = str(folder / "warm.json")
+        if settings:
+            (folder / "lookahead_cache_config.json").write_text(json.dumps(settings))
+        common = shlex.split(args.server_args)
+        off = Server(args.model, common, folder / "off.log")
+        on = Server(
+            args.model,
+            [*common, "--lookahead-cache-config-dir", scratch, *shlex.split(args.on_args)],
+            folder / "on.log",
+        )
+        try:
+            name = json.loads(off.get("/v1/models")[1])["data"][0]["id"]
+            for server in (off, on):  # code paths that run for the first time
+                server.complete(name, test[wanted[0]][0], 8)
+            if "1" in args.batch.split(","):
+                for task in wanted:
+                    measure_task(task, test[task][: args.requests], off, on, name, args, result)
+            mixed = [row for group in zip(*test.values(), strict=False) for row in group]
+            for batch in (int(word) for word in args.batch.split(",")):
+                if batch == 1:
+                    continue
+                groups = {"mixed": mixed} | (test if args.each_task else {})
+                for group, rows in groups.items():
+                    measure_batch(batch, group, rows, off, on, name, args, result)
+            result["metrics"] = [
+                line for line in on.get("/metrics")[1].splitlines() if "specul" in line and "#" not in line
+            ]
+        finally:
+            off.stop()
+            on.stop()
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def measure_task(
+    task: str,
+    rows: Sequence[Stream],
+    off: Server,
+    on: Server,
+    name: str,
+    args: argparse.Namespace,
+    result: dict[str, Any],
+) -> None:
+    pairs: list[tuple[Answer, Answer]] = []
+    for number, row in enumerate(rows):
+        order = (off, on) if number % 2 == 0 else (on, off)
+        answers = {server: server.complete(name, row, args.max_tokens) for server in order}
+        pairs.append((answers[off], answers[on]))
+    long = [pair for pair in pairs if pair[0].tokens > 1 and pair[1].tokens > 1]
+    decode = ratio([a.decode / a.tokens for a, _ in long], [b.decode / b.tokens for _, b in long])
+    total = ratio([a.total for a, _ in long], [b.total for _, b in long])
+    same = sum(a.text == b.text for a, b in pairs)
+    result["batch1"][task] = {
+        "requests": len(long),
+        "decode": decode,
+        "request": total,
+        "tokens_per_second_off": sum(a.tokens for a, _ in long) / sum(a.decode for a, _ in long),
+        "tokens_per_second_on": sum(b.tokens for _, b in long) / sum(b.decode for _, b in long),
+        "same_text": same,
+        "pairs": [[asdict(a), asdict(b)] for a, b in pairs],
+    }
+    print(
+        f"{task:14} {len(long):3} requests: decode {decode[0]:.2f}x ({decode[1]:.2f}-{decode[2]:.2f}), "
+        f"request {total[0]:.2f}x, {same} of {len(pairs)} texts the same",
+        flush=True,
+    )
+
+
+def measure_batch(
+    batch: int,
+    group: str,
+    rows: Sequence[Stream],
+    off: Server,
+    on: Server,
+    name: str,
+    args: argparse.Namespace,
+    result: dict[str, Any],
+) -> None:
+    rounds = []
+    for number in range(args.repeats):
+        first = number * 2 * batch
+        part = [rows[(first + i) % len(rows)] for i in range(2 * batch)]
+        order = (off, on) if number % 2 == 0 else (on, off)
+        found = {server: in_flight(server, name, part, batch, args.max_tokens) for server in order}
+        rounds.append((found[off], found[on]))
+    rate_off = sum(a["tokens"] for a, _ in rounds) / sum(a["seconds"] for a, _ in rounds)
+    rate_on = sum(b["tokens"] for _, b in rounds) / sum(b["seconds"] for _, b in rounds)
+    each = [b["tokens"] / b["seconds"] / (a["tokens"] / a["seconds"]) for a, b in rounds]
+    result["batches"][f"{batch} {group}"] = {
+        "off": rate_off,
+        "on": rate_on,
+        "ratio": rate_on / rate_off,
+        "rounds": each,
+        "same_text": sum(x == y for a, b in rounds for x, y in zip(a["texts"], b["texts"], strict=True)),
+        "requests": sum(len(a["texts"]) for a, _ in rounds),
+    }
+    print(
+        f"batch {batch:3} {group:14} {rate_off:.0f} -> {rate_on:.0f} tokens/s, {rate_on / rate_off:.2f}x "
+        f"(rounds {', '.join(f'{r:.2f}' for r in each)})",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
