@@ -45,11 +45,12 @@ Decoder::Decoder(std::shared_ptr<const Model> model, int max_rows, int max_posit
     for (const auto& e : w.experts_in) experts.in.push_back(e.get());
     for (const auto& e : w.experts_out) experts.out.push_back(e.get());
   }
-  int64_t qkv = 0, heads = 0, inner = 0, experts = 0;
+  int64_t latents = 0, qkv = 0, heads = 0, inner = 0, experts = 0;
   bool second_norm = false, block_out = false, shared = false;
   for (const LayerSpec& l : s.layers) {
     const AttentionSpec& a = l.attn;
     qkv = std::max(qkv, int64_t{a.num_heads + 2 * a.num_kv_heads} * a.head_dim);
+    if (a.kv_rank > 0) latents = std::max<int64_t>(latents, a.q_rank + a.kv_rank + a.kv_extra);
     heads = std::max(heads, int64_t{a.num_heads} * a.head_dim);
     inner = std::max<int64_t>(inner, l.ffn.num_experts == 0 ? l.ffn.intermediate : l.ffn.shared_intermediate);
     experts = std::max<int64_t>(experts, l.ffn.num_experts + l.ffn.shared_gate);
@@ -63,6 +64,7 @@ Decoder::Decoder(std::shared_ptr<const Model> model, int max_rows, int max_posit
   normed_ = buffer(rows * hidden, dtype_);
   if (second_norm) normed2_ = buffer(rows * hidden, dtype_);
   if (block_out) block_out_ = buffer(rows * hidden, dtype_);
+  if (latents) latents_ = buffer(rows * latents, dtype_);
   qkv_ = buffer(rows * qkv, dtype_);
   heads_ = buffer(rows * heads, dtype_);
   if (inner) inner_ = buffer(rows * inner, dtype_);
@@ -130,6 +132,52 @@ void Decoder::embed(const DecoderBatch& batch) {
   pending_ = false;
 }
 
+void Decoder::project_qkv(size_t index, const void* in, int64_t rows) {
+  const AttentionSpec& a = model_->spec.layers[index].attn;
+  const LayerWeights& w = model_->layers[index];
+  const int64_t hidden = model_->spec.hidden, q_dim = int64_t{a.num_heads} * a.head_dim;
+  const int64_t stride = q_dim + 2 * int64_t{a.num_kv_heads} * a.head_dim;
+  auto at = [&](const Buffer& b, int64_t element) {
+    return static_cast<char*>(b.get()) + element * static_cast<int64_t>(dtype_size(dtype_));
+  };
+  auto product = [&](const std::unique_ptr<Linear>& weight, const void* x, int64_t x_stride, void* y,
+                     int64_t y_stride) {
+    backend_.linear({.weight = weight.get(),
+                     .in = x,
+                     .rows = rows,
+                     .in_stride = x_stride,
+                     .out_stride = y_stride,
+                     .out = y,
+                     .dtype = dtype_});
+  };
+  if (a.kv_rank == 0) return product(w.qkv, in, hidden, qkv_.get(), stride);
+  const int64_t width = a.q_rank + a.kv_rank + a.kv_extra;
+  auto norm = [&](const NormWeights& weights, int64_t from, int64_t dim) {
+    if (a.latent_norm.kind == NormKind::kNone) return;
+    backend_.norm({.kind = a.latent_norm.kind,
+                   .in = at(latents_, from),
+                   .weight = weights.weight.data(),
+                   .bias = weights.bias.data(),
+                   .weight_offset = a.latent_norm.weight_offset,
+                   .eps = a.latent_norm.eps,
+                   .rows = rows,
+                   .dim = dim,
+                   .in_stride = width,
+                   .out_stride = width,
+                   .out = at(latents_, from),
+                   .dtype = dtype_});
+  };
+  product(w.latents, in, hidden, latents_.get(), width);
+  if (a.q_rank > 0) {
+    norm(w.q_latent_norm, 0, a.q_rank);
+    product(w.q, latents_.get(), width, qkv_.get(), stride);
+  } else {
+    product(w.q, in, hidden, qkv_.get(), stride);
+  }
+  norm(w.kv_latent_norm, a.q_rank, a.kv_rank);
+  product(w.kv, at(latents_, a.q_rank), width, at(qkv_, q_dim), stride);
+}
+
 void Decoder::attention(size_t index, const void* in, const DecoderBatch& batch, const KvCache& cache,
                         void* out, Epilogue epilogue) {
   const ModelSpec& s = model_->spec;
@@ -138,13 +186,7 @@ void Decoder::attention(size_t index, const void* in, const DecoderBatch& batch,
   int64_t q_dim = int64_t{a.num_heads} * a.head_dim;
   int64_t stride = q_dim + 2 * int64_t{a.num_kv_heads} * a.head_dim;
   KvCacheView view = kv_layer(s, cache, index);
-  backend_.linear({.weight = w.qkv.get(),
-                   .in = in,
-                   .rows = batch.rows,
-                   .in_stride = s.hidden,
-                   .out_stride = stride,
-                   .out = qkv_.get(),
-                   .dtype = dtype_});
+  project_qkv(index, in, batch.rows);
   // An RMS norm with the same weights for all heads is part of the rotation's kernel.
   const bool fused_norm = a.qk_norm.kind == NormKind::kRms && a.qk_norm_scope == QkNormScope::kHead &&
                           a.qk_norm.weight && !a.qk_norm.bias;
@@ -326,7 +368,8 @@ void Decoder::layer(size_t index, const DecoderBatch& batch, const KvCache& cach
 
   const void* attn_in = residual;
   if (l.attn_norm.kind != NormKind::kNone) {
-    normalize(l.attn_norm, w.attn_norm, pending_ ? block : residual, normed, rows, pending_, w.qkv.get());
+    const Linear* consumer = w.qkv ? w.qkv.get() : w.latents.get();
+    normalize(l.attn_norm, w.attn_norm, pending_ ? block : residual, normed, rows, pending_, consumer);
     pending_ = false;
     attn_in = normed;
   } else if (pending_) {

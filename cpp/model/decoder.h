@@ -52,6 +52,8 @@ class Decoder {
   void layer(size_t index, const DecoderBatch& batch, const KvCache& cache);
   void attention(size_t index, const void* in, const DecoderBatch& batch, const KvCache& cache, void* out,
                  Epilogue epilogue);
+  // Rows of [q heads | k heads | v heads] into qkv_.
+  void project_qkv(size_t index, const void* in, int64_t rows);
   // A dense block, or the shared expert of a mixture.
   void ffn(size_t index, const void* in, int64_t rows, void* out, Epilogue epilogue);
   void moe(size_t index, const void* in, int64_t rows, void* out);
@@ -70,7 +72,7 @@ class Decoder {
   DType dtype_;                   // of the activations
   Buffer residual_;               // [max_rows, hidden]
   Buffer normed_, normed2_, block_out_;
-  Buffer qkv_, heads_, inner_, router_, shared_;
+  Buffer latents_, qkv_, heads_, inner_, router_, shared_;
   Buffer picked_, picked_block_, projected_;  // rows chosen for the logits
   bool pending_ = false;                      // block_out_ has not been added to residual_ yet
 };

@@ -21,6 +21,7 @@ size_t Model::weight_bytes() const {
   };
   count(tokens), count(positions), count(project_in), count(project_out), count(head);
   for (const LayerWeights& l : layers) {
+    count(l.latents), count(l.q), count(l.kv);
     count(l.qkv), count(l.attn_out), count(l.ffn_in), count(l.ffn_out), count(l.router);
     for (const auto& e : l.experts_in) count(e);
     for (const auto& e : l.experts_out) count(e);
@@ -198,7 +199,18 @@ struct ModelBuilder::Impl {
 
     const AttentionSpec& a = layer.attn;
     int64_t q = int64_t{a.num_heads} * a.head_dim, kv = int64_t{a.num_kv_heads} * a.head_dim;
-    linear_slots({{p + "attn.q", q}, {p + "attn.k", kv}, {p + "attn.v", kv}}, s.hidden, a.qkv_bias, &w.qkv);
+    if (a.kv_rank == 0) {
+      linear_slots({{p + "attn.q", q}, {p + "attn.k", kv}, {p + "attn.v", kv}}, s.hidden, a.qkv_bias, &w.qkv);
+    } else {
+      std::vector<Part> latents;
+      if (a.q_rank > 0) latents.push_back({p + "attn.q_a", a.q_rank});
+      latents.push_back({p + "attn.kv_a", a.kv_rank + a.kv_extra});
+      linear_slots(latents, s.hidden, a.latent_bias, &w.latents);
+      if (a.q_rank > 0) norm_slots(p + "attn.q_a_norm", a.latent_norm, a.q_rank, &w.q_latent_norm);
+      norm_slots(p + "attn.kv_a_norm", a.latent_norm, a.kv_rank, &w.kv_latent_norm);
+      linear_slots({{p + "attn.q", q}}, a.q_rank > 0 ? a.q_rank : s.hidden, a.qkv_bias, &w.q);
+      linear_slots({{p + "attn.k", kv}, {p + "attn.v", kv}}, a.kv_rank + a.kv_extra, a.qkv_bias, &w.kv);
+    }
     linear_slots({{p + "attn.o", s.hidden}}, q, a.out_bias, &w.attn_out);
     head_norm_slots(p + "attn.q_norm", a, a.num_heads, &w.q_norm);
     head_norm_slots(p + "attn.k_norm", a, a.num_kv_heads, &w.k_norm);

@@ -29,6 +29,9 @@ struct NormWeights {
 struct LayerWeights {
   NormWeights attn_norm, post_attn_norm, ffn_norm, post_ffn_norm;
   std::unique_ptr<Linear> qkv, attn_out;  // qkv: [q heads | k heads | v heads]
+  // Instead of qkv, with latents: [q_a; kv_a] of x, then q of its latent or of x, and [k heads | v heads].
+  std::unique_ptr<Linear> latents, q, kv;
+  NormWeights q_latent_norm, kv_latent_norm;
   NormWeights q_norm, k_norm;             // the spec's weight_offset is in the weights
   DeviceVector sinks, alibi_slopes;
   std::unique_ptr<Linear> ffn_in, ffn_out;  // ffn_in: [gate; up] or up. Of a mixture: the shared expert's

@@ -12,6 +12,10 @@ void validate_layer(const ModelSpec& spec, const LayerSpec& layer, size_t index)
                "num_heads, num_kv_heads and head_dim must be positive");
   TACO_REQUIRE(a.num_heads % a.num_kv_heads == 0, where(), "num_heads ", a.num_heads,
                " is not a multiple of num_kv_heads ", a.num_kv_heads);
+  TACO_REQUIRE(a.kv_rank >= 0 && a.kv_extra >= 0 && a.q_rank >= 0, where(),
+               "kv_rank, kv_extra and q_rank must not be negative");
+  TACO_REQUIRE(a.kv_rank > 0 || (a.kv_extra == 0 && a.q_rank == 0), where(),
+               "kv_extra and q_rank need a kv_rank");
   TACO_REQUIRE(a.window >= 0, where(), "window must not be negative");
   TACO_REQUIRE(a.softcap >= 0, where(), "softcap must not be negative");
   TACO_REQUIRE(a.rope >= -1 && a.rope < static_cast<int>(spec.ropes.size()), where(), "rope ", a.rope,

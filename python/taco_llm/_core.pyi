@@ -37,6 +37,11 @@ class AttentionSpec:
     scale: float
     qkv_bias: bool
     out_bias: bool
+    kv_rank: int
+    kv_extra: int
+    q_rank: int
+    latent_norm: NormSpec
+    latent_bias: bool
     qk_norm: NormSpec
     qk_norm_scope: str
     window: int
@@ -143,7 +148,8 @@ class ModelBuilder:
     embed.positions [max_positions + position_offset, hidden], embed.project_in [hidden, embed_dim],
     embed.project_out [embed_dim, hidden], embed.norm.{weight,bias},
     layers.I.{attn_norm,post_attn_norm,ffn_norm,post_ffn_norm}.{weight,bias},
-    layers.I.attn.{q,k,v,o}.{weight,bias}, layers.I.attn.{q_norm,k_norm}.{weight,bias} (each_head:
+    layers.I.attn.{q,k,v,o}.{weight,bias}, layers.I.attn.{q_a,kv_a,q_a_norm,kv_a_norm}.{weight,bias},
+    layers.I.attn.{q_norm,k_norm}.{weight,bias} (each_head:
     layers.I.attn.{q_norm,k_norm}.HEAD.{weight,bias}), layers.I.attn.sinks,
     layers.I.ffn.{gate,up,down}.{weight,bias}, layers.I.moe.router.{weight,bias},
     layers.I.moe.shared_gate.weight [1, hidden], layers.I.moe.shared.{gate,up,down}.{weight,bias},
