@@ -22,6 +22,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "BaiChuanForCausalLM": ("baichuan", "baichuan_7b"),
     "BloomForCausalLM": ("bloom", "bloom"),
     "ChatGLMModel": ("chatglm", "chatglm"),
+    "DeepseekV2ForCausalLM": ("deepseek", "deepseek_v2"),
     "FalconForCausalLM": ("falcon", "falcon"),
     "Gemma2ForCausalLM": ("gemma", "gemma2"),
     "Gemma3ForCausalLM": ("gemma", "gemma3"),

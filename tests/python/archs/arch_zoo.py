@@ -216,6 +216,24 @@ def gpt_oss(save: str = "stacked", **fields: Any) -> Case:
     return Case("GptOssConfig", {**LLAMA, **base, **fields}, save=save)
 
 
+def deepseek_v2(save: str = "safetensors", **fields: Any) -> Case:
+    base = dict(
+        num_hidden_layers=2,
+        num_key_value_heads=None,
+        q_lora_rank=None,
+        kv_lora_rank=20,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=8,
+        v_head_dim=16,
+        n_routed_experts=6,
+        n_shared_experts=2,
+        num_experts_per_tok=3,
+        moe_intermediate_size=24,
+        first_k_dense_replace=1,
+    )
+    return Case("DeepseekV2Config", {**LLAMA, **base, **fields}, save=save)
+
+
 CASES: dict[str, Case | PlainCase] = {
     **PLAIN_CASES,
     "llama-grouped": llama(),
@@ -407,6 +425,29 @@ CASES: dict[str, Case | PlainCase] = {
             "truncate": False,
             "original_max_position_embeddings": 32,
         },
+    ),
+    "deepseek-v2-lite": deepseek_v2(),
+    "deepseek-v2-yarn": deepseek_v2(
+        "stacked",
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "mscale": 0.707,
+            "mscale_all_dim": 0.707,
+            "original_max_position_embeddings": 32,
+        },
+        first_k_dense_replace=0,
+    ),
+    "deepseek-v2-low-rank-q": deepseek_v2(
+        q_lora_rank=28,
+        attention_bias=True,
+        v_head_dim=24,
+        routed_scaling_factor=2.5,
+        tie_word_embeddings=True,
+    ),
+    "deepseek-v2-narrow-values": deepseek_v2(
+        v_head_dim=6, qk_rope_head_dim=4, n_shared_experts=1, num_experts_per_tok=1, num_hidden_layers=3
     ),
 }
 
