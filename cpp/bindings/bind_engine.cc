@@ -97,10 +97,11 @@ void bind_engine(nb::module_& m) {
           "speculation"_a = nb::none(), "drafter"_a = nb::none())
       .def(
           "submit",
-          [](EngineHandle& self, std::vector<int32_t> prompt, const SamplingParams& params, int priority) {
-            return self.engine->submit(std::move(prompt), params, priority);
+          [](EngineHandle& self, std::vector<int32_t> prompt, const SamplingParams& params, int priority,
+             uint64_t name_space) {
+            return self.engine->submit(std::move(prompt), params, priority, name_space);
           },
-          "prompt"_a, "params"_a, "priority"_a = 0)
+          "prompt"_a, "params"_a, "priority"_a = 0, "name_space"_a = 0)
       .def(
           "abort", [](EngineHandle& self, RequestId id) { self.engine->abort(id); }, "request"_a)
       .def("abort_all", [](EngineHandle& self) { self.engine->abort_all(); })

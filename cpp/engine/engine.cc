@@ -35,7 +35,8 @@ Engine::Engine(std::unique_ptr<Executor> executor, std::shared_ptr<const Vocabul
 
 Engine::~Engine() { shutdown(); }
 
-RequestId Engine::submit(std::vector<int32_t> prompt, SamplingParams params, int priority) {
+RequestId Engine::submit(std::vector<int32_t> prompt, SamplingParams params, int priority,
+                         uint64_t name_space) {
   int vocab_size = impl_->loop.vocab_size();
   validate(params, vocab_size);
   impl_->loop.scheduler().check_admissible(static_cast<int64_t>(prompt.size()), params.best_of);
@@ -49,8 +50,10 @@ RequestId Engine::submit(std::vector<int32_t> prompt, SamplingParams params, int
   auto shared = std::make_shared<const SamplingParams>(std::move(params));
   return impl_->inbox.submit([&](RequestId number) {
     uint64_t seed = shared->seed ? *shared->seed : mix_seed(impl_->config.seed, number);
-    return std::make_unique<EngineRequest>(number, std::move(prompt), shared, priority, seed,
-                                           impl_->vocabulary);
+    auto request =
+        std::make_unique<EngineRequest>(number, std::move(prompt), shared, priority, seed, impl_->vocabulary);
+    request->name_space = name_space;
+    return request;
   });
 }
 

@@ -76,7 +76,9 @@ class Engine {
 
   // Validates, queues, returns at once. Throws kInvalidArgument (empty or too long prompt, ids out of range,
   // a prompt that could never fit the cache), kUnavailable (draining, dead, queue full).
-  RequestId submit(std::vector<int32_t> prompt, SamplingParams params, int priority = 0);
+  // Requests of different name_spaces (tenants) learn nothing from each other's texts.
+  RequestId submit(std::vector<int32_t> prompt, SamplingParams params, int priority = 0,
+                   uint64_t name_space = 0);
   // Effective within two steps; the request's last output says kAbort. Unknown ids are ignored.
   void abort(RequestId request);
   void abort_all();

@@ -45,13 +45,19 @@ class OutputHub:
         self._loop.add_reader(self._fd, self._dispatch)
 
     def submit(
-        self, prompt_ids: Sequence[int], core_params: Any, *, priority: int = 0, callback: Callback
+        self,
+        prompt_ids: Sequence[int],
+        core_params: Any,
+        *,
+        priority: int = 0,
+        name_space: int = 0,
+        callback: Callback,
     ) -> int:
         """Queues a request; `callback` gets each of its outputs, the last with request_finished.
 
         Returns the request id. Raises what the core raises: ValueError for a request it cannot take,
         RuntimeError when it takes none (draining, dead, queue full)."""
-        request_id = self.core.submit(prompt_ids, core_params, priority)
+        request_id = self.core.submit(prompt_ids, core_params, priority, name_space)
         self._callbacks[request_id] = callback
         return request_id
 

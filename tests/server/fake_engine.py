@@ -122,7 +122,7 @@ class FakeEngine:
 
     # --- _core.Engine
 
-    def submit(self, prompt: Any, params: Any, priority: int = 0) -> int:
+    def submit(self, prompt: Any, params: Any, priority: int = 0, name_space: int = 0) -> int:
         if self.refuse is not None:
             raise self.refuse
         if self.dead:
@@ -134,6 +134,7 @@ class FakeEngine:
                 prompt=list(prompt),
                 params=params,
                 priority=priority,
+                name_space=name_space,
                 step=0,
                 arrival=time.monotonic(),
                 first=0.0,

@@ -237,3 +237,39 @@ def test_typical_acceptance_takes_more_and_leaves_greedy_alone(
                 assert answer["choices"][0]["text"] == wanted[0][0][0][0]
     assert rates[1] > rates[0]
     assert caplog.text.count("lossy") == 1
+
+
+def test_tenants_learn_nothing_from_each_other(checkpoint: Path, tmp_path: Path) -> None:
+    """A prompt that somebody else has asked before is as new as one that nobody has."""
+    from taco_llm.engine import build
+    from taco_llm.engine_args import EngineArgs
+
+    args = EngineArgs(model=str(checkpoint), dtype="float32", device="cpu", num_gpu_blocks_override=512,
+                      cpu_decoding_memory_utilization=0.01, **config_folder(tmp_path))  # fmt: skip
+    handle = build(args)
+    try:
+        with serving(handle, api_key=["one", "two"]) as server:
+
+            def accepted(key: str, **fields: Any) -> int:
+                before = handle.core.stats().speculation.accepted
+                body = {
+                    "prompt": PROMPTS[4],
+                    "max_tokens": 40,
+                    "temperature": 0,
+                    "ignore_eos": True,
+                    **fields,
+                }
+                headers = {"Authorization": f"Bearer {key}"}
+                answer = requests.post(server.url + "/v1/completions", json=body, headers=headers, timeout=60)
+                assert answer.ok
+                return handle.core.stats().speculation.accepted - before
+
+            # How often drafts like these are right is learnt from all; what they say is not.
+            cold, warm = accepted("one"), accepted("one")
+            assert warm > cold + 15
+            assert abs(accepted("two") - cold) < 5
+            assert abs(accepted("one", cache_salt="mine") - cold) < 5
+            assert abs(accepted("two", cache_salt="mine") - cold) < 5
+            assert accepted("two") > cold + 15 and accepted("one", cache_salt="mine") > cold + 15
+    finally:
+        handle.shutdown()

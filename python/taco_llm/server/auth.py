@@ -21,6 +21,20 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
+def name_space(keys: Keys, request: web.Request, salt: str) -> int:
+    """A number (64 bits) that requests share if they come with the same key and the same salt.
+
+    0 where there is no salt and only one tenant. It does not change over restarts."""
+    key = b""
+    if keys.several:
+        key = _digest(request.headers.get("Authorization", "").partition(" ")[2].strip())
+    if not key and not salt:
+        return 0
+    hashed = hashlib.blake2b(key, digest_size=8, person=b"taco_namespace")
+    hashed.update(salt.encode("utf-8", "surrogateescape"))
+    return int.from_bytes(hashed.digest(), "big")
+
+
 class Keys:
     """Keys of the flag, the environment and a file (looked at again at most once a second, when it changes).
 
@@ -43,6 +57,11 @@ class Keys:
     @property
     def required(self) -> bool:
         return bool(self._fixed) or self._file is not None
+
+    @property
+    def several(self) -> bool:
+        """Whether there are, or may come to be, several tenants."""
+        return self._file is not None or len(set(self._fixed)) > 1
 
     def allows(self, request: web.Request) -> bool:
         """Whether the request carries `Authorization: Bearer <one of the keys>`."""

@@ -24,6 +24,7 @@ class Request:
     n: int = 1
     best_of: int = 1
     priority: int = 0
+    name_space: int = 0  # of the tenant: drafts are made of texts of the same one only
 
     @property
     def choices(self) -> int:
@@ -74,7 +75,13 @@ class Job:
         ):
             callback = functools.partial(self._receive, prompt=index) if index else self._receive
             try:
-                request_id = state.hub.submit(ids, params, priority=self.request.priority, callback=callback)
+                request_id = state.hub.submit(
+                    ids,
+                    params,
+                    priority=self.request.priority,
+                    name_space=self.request.name_space,
+                    callback=callback,
+                )
             except (ValueError, TypeError, OverflowError, NotImplementedError) as e:
                 raise ApiError(str(e)) from None
             except MemoryError:

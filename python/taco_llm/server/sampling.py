@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from aiohttp import web
+
 from taco_llm.sampling_params import SamplingParams
+from taco_llm.server.auth import name_space
 from taco_llm.server.errors import ApiError, not_built
 from taco_llm.server.fields import Fields, check_token_ids, is_int
 from taco_llm.server.state import State
@@ -16,7 +19,7 @@ _INFINITE = math.inf
 # Accepted, without effect here.
 _HARMLESS = (
     "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier",
-    "prompt_cache_key", "cache_salt", "request_id", "early_stopping", "length_penalty",
+    "prompt_cache_key", "request_id", "early_stopping", "length_penalty",
 )  # fmt: skip
 
 _GUIDED = (
@@ -114,6 +117,11 @@ def read_logprob_count(fields: Fields, name: str, state: State) -> int | None:
             param=name,
         )
     return fields.integer(name, None, 0, state.max_logprobs)
+
+
+def read_name_space(fields: Fields, http: web.Request, state: State) -> int:
+    """Of the request's API key, where there are several, and its `cache_salt`: what it may learn from."""
+    return name_space(state.keys, http, fields.text("cache_salt") or "")
 
 
 def read_priority(fields: Fields, state: State) -> int:

@@ -42,6 +42,10 @@ class State:
         self.hub = OutputHub(handle.core)
         self.keys = Keys(options.api_key, options.api_key_file)
         self.model_names = _model_names(handle, options)
+        if self.keys.several and _warms_up(handle):
+            logger.warning(
+                "warmup_file is for servers with one API key or none: each of several keys learns for itself"
+            )
         self.max_logprobs = int(getattr(handle.args, "max_logprobs", 20))
         self.chat_template = options.load_chat_template()
         self.generation_defaults = _generation_defaults(handle.generation_config)
@@ -159,6 +163,11 @@ class State:
     def close(self) -> None:
         self.hub.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _warms_up(handle: Any) -> bool:
+    config = getattr(handle, "speculation", None)
+    return config is not None and config.method == "lookahead" and bool(config.lookahead.warmup_file)
 
 
 def _model_names(handle: Any, options: ServerOptions) -> list[str]:
