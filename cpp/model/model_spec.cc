@@ -16,6 +16,8 @@ void validate_layer(const ModelSpec& spec, const LayerSpec& layer, size_t index)
                "kv_rank, kv_extra and q_rank must not be negative");
   TACO_REQUIRE(a.kv_rank > 0 || (a.kv_extra == 0 && a.q_rank == 0), where(),
                "kv_extra and q_rank need a kv_rank");
+  TACO_REQUIRE(a.kv_rank == 0 || a.latent_norm.kind != NormKind::kNone, where(),
+               "latents need a latent_norm");
   TACO_REQUIRE(a.window >= 0, where(), "window must not be negative");
   TACO_REQUIRE(a.softcap >= 0, where(), "softcap must not be negative");
   TACO_REQUIRE(a.rope >= -1 && a.rope < static_cast<int>(spec.ropes.size()), where(), "rope ", a.rope,

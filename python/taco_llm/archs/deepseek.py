@@ -1,9 +1,9 @@
-"""DeepSeek-V2 (Lite): k and v of all heads out of one latent, a rotated part of k that the heads share, experts
-of which some are for every token.
+"""DeepSeek-V2 (Lite): k and v of all heads out of one latent, a rotated part of k that the heads share, and
+experts of which some are for every token.
 
 The core makes whole heads of the latent and caches them. Its second product takes the latent with the shared
-part of k behind it, so that the matrix that it multiplies by copies that part into every head (an identity), and
-fills the values up to the keys' width with zeros. The rotated dims come first in a head.
+part of k behind it: the matrix copies that part into every head (an identity), and fills the values up to the
+keys' width with zeros. The rotated dims come first in a head.
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ def deepseek_v2(c: Config, max_model_len: int | None) -> tuple[ModelSpec, Weight
         raise ValueError(f"config.json: topk_method {method!r} is not supported; supported: greedy")
     if c.flag("norm_topk_prob", default=False):
         raise ValueError("config.json: norm_topk_prob is not supported for this architecture")
+    if c.integer("moe_layer_freq", default=1) != 1:
+        raise ValueError("config.json: moe_layer_freq other than 1 is not supported")
     if c.flag("mlp_bias", default=False):
         raise ValueError("config.json: mlp_bias is not supported for this architecture")
     rope = make_rope(

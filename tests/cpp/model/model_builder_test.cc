@@ -40,9 +40,11 @@ TEST(ModelSpec, RejectsWhatNoModelCanHave) {
       with([](ModelSpec& s) { s.layers[0].ffn.num_experts = 2, s.layers[0].ffn.top_k = 3; }).find("top_k"),
       std::string::npos);
   EXPECT_NE(with([](ModelSpec& s) { s.layers[0].attn.q_rank = 8; }).find("kv_rank"), std::string::npos);
+  EXPECT_NE(with([](ModelSpec& s) { s.layers[0].attn.kv_rank = 8; }).find("latent_norm"), std::string::npos);
   EXPECT_NE(with([](ModelSpec& s) { s.layers[0].ffn.shared_intermediate = 8; }).find("without experts"),
             std::string::npos);
-  EXPECT_NE(with([](ModelSpec& s) { s.layers[0].ffn.gate_limit = -1; }).find("gate_limit"), std::string::npos);
+  EXPECT_NE(with([](ModelSpec& s) { s.layers[0].ffn.gate_limit = -1; }).find("gate_limit"),
+            std::string::npos);
   EXPECT_NE(with([](ModelSpec& s) { s.layers[1].attn.head_dim = 16; }).find("same num_kv_heads"),
             std::string::npos);
 }
