@@ -106,6 +106,7 @@ class Backend {
   virtual void moe(const MoeParams&) = 0;
   virtual void gather_rows(const GatherRowsParams&) = 0;
   virtual void scale_logits(const ScaleLogitsParams&) = 0;
+  virtual void mask_logits(const MaskLogitsParams&) = 0;
   virtual void copy_blocks(const CopyBlocksParams&) = 0;
   virtual void copy_slots(const CopySlotsParams&) = 0;
 

@@ -15,6 +15,7 @@
 
 #include <cstdint>
 
+#include "backend/key_pattern.h"
 #include "backend/matrix.h"
 #include "base/dtype.h"
 
@@ -128,6 +129,7 @@ struct AttentionParams {
   float scale;
   float softcap = 0.0f;  // s = softcap * tanh(s / softcap)
   int window = 0;        // 0: all; else a row sees the last `window` positions, itself included
+  KeyPattern pattern{};  // block 0: all
   const float* alibi_slopes = nullptr;  // [num_heads]: s += slope * (key position - row position)
   const float* sinks = nullptr;         // [num_heads]: one more logit in the softmax's denominator
   void* out;                            // [rows, num_heads * head_dim], stride out_stride
@@ -192,6 +194,14 @@ struct CopySlotsParams {
   const int64_t* pairs;        // [group_start[num_groups]][2]: source slot, destination slot
   const int32_t* group_start;  // [num_groups + 1]
   int num_groups;
+};
+
+// The logits of some tokens become -inf.
+struct MaskLogitsParams {
+  float* logits;  // [rows, vocab] in place
+  int64_t rows, vocab;
+  const int32_t* ids;  // [count]
+  int64_t count;
 };
 
 struct CopyBlocksParams {

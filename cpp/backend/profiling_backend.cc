@@ -42,6 +42,9 @@ void ProfilingBackend::gather_rows(const GatherRowsParams& p) {
 void ProfilingBackend::scale_logits(const ScaleLogitsParams& p) {
   timed("scale_logits", [&] { inner_->scale_logits(p); });
 }
+void ProfilingBackend::mask_logits(const MaskLogitsParams& p) {
+  timed("mask_logits", [&] { inner_->mask_logits(p); });
+}
 void ProfilingBackend::sample(const SampleParams& p) {
   timed("sample", [&] { inner_->sample(p); });
 }

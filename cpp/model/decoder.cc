@@ -40,6 +40,11 @@ Decoder::Decoder(std::shared_ptr<const Model> model, int max_rows, int max_posit
     if (length == 0 || query_scales_.count(length)) continue;
     query_scales_.emplace(length, DeviceVector(model_->backend, log_query_scales(length, max_positions)));
   }
+  if (!s.unused_tokens.empty()) {
+    const size_t bytes = s.unused_tokens.size() * sizeof(int32_t);
+    unused_tokens_ = device_memory(model_->backend, bytes);
+    backend_.upload(unused_tokens_.get(), s.unused_tokens.data(), bytes);
+  }
   for (const LayerWeights& w : model_->layers) {
     Experts& experts = experts_.emplace_back();
     for (const auto& e : w.experts_in) experts.in.push_back(e.get());
@@ -241,6 +246,10 @@ void Decoder::attention(size_t index, const void* in, const DecoderBatch& batch,
                       .scale = a.scale != 0 ? a.scale : 1.0f / std::sqrt(static_cast<float>(a.head_dim)),
                       .softcap = a.softcap,
                       .window = a.window,
+                      .pattern = {.block = a.pattern.block,
+                                  .local_blocks = a.pattern.local_blocks,
+                                  .stride = a.pattern.stride,
+                                  .head_step = a.pattern.head_step},
                       .alibi_slopes = w.alibi_slopes.data(),
                       .sinks = w.sinks.data(),
                       .out = heads_.get(),
@@ -490,6 +499,13 @@ void Decoder::logits(const int32_t* index, int64_t count, float* out) {
   if (s.logit_scale != 1.0f || s.logit_softcap != 0.0f) {
     backend_.scale_logits(
         {.logits = out, .count = count * s.vocab_size, .scale = s.logit_scale, .softcap = s.logit_softcap});
+  }
+  if (unused_tokens_) {
+    backend_.mask_logits({.logits = out,
+                          .rows = count,
+                          .vocab = s.vocab_size,
+                          .ids = static_cast<const int32_t*>(unused_tokens_.get()),
+                          .count = static_cast<int64_t>(s.unused_tokens.size())});
   }
 }
 

@@ -69,6 +69,7 @@ class Decoder {
     std::vector<const Linear*> in, out;
   };
   std::vector<Experts> experts_;  // [layers], as MoeParams wants them; empty for a dense layer
+  Buffer unused_tokens_;          // int32, or null
   DType dtype_;                   // of the activations
   Buffer residual_;               // [max_rows, hidden]
   Buffer normed_, normed2_, block_out_;

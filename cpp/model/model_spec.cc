@@ -26,6 +26,9 @@ void validate_layer(const ModelSpec& spec, const LayerSpec& layer, size_t index)
                "rotary_dim is larger than head_dim");
   TACO_REQUIRE(a.alibi_slopes.empty() || a.alibi_slopes.size() == static_cast<size_t>(a.num_heads), where(),
                "alibi_slopes must have one entry per head");
+  const KeyPatternSpec& k = a.pattern;
+  TACO_REQUIRE(k.block >= 0 && (k.block == 0 || (k.local_blocks > 0 && k.stride > 0 && k.head_step >= 0)),
+               where(), "pattern needs local_blocks and stride of at least 1 and a head_step of at least 0");
   TACO_REQUIRE(a.log_length == 0 || a.log_length > 1, where(), "log_length must be 0 or above 1");
   const FfnSpec& f = layer.ffn;
   TACO_REQUIRE(f.intermediate > 0, where(), "ffn.intermediate must be positive");
@@ -55,6 +58,8 @@ void validate(const ModelSpec& spec) {
   TACO_REQUIRE(spec.embed_dim >= 0 && spec.position_offset >= 0,
                "embed_dim and position_offset must not be negative");
   TACO_REQUIRE(!spec.layers.empty(), "a model needs at least one layer");
+  for (int id : spec.unused_tokens)
+    TACO_REQUIRE(id >= 0 && id < spec.vocab_size, "unused_tokens: ", id, " is not below vocab_size");
   for (size_t i = 0; i < spec.ropes.size(); ++i) {
     const RopeSpec& r = spec.ropes[i];
     TACO_REQUIRE(r.rotary_dim > 0 && r.rotary_dim % 2 == 0, "rope ", i,

@@ -30,6 +30,13 @@ class RopeSpec:
     attention_factor: float
     def __init__(self, **fields: Any) -> None: ...
 
+class KeyPatternSpec:
+    block: int
+    local_blocks: int
+    stride: int
+    head_step: int
+    def __init__(self, **fields: Any) -> None: ...
+
 class AttentionSpec:
     num_heads: int
     num_kv_heads: int
@@ -45,6 +52,7 @@ class AttentionSpec:
     qk_norm: NormSpec
     qk_norm_scope: str
     window: int
+    pattern: KeyPatternSpec
     softcap: float
     rope: int
     alibi_slopes: list[float]
@@ -99,6 +107,7 @@ class ModelSpec:
     head_bias: bool
     logit_scale: float
     logit_softcap: float
+    unused_tokens: list[int]
     def __init__(self, **fields: Any) -> None: ...
 
 class Backend:

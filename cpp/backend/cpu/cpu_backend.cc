@@ -59,6 +59,7 @@ void CpuBackend::moe(const MoeParams& p) {
 }
 void CpuBackend::gather_rows(const GatherRowsParams& p) { cpu::run_gather_rows(p, pool_); }
 void CpuBackend::scale_logits(const ScaleLogitsParams& p) { cpu::run_scale_logits(p, pool_); }
+void CpuBackend::mask_logits(const MaskLogitsParams& p) { cpu::run_mask_logits(p); }
 void CpuBackend::copy_blocks(const CopyBlocksParams& p) { cpu::run_copy_blocks(p, pool_); }
 void CpuBackend::copy_slots(const CopySlotsParams& p) { cpu::run_copy_slots(p); }
 

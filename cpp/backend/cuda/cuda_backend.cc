@@ -201,6 +201,7 @@ void CudaBackend::gather_rows(const GatherRowsParams& p) {
   run_gather_rows(p, ctx_);
 }
 void CudaBackend::scale_logits(const ScaleLogitsParams& p) { run_scale_logits(p, ctx_); }
+void CudaBackend::mask_logits(const MaskLogitsParams& p) { run_mask_logits(p, ctx_); }
 void CudaBackend::copy_blocks(const CopyBlocksParams& p) { run_copy_blocks(p, ctx_); }
 void CudaBackend::copy_slots(const CopySlotsParams& p) { run_copy_slots(p, ctx_); }
 void CudaBackend::sample(const SampleParams& p) { run_sample(p, ctx_); }

@@ -50,6 +50,7 @@ class CudaBackend final : public Backend {
   void moe(const MoeParams&) override;
   void gather_rows(const GatherRowsParams&) override;
   void scale_logits(const ScaleLogitsParams&) override;
+  void mask_logits(const MaskLogitsParams&) override;
   void copy_blocks(const CopyBlocksParams&) override;
   void copy_slots(const CopySlotsParams&) override;
   bool samples() const override { return true; }

@@ -21,6 +21,7 @@ struct AttentionShape {
   int window = 0;
   float softcap = 0.0f;
   bool alibi = false, sinks = false;
+  KeyPattern pattern{};
 };
 
 struct SequenceShape {
@@ -94,6 +95,7 @@ class AttentionCase {
     p.scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim));
     p.softcap = shape_.softcap;
     p.window = shape_.window;
+    p.pattern = shape_.pattern;
     p.alibi_slopes = shape_.alibi ? slopes_.data() : nullptr;
     p.sinks = shape_.sinks ? sinks_.data() : nullptr;
     p.out_stride = int64_t{shape_.num_heads} * shape_.head_dim + 5;

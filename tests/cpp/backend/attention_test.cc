@@ -92,6 +92,26 @@ TEST_P(AttentionTest, AgreesWithTheReferenceForEveryRule) {
   }
 }
 
+TEST_P(AttentionTest, AgreesWithTheReferenceForPatternsOfBlocks) {
+  LevelGuard guard(GetParam());
+  const std::vector<SequenceShape> ragged{{1, 700}, {40, 340}, {33, 33}, {1, 5}, {2, 513}};
+  uint32_t seed = 300;
+  for (DType dtype : kTypes) {
+    for (KeyPattern pattern :
+         {KeyPattern{64, 2, 8, 1}, {16, 1, 3, 0}, {5, 3, 7, 2}, {300, 1, 2, 1}, {1, 4, 1000, 1}}) {
+      for (int window : {0, 90}) {
+        AttentionShape shape{6, 2, 16, 16, dtype, window};
+        shape.alibi = window > 0;
+        shape.pattern = pattern;
+        AttentionCase c(shape, ragged, ++seed);
+        EXPECT_LT(error(c, run(c, 3)), tolerance(GetParam(), dtype)) << describe(shape) << pattern.block;
+        AttentionCase every({6, 2, 16, 16, dtype, window, 0, window > 0}, ragged, seed);
+        EXPECT_GT(error(every, run(c, 1)), 1e-2) << "the pattern hid nothing";
+      }
+    }
+  }
+}
+
 TEST_P(AttentionTest, LargeScoresDoNotOverflow) {
   LevelGuard guard(GetParam());
   for (DType dtype : kTypes) {

@@ -77,6 +77,17 @@ TEST_P(OpsTest, ScaleLogits) {
   }
 }
 
+TEST(MaskLogits, HidesTheTokensInEveryRow) {
+  std::vector<float> logits = noise(3 * 50, 1), expected = logits;
+  const std::vector<int32_t> ids{0, 49, 7};
+  run_mask_logits({logits.data(), 3, 50, ids.data(), 3});
+  for (int row = 0; row < 3; ++row)
+    for (int32_t id : ids) expected[row * 50 + id] = -std::numeric_limits<float>::infinity();
+  EXPECT_EQ(logits, expected);
+  const int32_t beyond = 50;
+  EXPECT_THROW(run_mask_logits({logits.data(), 3, 50, &beyond, 1}), Error);
+}
+
 TEST_P(OpsTest, Norm) {
   LevelGuard guard(GetParam());
   uint32_t seed = 0;

@@ -15,6 +15,7 @@ struct Shape {
   float softcap = 0.0f;
   bool alibi = false, sinks = false, tree = false;
   float q_size = 1.0f;
+  KeyPattern pattern{};
 };
 
 struct Sequence {
@@ -25,7 +26,7 @@ std::string describe(const Shape& s) {
   return str_cat(s.num_heads, "/", s.num_kv_heads, " heads of ", s.head_dim, ", blocks of ", s.block_size,
                  ", ", dtype_name(s.dtype), ", cache ", dtype_name(s.kv_dtype), ", window ", s.window,
                  ", softcap ", s.softcap, s.alibi ? ", alibi" : "", s.sinks ? ", sinks" : "",
-                 s.tree ? ", tree" : "");
+                 s.tree ? ", tree" : "", ", pattern of ", s.pattern.block);
 }
 
 // The rounded value of x in a cache of this dtype, and its bits.
@@ -177,6 +178,7 @@ class Case {
               seen = t <= position || s_.tree;
             }
             if (!seen || (s_.window > 0 && at <= position - s_.window)) continue;
+            if (s_.pattern.block > 0 && !sees_key(s_.pattern, h, position, at)) continue;
             double s = 0;
             const float* k = k_[i].data() + t * width() + h / group * dim;
             for (int d = 0; d < dim; ++d) s += double{q[d]} * k[d];
@@ -269,6 +271,7 @@ class Case {
       p.scale = c.scale();
       p.softcap = c.s_.softcap;
       p.window = c.s_.window;
+      p.pattern = c.s_.pattern;
       p.alibi_slopes = c.s_.alibi ? slopes.as<float>() : nullptr;
       p.sinks = c.s_.sinks ? sinks.as<float>() : nullptr;
       p.out = out.as<>();
@@ -388,6 +391,26 @@ TEST(CudaAttention, EveryRule) {
                .softcap = rule & 1 ? 5.0f : 0.0f,
                .alibi = (rule & 2) != 0,
                .sinks = (rule & 4) != 0},
+              seqs, ++seed);
+      }
+    }
+  }
+}
+
+TEST(CudaAttention, PatternsOfBlocks) {
+  TACO_SKIP_WITHOUT_DEVICE();
+  uint64_t seed = 260;
+  const std::vector<Sequence> seqs{{1, 700}, {70, 640}, {33, 33}, {1, 5}, {2, 513}, {150, 1300}};
+  for (DType dtype : kTypes) {
+    for (KeyPattern pattern : {KeyPattern{64, 2, 8, 1}, KeyPattern{16, 1, 3, 0}, KeyPattern{5, 3, 7, 2}}) {
+      for (int window : {0, 100}) {
+        check({.num_heads = 6,
+               .num_kv_heads = 2,
+               .head_dim = 128,
+               .dtype = dtype,
+               .kv_dtype = dtype,
+               .window = window,
+               .pattern = pattern},
               seqs, ++seed);
       }
     }

@@ -494,6 +494,17 @@ TEST(CudaRope, ScaledQueries) {
                       .cache = dtype});
 }
 
+TEST(CudaRows, MaskLogits) {
+  TACO_SKIP_WITHOUT_DEVICE();
+  std::vector<float> logits = random_floats(7 * 1000, 31);
+  const std::vector<int32_t> ids{0, 999, 512, 3};
+  DeviceBuffer d(logits), d_ids(ids);
+  backend().mask_logits({d.as<float>(), 7, 1000, d_ids.as<int32_t>(), 4});
+  ref::mask_logits({logits.data(), 7, 1000, ids.data(), 4});
+  EXPECT_EQ(d.get<float>(), logits);
+  EXPECT_EQ(std::count(logits.begin(), logits.end(), -INFINITY), 28);
+}
+
 TEST(CudaRows, Gather) {
   TACO_SKIP_WITHOUT_DEVICE();
   for (DType dtype : kActivations)

@@ -118,6 +118,25 @@ inline void hide_drafts(const AttentionWork& w, float* s, int64_t row, int slot)
   }
 }
 
+// Hides the keys [lo, hi) of a row's scores that its head's pattern leaves out.
+inline void hide_keys(const AttentionWork& w, float* s, int lo, int hi, int head, int position) {
+  const KeyPattern& p = w.args->pattern;
+  int drafts = w.args->tree_mask ? w.item->root - w.tile_begin : hi;  // the first column of a draft
+  drafts = drafts < lo ? lo : drafts;
+  int c = lo;
+  while (c < hi && c < drafts) {
+    const int key = w.tile_begin + c, end = (key / p.block + 1) * p.block - w.tile_begin;
+    const bool seen = sees_key(p, head, position, key);
+    for (; c < hi && c < drafts && c < end; ++c) {
+      if (!seen) s[c] = kMinusInf;
+    }
+  }
+  for (; c < hi; ++c) {
+    const int at = w.args->positions[w.item->first_row + w.tile_begin + c - w.item->root];
+    if (!sees_key(p, head, position, at)) s[c] = kMinusInf;
+  }
+}
+
 // From scores to weights for rows [first, first + count); updates max and sum and leaves in alpha what the
 // rows' sums so far are to be multiplied by. `columns`: a multiple of the policy's kColumns.
 template <typename Policy>
@@ -145,6 +164,7 @@ inline void softmax_rows(AttentionWork& w, int first, int count, int columns) {
       }
     }
     if (a.tree_mask) hide_drafts(w, s, w.item->row + token, slot);
+    if (a.pattern.block > 0) hide_keys(w, s, lo, hi, w.item->kv_head * w.group + in_group, position);
     Simd::F m0 = Simd::load(s), m1 = m0;
     for (int c = W; c + 2 * W <= columns; c += 2 * W) {
       m0 = Simd::max(m0, Simd::load(s + c));

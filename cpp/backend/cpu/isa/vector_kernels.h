@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "backend/cpu/isa/kv_layout.h"
+#include "backend/key_pattern.h"
 
 namespace taco::cpu {
 
@@ -54,6 +55,7 @@ struct AttentionArgs {
   int block_size;
   float scale, softcap;
   int window;
+  KeyPattern pattern;
   const float *alibi_slopes, *sinks;
   float* out;
   int64_t out_stride;

@@ -108,6 +108,7 @@ void Attention::run(const AttentionParams& p, ThreadPool& pool) {
                            p.scale,
                            p.softcap,
                            p.window,
+                           p.pattern,
                            p.alibi_slopes,
                            p.sinks,
                            f32(p.out),

@@ -21,6 +21,7 @@ void run_norm(const NormParams& params, ThreadPool& pool);
 void run_rope_and_cache(const RopeAndCacheParams& params, ThreadPool& pool);
 void run_gather_rows(const GatherRowsParams& params, ThreadPool& pool);
 void run_scale_logits(const ScaleLogitsParams& params, ThreadPool& pool);
+void run_mask_logits(const MaskLogitsParams& params);
 void run_copy_blocks(const CopyBlocksParams& params, ThreadPool& pool);
 void run_copy_slots(const CopySlotsParams& params);
 

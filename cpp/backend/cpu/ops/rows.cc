@@ -1,5 +1,6 @@
 // Ops that treat each row by itself: norms, rotation and KV write, gathering, block copies.
 #include <cstring>
+#include <limits>
 
 #include "backend/cpu/activations.h"
 #include "backend/cpu/isa/kv_layout.h"
@@ -129,6 +130,14 @@ void run_copy_slots(const CopySlotsParams& p) {
       copy_slot<uint16_t>(c, from, to);
     }
   }
+}
+
+void run_mask_logits(const MaskLogitsParams& p) {
+  for (int64_t i = 0; i < p.count; ++i)
+    TACO_CHECK(p.ids[i] >= 0 && p.ids[i] < p.vocab, "token ", p.ids[i], " of a vocabulary of ", p.vocab);
+  for (int64_t row = 0; row < p.rows; ++row)
+    for (int64_t i = 0; i < p.count; ++i)
+      p.logits[row * p.vocab + p.ids[i]] = -std::numeric_limits<float>::infinity();
 }
 
 void run_copy_blocks(const CopyBlocksParams& p, ThreadPool& pool) {

@@ -165,6 +165,7 @@ void attention(const AttentionParams& p) {
           } else if (!p.tree_mask && t > position) {
             at = -1;
           }
+          if (p.pattern.block > 0 && at >= 0 && !sees_key(p.pattern, h, position, at)) return -1;
           return p.window > 0 && at <= position - p.window ? -1 : at;
         };
         const float* q = f32(p.q) + (p.q_start[s] + j) * p.q_stride + int64_t{h} * dim;
@@ -222,6 +223,12 @@ void copy_slots(const CopySlotsParams& p) {
           kv_store(c, to / c.block_size, value, h, static_cast<int>(to % c.block_size), d,
                    kv_load(c, from / c.block_size, value, h, static_cast<int>(from % c.block_size), d));
         }
+}
+
+void mask_logits(const MaskLogitsParams& p) {
+  for (int64_t row = 0; row < p.rows; ++row)
+    for (int64_t i = 0; i < p.count; ++i)
+      p.logits[row * p.vocab + p.ids[i]] = -std::numeric_limits<float>::infinity();
 }
 
 void copy_blocks(const CopyBlocksParams& p) {

@@ -13,6 +13,7 @@ void rope_and_cache(const RopeAndCacheParams& params);
 void attention(const AttentionParams& params);
 void gather_rows(const GatherRowsParams& params);
 void scale_logits(const ScaleLogitsParams& params);
+void mask_logits(const MaskLogitsParams& params);
 void copy_blocks(const CopyBlocksParams& params);
 void copy_slots(const CopySlotsParams& params);
 

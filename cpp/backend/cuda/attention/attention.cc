@@ -191,6 +191,7 @@ void Attention::Impl::run(const AttentionParams& p) {
   d.tree_mask = p.tree_mask;
   d.alibi_slopes = p.alibi_slopes;
   d.sinks = p.sinks;
+  d.pattern = p.pattern;
   d.part_out = static_cast<float*>(ctx.split_partials.reserve(0, ctx.stream));
   d.part_max_sum = d.part_out + part_floats;
   d.semaphores = static_cast<int*>(ctx.split_semaphores.reserve_zeroed(0, ctx.stream));

@@ -16,9 +16,10 @@ bool takes_mma(const AttentionParams& p) {
   const KvCacheView& c = p.cache;
   bool rows = p.dtype == DType::kBF16 || p.dtype == DType::kF16;
   bool cache = c.dtype == DType::kBF16 || c.dtype == DType::kF16 || is_fp8(c.dtype);
-  return rows && cache && c.head_dim % 16 == 0 && c.head_dim <= 256 && c.block_size >= 8 &&
-         std::has_single_bit(static_cast<unsigned>(c.block_size)) && aligned(c.data, 16) && aligned(p.q, 4) &&
-         aligned(p.out, 4) && p.q_stride % 2 == 0 && p.out_stride % 2 == 0;
+  return p.pattern.block == 0 && rows && cache && c.head_dim % 16 == 0 && c.head_dim <= 256 &&
+         c.block_size >= 8 && std::has_single_bit(static_cast<unsigned>(c.block_size)) &&
+         aligned(c.data, 16) && aligned(p.q, 4) && aligned(p.out, 4) && p.q_stride % 2 == 0 &&
+         p.out_stride % 2 == 0;
 }
 
 int decode_rows(DType kv_dtype, int head_dim, int group) {

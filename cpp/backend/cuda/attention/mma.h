@@ -16,6 +16,7 @@ struct PagedParams {
   const uint64_t* tree_mask;  // or null
   const float* alibi_slopes;
   const float* sinks;
+  KeyPattern pattern;        // the plain kernel's
   const WorkHeader* header;  // null: num_items items, each a chunk
   const WorkItem* items;
   float* part_out;      // [part_rows][head_dim], not divided by the sum

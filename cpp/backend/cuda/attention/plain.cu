@@ -76,6 +76,7 @@ __global__ void __launch_bounds__(kWarps * 32) plain_kernel(const __grid_constan
         seen = seen && (tree || key <= position);
       }
       seen = seen && at >= low;
+      if (p.pattern.block > 0) seen = seen && sees_key(p.pattern, head, position, at);
       int64_t place = 0;
       float score = -kInfinity;
       if (seen) {

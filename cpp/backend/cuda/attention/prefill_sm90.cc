@@ -40,7 +40,7 @@ bool takes_prefill_sm90(const Context& ctx, const AttentionParams& p) {
                p.out_stride % 8 == 0 &&
                cache.num_blocks * 2 * cache.num_kv_heads * cache.block_size / 8 < (int64_t{1} << 31);
   return ctx.hopper() && dim && dtype && block && place && p.scale > 0.0f && p.alibi_slopes == nullptr &&
-         p.sinks == nullptr && p.tree_mask == nullptr;
+         p.pattern.block == 0 && p.sinks == nullptr && p.tree_mask == nullptr;
 }
 
 void run_prefill_sm90(Context& ctx, const AttentionParams& p, const PrefillSm90Work& work) {

@@ -14,6 +14,7 @@ void run_norm(const NormParams& p, Context& ctx);
 void run_rope_and_cache(const RopeAndCacheParams& p, Context& ctx);
 void run_gather_rows(const GatherRowsParams& p, Context& ctx);
 void run_scale_logits(const ScaleLogitsParams& p, Context& ctx);
+void run_mask_logits(const MaskLogitsParams& p, Context& ctx);
 void run_copy_blocks(const CopyBlocksParams& p, Context& ctx);
 void run_copy_slots(const CopySlotsParams& p, Context& ctx);
 void run_patch_ids(const PatchIdsParams& p, Context& ctx);

@@ -53,6 +53,15 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+__global__ void __launch_bounds__(kThreads)
+    mask_kernel(float* logits, int64_t rows, int64_t vocab, const int32_t* ids, int64_t count) {
+  pdl_launch();
+  pdl_wait();
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < rows * count;
+       i += int64_t{gridDim.x} * kThreads)
+    logits[i / count * vocab + ids[i % count]] = -__builtin_huge_valf();
+}
+
 // A pair's blocks lie at multiples of `units` units.
 template <typename Unit>
 __global__ void __launch_bounds__(kThreads) copy_kernel(Unit* cache, const int32_t* pairs, int64_t units) {
@@ -125,6 +134,13 @@ void run_scale_logits(const ScaleLogitsParams& p, Context& ctx) {
   const auto blocks =
       static_cast<unsigned>(std::min<int64_t>((p.count + kThreads - 1) / kThreads, ctx.num_sms * 8));
   launch(ctx, scale_kernel, dim3(blocks), dim3(kThreads), 0, p.logits, p.count, p.scale, p.softcap);
+}
+
+void run_mask_logits(const MaskLogitsParams& p, Context& ctx) {
+  if (p.rows == 0 || p.count == 0) return;
+  const auto blocks =
+      static_cast<unsigned>(std::min<int64_t>((p.rows * p.count + kThreads - 1) / kThreads, ctx.num_sms * 8));
+  launch(ctx, mask_kernel, dim3(blocks), dim3(kThreads), 0, p.logits, p.rows, p.vocab, p.ids, p.count);
 }
 
 void run_copy_blocks(const CopyBlocksParams& p, Context& ctx) {
