@@ -41,6 +41,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "Olmo2ForCausalLM": ("olmo2", "olmo2"),
     "OPTForCausalLM": ("opt", "opt"),
     "Phi3ForCausalLM": ("phi", "phi3"),
+    "Phi3SmallForCausalLM": ("phi3_small", "phi3_small"),
     "PhiForCausalLM": ("phi", "phi"),
     "PhimoeForCausalLM": ("phi", "phimoe"),
     "Qwen2ForCausalLM": ("llama_like", "qwen2"),

@@ -95,6 +95,14 @@ def stacked(tensor: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
     return out
 
 
+def alternating(tensor: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+    """The slots take rows in turn: gate and up in pairs."""
+    count = len(shapes)
+    if any(s != shapes[0] for s in shapes) or tensor.shape != (count * shapes[0][0],) + shapes[0][1:]:
+        raise Misshapen(f"{(sum(s[0] for s in shapes),) + shapes[0][1:]}")
+    return [tensor.rows(slice(i, None, count)) for i in range(count)]
+
+
 def transposed(tensor: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
     """[in, out] as in GPT-2's Conv1D; the slots stand side by side in the columns. A bias stays as it is."""
     if len(tensor.shape) == 1:

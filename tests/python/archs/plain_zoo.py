@@ -63,6 +63,23 @@ QWEN = dict(
     seq_length=128,
 )
 
+# Blocks of 4 tokens of which a query sees its own, the one before it and each third or so.
+PHI3_SMALL = dict(
+    vocab_size=VOCAB,
+    hidden_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    ff_intermediate_size=40,
+    max_position_embeddings=128,
+    blocksparse_block_size=4,
+    blocksparse_num_local_blocks=2,
+    blocksparse_vert_stride=3,
+    gegelu_limit=1.5,
+    mup_embedding_multiplier=3.0,
+    mup_width_multiplier=2.0,
+)
+
 CASES: dict[str, PlainCase] = {
     "baichuan-7b": plain("BaiChuanForCausalLM", RELATION),
     "baichuan-7b-shallow": plain("BaiChuanForCausalLM", RELATION, num_hidden_layers=1, hidden_size=24),
@@ -99,6 +116,39 @@ CASES: dict[str, PlainCase] = {
         RELATION,
         num_key_value_heads=3,
         rope_scaling={"type": "linear", "factor": 3.0},
+    ),
+    "phi3-small": plain("Phi3SmallForCausalLM", PHI3_SMALL, dummy_token_indices=[1, 40, 77, 100]),
+    "phi3-small-same-heads": plain(
+        "Phi3SmallForCausalLM",
+        PHI3_SMALL,
+        blocksparse_homo_head_pattern=True,
+        dense_attention_every_n_layers=None,
+        num_key_value_heads=6,
+        mup_use_scaling=False,
+    ),
+    "phi3-small-few-heads": plain(
+        "Phi3SmallForCausalLM",
+        PHI3_SMALL,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        blocksparse_vert_stride=5,
+        blocksparse_num_local_blocks=1,
+        rope_position_scale=2.0,
+        gegelu_limit=None,
+        tie_word_embeddings=False,
+        mup_attn_multiplier=1.7,
+    ),
+    "phi3-small-longrope": plain(
+        "Phi3SmallForCausalLM",
+        PHI3_SMALL,
+        rope_scaling={
+            "type": "su",
+            "original_max_position_embeddings": 16,
+            "short_factor": [1.0, 1.1, 1.2, 1.3],
+            "long_factor": [1.0, 2.0, 3.0, 7.0],
+            "short_mscale": 1.05,
+            "long_mscale": 1.2,
+        },
     ),
     "qwen": plain("QWenLMHeadModel", QWEN),
     "qwen-biases": plain("QWenLMHeadModel", QWEN, no_bias=False, tie_word_embeddings=True, rotary_pct=0.5),

@@ -11,6 +11,7 @@ from .baichuan import BaiChuanForCausalLM, BaichuanForCausalLM
 from .chatglm import ChatGLMModel
 from .common import PlainModel
 from .internlm import InternLM2ForCausalLM, InternLMForCausalLM
+from .phi3_small import Phi3SmallForCausalLM
 from .qwen import QWenLMHeadModel
 from .xverse import XverseForCausalLM
 
@@ -22,6 +23,7 @@ MODELS: dict[str, type[PlainModel]] = {
         ChatGLMModel,
         InternLM2ForCausalLM,
         InternLMForCausalLM,
+        Phi3SmallForCausalLM,
         QWenLMHeadModel,
         XverseForCausalLM,
     )
