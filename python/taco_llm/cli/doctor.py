@@ -15,7 +15,15 @@ def run(argv: Sequence[str]) -> int:
         "about it. Exit status 1 if taco_llm cannot run a model here.",
     )
     parser.add_argument("--json", action="store_true", help="Print the findings as JSON.")
+    parser.add_argument(
+        "--models", action="store_true", help="Print the architectures that run, with how each was verified."
+    )
     settings = parser.parse(argv)
+    if settings.models:
+        from taco_llm.archs import catalog
+
+        print(json.dumps(catalog.records(), indent=2) if settings.json else catalog.text(), end="")
+        return 0
     from taco_llm.doctor import examine
 
     findings = examine()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from collections.abc import Mapping as MappingType
 from typing import Any
 
@@ -11,7 +11,9 @@ from taco_llm import _core
 from taco_llm.archs import build_spec, is_mxfp4
 from taco_llm.archs.fp8 import fp8_checkpoint
 from taco_llm.archs.gguf import gguf_rules
-from taco_llm.archs.rules import FORMATS, BoundRules, Misshapen, Rule, Tensor, load_order
+from taco_llm.archs.nearest import match, nearest_by_tensors
+from taco_llm.archs.registry import UnknownArchitecture
+from taco_llm.archs.rules import FORMATS, BoundRules, Misshapen, Rule, Tensor, WeightRules, load_order
 
 from .checkpoint import Checkpoint
 from .dummy import dummy_tensors
@@ -66,13 +68,7 @@ def load_model(
     truncated.
     """
     config = _overridden(checkpoint.hf_config, rope_scaling, rope_theta)
-    try:
-        spec, rules = build_spec(config, max_model_len)
-    except LoadError:
-        raise
-    except ValueError as e:
-        raise LoadError(f"{checkpoint.path}: {e}") from None
-
+    spec, rules = _build_spec(checkpoint, config, max_model_len)
     tensors, mappings = ({}, []) if checkpoint.format == "dummy" else _read(checkpoint)
     if is_mxfp4(config):
         tensors = join_mxfp4(tensors)
@@ -97,10 +93,10 @@ def load_model(
     if checkpoint.gguf_metadata is not None:
         rules = gguf_rules(checkpoint.gguf_metadata, spec, tensors)
     bound = rules.bind(slots)
-    plan = _plan(bound, tensors, spec.architecture)
+    plan = _plan(bound, tensors, spec.architecture, config)
     if on_host:
         plan.sort(key=lambda item: load_order(item[0]))  # what is repacked together comes together
-    _check_missing(bound, plan, checkpoint)
+    _check_missing(bound, plan, checkpoint, spec.architecture)
 
     if narrow is not None and not on_host:
         for rule, stored in plan:
@@ -137,12 +133,28 @@ def describe(
 
     The arguments are load_model's. Raises LoadError.
     """
-    try:
-        spec, _ = build_spec(_overridden(checkpoint.hf_config, rope_scaling, rope_theta), max_model_len)
-    except ValueError as e:
-        raise LoadError(f"{checkpoint.path}: {e}") from None
+    spec, _ = _build_spec(
+        checkpoint, _overridden(checkpoint.hf_config, rope_scaling, rope_theta), max_model_len
+    )
     kept = _dtype(dtype, checkpoint, {})
     return spec, _core.ModelBuilder(spec, _core.Backend("cpu", 1), kept).slots(), kept
+
+
+def _build_spec(
+    checkpoint: Checkpoint, config: dict[str, Any], max_model_len: int | None
+) -> tuple[_core.ModelSpec, WeightRules]:
+    """LoadError names the file; for an unknown architecture also the known one with the nearest tensors."""
+    try:
+        return build_spec(config, max_model_len)
+    except LoadError:
+        raise
+    except UnknownArchitecture as e:
+        names = _read(checkpoint)[0] if checkpoint.format == "safetensors" else {}  # others are slow to open
+        best = nearest_by_tensors(config, names)
+        hint = f" Its tensors are nearest to those of {best}." if best else ""
+        raise LoadError(f"{checkpoint.path}: {e}.{hint}") from None
+    except ValueError as e:
+        raise LoadError(f"{checkpoint.path}: {e}") from None
 
 
 def _overridden(
@@ -215,8 +227,19 @@ def _read(checkpoint: Checkpoint) -> tuple[dict[str, StoredTensor], list[Mapping
     return merged(), mappings
 
 
+def _fits_better(config: MappingType[str, Any], names: Collection[str], architecture: str) -> str:
+    """Says so where another architecture has more of the tensors: the config may name the wrong one."""
+    best = nearest_by_tensors(config, names)
+    if best is None or len(best.unknown) >= len(match(architecture, config, names).unknown):
+        return ""
+    return f". All tensors together are nearest to those of {best}: is that what config.json should name?"
+
+
 def _plan(
-    bound: BoundRules, tensors: MappingType[str, StoredTensor], architecture: str
+    bound: BoundRules,
+    tensors: MappingType[str, StoredTensor],
+    architecture: str,
+    config: MappingType[str, Any],
 ) -> list[tuple[Rule, StoredTensor]]:
     """What to add, in the order of the files. LoadError for a tensor without a rule."""
     plan: list[tuple[Rule, StoredTensor]] = []
@@ -233,12 +256,14 @@ def _plan(
         names = ", ".join(repr(t.name) for t in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         raise LoadError(
             f"{unknown[0].file}: {len(unknown)} unexpected tensor{'s' if len(unknown) > 1 else ''}: {names}: "
-            f"not part of a {architecture} with this config"
+            f"not part of a {architecture} with this config" + _fits_better(config, tensors, architecture)
         )
     return plan
 
 
-def _check_missing(bound: BoundRules, plan: list[tuple[Rule, StoredTensor]], checkpoint: Checkpoint) -> None:
+def _check_missing(
+    bound: BoundRules, plan: list[tuple[Rule, StoredTensor]], checkpoint: Checkpoint, architecture: str
+) -> None:
     filled = {slot for rule, _ in plan for slot in rule.slots}
     missing = [slot for slot in bound.shapes if slot not in filled]
     if missing:
@@ -246,7 +271,8 @@ def _check_missing(bound: BoundRules, plan: list[tuple[Rule, StoredTensor]], che
             ", ..." if len(missing) > 5 else ""
         )
         raise LoadError(
-            f"{checkpoint.path}: {len(missing)} tensor{'s' if len(missing) > 1 else ''} missing: {names}"
+            f"{checkpoint.path}: {len(missing)} tensor{'s' if len(missing) > 1 else ''} missing: {names}: "
+            f"part of a {architecture} with this config"
         )
 
 

@@ -258,6 +258,8 @@ CASES: dict[str, Case | PlainCase] = {
     "llama-sharded": llama(save="sharded"),
     "mistral-window": mistral(sliding_window=11),
     "mistral-no-window": mistral(sliding_window=None, num_key_value_heads=1, tie_word_embeddings=True),
+    "mistral-multihead-wide": mistral(num_key_value_heads=6, head_dim=16, sliding_window=30),
+    "qwen2-multihead": qwen2(num_key_value_heads=6, rope_theta=1e6, hidden_act="gelu"),
     "qwen2": qwen2(tie_word_embeddings=True),
     "qwen2-window": qwen2(use_sliding_window=True, sliding_window=7, max_window_layers=1),
     "mixtral-top2": mixtral(sliding_window=None),
@@ -265,6 +267,7 @@ CASES: dict[str, Case | PlainCase] = {
     "mixtral-top3-window": mixtral(num_local_experts=8, num_experts_per_tok=3, sliding_window=10),
     "mixtral-stacked": mixtral(save="stacked", sliding_window=None),
     "gemma2": gemma2(),
+    "gemma2-multiquery-untied": gemma2(num_key_value_heads=1, tie_word_embeddings=False, sliding_window=20),
     "gemma2-no-caps": gemma2(
         attn_logit_softcapping=None, final_logit_softcapping=None, num_key_value_heads=6, attention_bias=True
     ),
@@ -286,6 +289,7 @@ CASES: dict[str, Case | PlainCase] = {
     "gpt-neox-no-bias": gpt_neox(attention_bias=False, tie_word_embeddings=True, hidden_act="gelu_new"),
     "bloom": bloom(),
     "bloom-odd-heads": bloom(n_head=6),
+    "bloom-untied": bloom(n_head=3, tie_word_embeddings=False),
     "falcon-7b": falcon(),
     "falcon-40b": falcon(new_decoder_architecture=True, num_kv_heads=2),
     "falcon-11b": falcon(new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1),
@@ -457,7 +461,8 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            noise = torch.randn(p.shape, generator=generator)
+            # In eighths: folders of such models pack well (device_parity.py).
+            noise = (torch.randn(p.shape, generator=generator) * 8).round() / 8
             if p.dim() >= 2:
                 p.copy_(noise * (1.5 / p.shape[-1] ** 0.5))
             elif name.endswith("bias"):

@@ -102,6 +102,40 @@ def test_extra_tensor_is_named(folder):
     refused(folder, "model.safetensors: 1 unexpected tensor: 'model.layers.0.self_attn.q_proj.bias'")
 
 
+def test_an_unknown_architecture_names_the_one_with_the_nearest_tensors(folder):
+    folder.write()
+    folder.write_config(architectures=["LlamoidForCausalLM"])
+    refused(
+        folder,
+        r"'LlamoidForCausalLM' is not supported; did you mean LlamaForCausalLM\?.* "
+        r"nearest to those of LlamaForCausalLM \(12 of 12 kinds of tensors\)\.",
+    )
+    folder.tensors["model.layers.0.self_attn.smoothing"] = np.zeros(3, np.float32)
+    folder.write()
+    refused(folder, r"12 of 13 kinds of tensors\), which does not have 'model.layers.N.self_attn.smoothing'")
+    # Tensors that no family has say nothing.
+    folder.tensors = {f"unet.block.{i}.conv{i}": np.zeros(3, np.float32) for i in range(4)}
+    folder.write()
+    with pytest.raises(LoadError) as e:
+        folder.load()
+    assert "nearest" not in str(e.value) and "Supported: " in str(e.value)
+
+
+def test_tensors_of_another_architecture_are_recognised(folder):
+    folder.write()
+    folder.write_config(architectures=["GPTNeoXForCausalLM"])
+    refused(
+        folder, r"unexpected tensors: .* not part of a GPTNeoXForCausalLM .* nearest to those of LlamaForC"
+    )
+    # What another config of the same family has is no reason to name a relation of it.
+    folder.tensors["model.layers.0.self_attn.q_proj.bias"] = np.zeros(16, np.float32)
+    folder.write()
+    folder.write_config(architectures=["MistralForCausalLM"])
+    with pytest.raises(LoadError, match="1 unexpected tensor: .*q_proj.bias") as e:
+        folder.load()
+    assert "nearest" not in str(e.value)
+
+
 def test_a_layer_more_than_the_config_says(folder):
     folder.write()
     folder.write_config(num_hidden_layers=1)
