@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 namespace taco {
@@ -29,6 +30,9 @@ class RateTable {
     const Rate& f = fine_[fine];
     return (f.p * f.n + c.p * kPrior) / (f.n + kPrior);
   }
+  // For saving: the coarse classes, then the fine ones.
+  std::span<Rate> coarse() { return coarse_; }
+  std::span<Rate> fine() { return fine_; }
   void learn(int coarse, int fine, bool hit) {
     coarse_[coarse].learn(hit);
     fine_[fine].learn(hit);

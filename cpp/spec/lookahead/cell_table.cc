@@ -33,8 +33,8 @@ CellTable::CellTable(const CellTableOptions& options, MemoryBudget* budget)
 }
 
 CellTable::~CellTable() {
-  for (auto& segment : segments_) ::operator delete (segment->buckets, std::align_val_t{4096});
-  for (std::byte* chunk : slab_chunks_) ::operator delete (chunk, std::align_val_t{4096});
+  for (auto& segment : segments_) ::operator delete (segment->buckets, std::align_val_t{64});
+  for (std::byte* chunk : slab_chunks_) ::operator delete (chunk, std::align_val_t{64});
   budget_->release(bytes_);
 }
 
@@ -46,13 +46,13 @@ bool CellTable::charge(size_t bytes) {
 
 void* CellTable::take_chunk() {
   if (!charge(kChunk)) return nullptr;
-  void* chunk = ::operator new (kChunk, std::align_val_t{4096});
+  void* chunk = ::operator new (kChunk, std::align_val_t{64});
   std::memset(chunk, 0, kChunk);
   return chunk;
 }
 
 void CellTable::free_chunk(void* chunk) {
-  ::operator delete (chunk, std::align_val_t{4096});
+  ::operator delete (chunk, std::align_val_t{64});
   budget_->release(kChunk);
   bytes_ -= kChunk;
 }

@@ -60,8 +60,6 @@ LookaheadDrafter::LookaheadDrafter(const LookaheadConfig& config, size_t memory_
     turbo_ = std::make_unique<TurboLookaheadCache>(config_, rules_, &budget_);
 }
 
-LookaheadDrafter::~LookaheadDrafter() = default;
-
 // --- Texts
 
 std::unique_ptr<LookaheadDrafter::Text> LookaheadDrafter::new_text(uint64_t name_space) {
@@ -119,6 +117,7 @@ int64_t LookaheadDrafter::catch_up(int64_t max_tokens) {
     if (text->complete)
       std::erase_if(retired_, [text](const std::unique_ptr<Text>& held) { return held.get() == text; });
   }
+  if (save_ || save_requested_.load(std::memory_order_relaxed)) save_some();
   int64_t waits = 0;
   for (const Text* text : queue_) waits += waiting(*text);
   return waits;
@@ -216,7 +215,6 @@ int64_t LookaheadDrafter::warm_up(uint64_t name_space, std::span<const int32_t> 
 // --- Drafts
 
 void LookaheadDrafter::draft(std::span<const DraftRequest> requests) {
-  depths_.assign(requests.size(), config_.copy_length);
   for (const DraftRequest& request : requests) {
     const auto at = sequences_.find(request.sequence);
     if (at == sequences_.end()) continue;

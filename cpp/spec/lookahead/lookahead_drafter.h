@@ -15,16 +15,18 @@
 // One thread at a time.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <memory>
-#include <optional>
+#include <mutex>
 #include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "spec/drafter.h"
+#include "spec/lookahead/cache_file.h"
 #include "spec/lookahead/lookahead_metrics.h"
 #include "spec/lookahead/raw_cache.h"
 #include "spec/lookahead/turbo_cache.h"
@@ -39,7 +41,6 @@ class LookaheadDrafter : public Drafter {
  public:
   // Validates. voc_size must be known. config.warmup_file is not read here: see warm_up.
   LookaheadDrafter(const LookaheadConfig& config, size_t memory_bytes);
-  ~LookaheadDrafter() override;
 
   void begin(uint64_t sequence, uint64_t name_space, std::span<const int32_t> prompt) override;
   void commit(uint64_t sequence, std::span<const int32_t> tokens) override;
@@ -56,6 +57,29 @@ class LookaheadDrafter : public Drafter {
   LookaheadStats stats() const;
   // With is_debug: a metrics_line for each log_interval iterations, the last 16 if nobody fetched them.
   std::vector<std::string> take_log_lines();
+
+  // What sequences share, kept over a restart (cache_file.h says how). The fingerprint is the owner's name
+  // for model and vocabulary, a file of another one is refused; name spaces must mean the same then and now.
+  //
+  // save writes all of it and returns when it is on disk: for a drained engine. request_save may be called
+  // from any thread and at any time: each catch_up (or commit, where the owner never calls that) then copies
+  // a slice, some 50 us, for a thread that writes. Keys that change meanwhile are saved as they are when
+  // their turn comes. Both throw or tell kInvalidArgument if the file cannot be made, or if nothing is
+  // shared.
+  void save(const std::string& path, const std::string& fingerprint);
+  void request_save(const std::string& path, const std::string& fingerprint);
+  struct SaveState {
+    bool running = false;  // requested, and neither done nor failed
+    int64_t saved = 0;     // saves that succeeded
+    int64_t failed = 0;
+    int64_t keys = 0;  // of the last one that succeeded
+    uint64_t bytes = 0;
+    std::string error;  // of the last one, if it failed
+  };
+  SaveState save_state() const;  // from any thread
+  // Before the first sequence. Returns the number of keys. Throws kNotFound if there is no file and
+  // kInvalidArgument, with the reason, for one that is not as it should be: the cache is empty then.
+  int64_t load(const std::string& path, const std::string& fingerprint);
 
   const LookaheadConfig& config() const { return config_; }
 
@@ -81,6 +105,25 @@ class LookaheadDrafter : public Drafter {
     std::unique_ptr<DraftTree> told;   // verified, its tokens not committed yet
     int told_accepted = 0;
   };
+
+  struct Save {
+    Save(const std::string& path, const CacheFileHeader& header) : writer(path, header) {}
+    CacheFileWriter writer;
+    uint32_t first_phrase = 0, phrase = 0,
+             end_phrase = 0;  // Raw's: numbers of the first, the next, behind the last
+    uint64_t cursor = 0;      // of the keys
+    int64_t keys = 0;
+    bool all_keys = false, closed = false;
+  };
+  CacheFileHeader file_header(const std::string& fingerprint) const;
+  std::vector<RateTable*> rates() { return turbo_ ? turbo_->rates() : raw_->rates(); }
+  void start_save(const std::string& path, const std::string& fingerprint);
+  bool save_slice();
+  void save_some();
+  void finish_save();
+  void load_phrases(const CacheFileReader& file, std::span<const uint8_t> payload);
+  int64_t load_keys(const CacheFileReader& file, std::span<const uint8_t> payload);
+  void load_rates(const CacheFileReader& file, std::span<const uint8_t> payload);
 
   int max_order() const { return turbo_ ? turbo_->max_order() : raw_->max_order(); }
   CellTable* table() const { return turbo_ ? turbo_->table() : raw_->table(); }
@@ -116,7 +159,12 @@ class LookaheadDrafter : public Drafter {
   LookaheadStats counters_;  // what is not summed by sequence
   int64_t iterations_ = 0;
   std::deque<std::string> log_lines_;
-  std::vector<int> depths_;
+
+  std::unique_ptr<Save> save_;  // in progress
+  mutable std::mutex save_mutex_;
+  SaveState save_state_;
+  std::string requested_path_, requested_fingerprint_;
+  std::atomic<bool> save_requested_{false};
 };
 
 }  // namespace taco

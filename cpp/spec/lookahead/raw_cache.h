@@ -34,7 +34,7 @@ class PhraseRing {
   uint32_t size() const { return held_; }
   uint32_t next() const { return next_; }
   size_t bytes() const { return bytes_; }
-  void clear() { held_ = 0; }
+  void clear() { next_ = held_ = 0; }
 
  private:
   int32_t* slot(uint32_t number) const {
@@ -78,6 +78,7 @@ class RawLookaheadCache {
   const CellTable* table() const { return table_.get(); }
   PhraseRing* ring() { return ring_.get(); }
   const PhraseRing* ring() const { return ring_.get(); }
+  std::vector<RateTable*> rates() { return {&first_rates_, &next_rates_}; }
 
  private:
   int find_local(const TextIndex& text, uint32_t end, const TextIndex::Match* matches, int count, int max,

@@ -1,8 +1,8 @@
 // A sequence's own text, and where in it each of its short grams stood before.
 //
 // For gram lengths 1, 2 and 4 every position is linked to the one before it whose gram has the same hash, as
-// in LZ77 coders: 28 to 40 bytes a token, some 30 ns to append one, and at any position the earlier occurrences can
-// be walked as they were when the text ended there.
+// in LZ77 coders: 28 to 40 bytes a token, some 30 ns to append one, and at any position the earlier
+// occurrences can be walked as they were when the text ended there.
 #pragma once
 
 #include <cstdint>

@@ -39,6 +39,7 @@ class TurboLookaheadCache {
 
   CellTable* table() { return table_.get(); }  // null if sequences learn nothing from each other
   const CellTable* table() const { return table_.get(); }
+  std::vector<RateTable*> rates() { return {&rates_}; }
 
  private:
   // What speaks for one token.
