@@ -130,9 +130,12 @@ class Bench {
     for (int i = 0; i < o_.repeats; ++i) {
       for (size_t w = 0; w < o_.widths.size(); ++w) {
         const double seconds = step(o_.widths[w]);
-        if (seconds >= best[w]) continue;
-        best[w] = seconds;
-        if (profiling_) times[w] = profiling_->times();
+        best[w] = std::min(best[w], seconds);
+        if (!profiling_) continue;
+        for (const auto& [op, time] : profiling_->times()) {
+          OpTime& least = times[w].try_emplace(op, time).first->second;
+          least.seconds = std::min(least.seconds, time.seconds);
+        }
       }
     }
     for (size_t w = 0; w < o_.widths.size(); ++w) {

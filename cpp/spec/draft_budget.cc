@@ -16,6 +16,9 @@ constexpr double kIdleDraftShare = 0.004;
 constexpr int kMaxInterval = 64;
 // Ordinary steps that are not the device's steady state after a change of the mode.
 constexpr int kUnsteady = 2;
+// Ordinary steps of about this size that must have been measured by the running engine, and the least
+// distance of attempts to get them.
+constexpr int kMeasured = 3, kProbeDistance = 64;
 // Steps that the guard looks at together, and the shortest and longest stretch without drafts that it orders.
 constexpr double kGuardSteps = 256;
 constexpr int kMinPenalty = 64, kMaxPenalty = 8192;
@@ -80,6 +83,11 @@ DraftMode DraftBudget::next(int sequences, int64_t kv_tokens) {
     promised_.weight *= 0.25;
   }
   ++since_draft_;
+  ++since_probe_;
+  if (since_probe_ >= kProbeDistance && cost_->observed(StepKind::kOrdinary, sequences) < kMeasured) {
+    since_probe_ = 0;
+    force_ordinary(probe_steps());
+  }
   const bool forced = forced_ordinary_ > 0;
   if (forced) --forced_ordinary_;
 
@@ -304,6 +312,8 @@ void DraftBudget::verified(uint64_t sequence, const DraftTree& tree, int deepest
   calibration_.observe(tree, nodes, accepted);
 }
 
+int DraftBudget::probe_steps() const { return kMeasured + (runs_ahead_ ? kUnsteady + 1 : 0); }
+
 void DraftBudget::force_ordinary(int steps) { forced_ordinary_ = std::max(forced_ordinary_, steps); }
 
 void DraftBudget::guard(double taken, double without) {
@@ -337,7 +347,7 @@ void DraftBudget::observe(const StepOutcome& step) {
   since_ordinary_ = speculative ? since_ordinary_ + 1 : 0;
   if (config_.cost_model && since_ordinary_ > (promised_.speedup() < 1.25 ? 512 : 4096)) {
     since_ordinary_ = 0;
-    force_ordinary(runs_ahead_ ? kUnsteady + 4 : 3);
+    force_ordinary(probe_steps());
   }
   // What prompts in the step cost is too uncertain to judge drafts by.
   if (step.other_rows > step.decoding) return;

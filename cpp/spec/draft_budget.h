@@ -130,6 +130,7 @@ class DraftBudget {
   void prune(std::span<DraftTree* const> trees, int drafts);
   void follow(uint64_t sequence, const DraftTree& tree, bool verifying);
   void judge(Followed& followed, bool ended);
+  int probe_steps() const;
   void force_ordinary(int steps);
   void guard(double taken, double without);
 
@@ -146,6 +147,7 @@ class DraftBudget {
   int forced_ordinary_ = 0;  // steps without drafts still to come
   int penalty_ = 0;          // steps of the last punishment
   int since_ordinary_ = 0;   // steps since one was last measured
+  int since_probe_ = 48;     // steps since ordinary ones were ordered to measure a new size; not at once
   int ordinary_run_ = 0;     // ordinary steps without a break
   uint64_t thresholds_ = 0;
 
