@@ -13,7 +13,8 @@
 #   CMAKE_ARGS  more arguments, such as -DGTest_DIR=...
 #   WORKLOAD    the peers' workload.py (step workload); MODEL_SHAPE, QUANT, PARTS, BATCHES choose what it runs
 #   PEER        a command that measures a peer; run before and after ours, its rows belong into $OUT
-#   ARCHS_DIR   references made before by device_parity.py, where transformers is missing
+#   ARCHS_DIR   references made before by device_parity.py (a folder or archs.tar.xz in it), where transformers is
+#               missing; results go to OUT/archs.json, for scripts/architectures.py
 #   MODEL, TEXT a checkpoint and a text file (step perplexity)
 # Each step has a time limit, and a step that fails does not stop the next. Exit status: failed steps.
 set -u
@@ -84,7 +85,7 @@ sanitize() {
 parity() {
   local made=${ARCHS_DIR:-$BUILD/archs}
   [ -d "$made" ] || { mkdir -p "$made" && "$PYTHON" tests/python/archs/device_parity.py make "$made"; } || return 1
-  TACO_TEST_DEVICE=cuda "$PYTHON" tests/python/archs/device_parity.py run "$made"
+  TACO_TEST_DEVICE=cuda "$PYTHON" tests/python/archs/device_parity.py run "$made" "$OUT/archs.json"
 }
 
 invariance() {

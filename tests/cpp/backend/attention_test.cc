@@ -112,6 +112,50 @@ TEST_P(AttentionTest, AgreesWithTheReferenceForPatternsOfBlocks) {
   }
 }
 
+// Rows that are nodes of draft trees, under every rule that goes by positions.
+TEST_P(AttentionTest, AgreesWithTheReferenceForTreesAndPatterns) {
+  LevelGuard guard(GetParam());
+  const std::vector<SequenceShape> ragged{{20, 700}, {1, 40}, {64, 130}, {7, 7}};
+  uint32_t seed = 400;
+  for (DType dtype : kTypes) {
+    for (KeyPattern pattern : {KeyPattern{}, KeyPattern{16, 1, 3, 1}, KeyPattern{3, 2, 4, 0}}) {
+      for (int window : {0, 10}) {
+        AttentionShape shape{6, 2, 16, 16, dtype, window};
+        shape.alibi = true;
+        shape.pattern = pattern;
+        AttentionCase c(shape, ragged, ++seed);
+        std::mt19937 rng(seed);
+        std::vector<uint64_t> masks;
+        std::vector<int32_t> positions;
+        for (const SequenceShape& s : ragged) {
+          const size_t first = masks.size();
+          for (int node = 0; node < s.q_len; ++node) {
+            const int parent = node == 0 ? -1 : static_cast<int>(rng() % node);
+            masks.push_back((parent < 0 ? 0 : masks[first + parent]) | uint64_t{1} << node);
+            positions.push_back(parent < 0 ? s.kv_len - s.q_len : positions[first + parent] + 1);
+          }
+        }
+        std::vector<float> out, expected;
+        AttentionParams p = c.params(expected);
+        p.tree_mask = masks.data();
+        p.positions = positions.data();
+        ref::attention(p);
+        p.out = c.params(out).out;
+        Attention attention;
+        attention.run(p, pool(3));
+        double difference = 0, size = 0;
+        for (size_t i = 0; i < out.size(); ++i) {
+          if (std::isnan(expected[i])) continue;  // between the rows
+          difference += (double{out[i]} - expected[i]) * (double{out[i]} - expected[i]);
+          size += double{expected[i]} * expected[i];
+        }
+        EXPECT_LT(std::sqrt(difference / size), tolerance(GetParam(), dtype))
+            << describe(shape) << ", pattern of " << pattern.block;
+      }
+    }
+  }
+}
+
 TEST_P(AttentionTest, LargeScoresDoNotOverflow) {
   LevelGuard guard(GetParam());
   for (DType dtype : kTypes) {
