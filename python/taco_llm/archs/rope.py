@@ -143,11 +143,12 @@ def _longrope(x: _Input) -> tuple[np.ndarray, float, int]:
     divisors = [_positive({name: d}, name) for d in divisors]
     exponents = np.arange(0, x.dim, 2, dtype=F32) / F32(x.dim)
     inv_freq = F32(1) / (np.asarray(divisors, dtype=F32) * np.power(F32(x.base), exponents, dtype=F32))
-    magnitude = x.params.get("long_mscale" if long else "short_mscale", x.params.get("attention_factor"))
-    if magnitude is None:
-        factor = _positive(x.params, "factor", x.max_positions / original)
-        magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    return inv_freq, float(magnitude), x.max_positions
+    for name in ("long_mscale" if long else "short_mscale", "attention_factor"):
+        if x.params.get(name) is not None:
+            return inv_freq, _positive(x.params, name), x.max_positions
+    factor = _positive(x.params, "factor", x.max_positions / original)
+    magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return inv_freq, magnitude, x.max_positions
 
 
 def _factors(x: _Input) -> tuple[np.ndarray, float, int]:

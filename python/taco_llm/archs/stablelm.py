@@ -10,7 +10,7 @@ from .rules import Rule, WeightRules
 
 
 def stablelm(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRules]:
-    eps = c.number("layer_norm_eps", default=1e-5)
+    eps = c.number("layer_norm_eps", "norm_eps", default=1e-5)
     norm = NormSpec(kind="layer", eps=eps, bias=True)
     parallel = c.flag("use_parallel_residual", default=False)
     head_norms = c.flag("qk_layernorm", default=False)
@@ -23,7 +23,7 @@ def stablelm(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRul
         num_kv_heads=32,
         max_positions=4096,
         vocab=50304,
-        partial=0.25,
+        partial=c.number("rope_pct", default=0.25),
         norm=norm,
         qkv_bias=c.flag("use_qkv_bias", default=False),
         attn=dict(

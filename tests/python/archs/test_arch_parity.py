@@ -39,7 +39,7 @@ def test_odd_chunks_and_block_sizes(reference, name, block_size):
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [("bfloat16", 0.1), ("float16", 0.01)])
-@pytest.mark.parametrize("name", ["llama-grouped", "gpt2", "gemma2"])
+@pytest.mark.parametrize("name", ["llama-grouped", "gpt2", "gemma2", "stablelm-2-12b", "deepseek-v2-lite"])
 def test_16_bits_follow_float32(reference, name, dtype, limit):
     # Weights are rounded to 8 or 11 bits: near the float32 logits, and far from unrelated ones.
     ref = reference(name)

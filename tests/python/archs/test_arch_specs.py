@@ -124,6 +124,14 @@ def test_old_falcon_and_bloom_names():
     assert bloom.hidden == 64
 
 
+def test_old_stablelm_names():
+    fields = {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 1}
+    old = {"architectures": ["StableLMEpochForCausalLM"], "norm_eps": 1e-3, "rope_pct": 0.5, **fields}
+    new = {"architectures": ["StableLmForCausalLM"], "layer_norm_eps": 1e-3, **fields}
+    assert repr(build_spec(old)[0]) == repr(build_spec({**new, "partial_rotary_factor": 0.5})[0])
+    assert build_spec(old)[0].ropes[0].rotary_dim == 64
+
+
 def test_old_gpt_neox_rotation_names():
     fields = {"architectures": ["GPTNeoXForCausalLM"], "hidden_size": 64, "num_attention_heads": 2}
     fields |= {"num_hidden_layers": 1, "intermediate_size": 64, "vocab_size": 64}
@@ -200,6 +208,17 @@ def test_unknown_architecture_names_the_nearest():
         ({"rope_scaling": {"type": "linear"}}, "needs a number for 'factor'"),
         ({"rope_scaling": {"type": "linear", "factor": -1}}, "'factor' must be positive"),
         ({"rope_scaling": {"type": "longrope", "short_factor": 1}}, "short_factor must be a list of 8"),
+        (
+            {
+                "rope_scaling": {
+                    "type": "longrope",
+                    "short_factor": [1] * 8,
+                    "short_mscale": -1,
+                    "original_max_position_embeddings": 256,
+                }
+            },
+            "'short_mscale' must be positive",
+        ),
         ({"rope_scaling": [1]}, "rope_scaling must be an object"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised with 'gptq'"),
     ],
@@ -217,8 +236,11 @@ WEIRD_ROPES = [
         "factor": factor,
         "low_freq_factor": 1.0,
         "high_freq_factor": high,
+        "short_factor": [1.0] * 64 if high == 4.0 else high,
+        "long_factor": [factor] * 64,
+        "long_mscale": factor,
     }
-    for kind in ("default", "linear", "dynamic", "yarn", "llama3")
+    for kind in ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
     for theta in (1.0, 1e300, "x", 10000.0)
     for factor in (1e-300, 4.0, float("inf"), None)
     for high in (4.0, 1.0, [])
