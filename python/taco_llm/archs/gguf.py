@@ -114,6 +114,30 @@ def _qwen2(m: Metadata, shapes: Shapes) -> dict[str, Any]:
     return _llama_like(m, shapes) | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
 
 
+def _qwen3(m: Metadata, shapes: Shapes) -> dict[str, Any]:
+    config = _llama_like(m, shapes) | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    experts = m.integer("expert_count", 0)
+    if experts:
+        config |= {
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "model_type": "qwen3_moe",
+            "moe_intermediate_size": m.integer("expert_feed_forward_length"),
+            "num_experts": experts,
+            "num_experts_per_tok": m.integer("expert_used_count"),
+            "norm_topk_prob": True,  # not in the file: llama.cpp always divides
+        }
+    return config
+
+
+def _gemma(m: Metadata, shapes: Shapes) -> dict[str, Any]:
+    return _llama_like(m, shapes) | {
+        "architectures": ["GemmaForCausalLM"],
+        "model_type": "gemma",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "norm_weight_offset": 0.0,
+    }
+
+
 def _gemma2(m: Metadata, shapes: Shapes) -> dict[str, Any]:
     config = _llama_like(m, shapes)
     # The file does not say what divides the scores: 27b (46 layers) takes hidden / heads, the others the
@@ -176,6 +200,23 @@ def _falcon(m: Metadata, shapes: Shapes) -> dict[str, Any]:
     }
 
 
+def _starcoder2(m: Metadata, shapes: Shapes) -> dict[str, Any]:
+    heads = m.integer("attention.head_count")
+    return {
+        "architectures": ["Starcoder2ForCausalLM"],
+        "model_type": "starcoder2",
+        "hidden_size": m.integer("embedding_length"),
+        "num_hidden_layers": m.integer("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": m.integer("attention.head_count_kv", heads),
+        "intermediate_size": m.integer("feed_forward_length"),
+        "norm_epsilon": m.number("attention.layer_norm_epsilon"),
+        "max_position_embeddings": _context(m),
+        "rope_parameters": _rope(m),
+        "use_bias": "blk.0.attn_q.bias" in shapes,
+    }
+
+
 def _gpt_neox(m: Metadata, shapes: Shapes) -> dict[str, Any]:
     hidden, heads = m.integer("embedding_length"), m.integer("attention.head_count")
     params = _rope(m)
@@ -197,11 +238,15 @@ def _gpt_neox(m: Metadata, shapes: Shapes) -> dict[str, Any]:
 ARCHITECTURES: dict[str, Callable[[Metadata, Shapes], dict[str, Any]]] = {
     "bloom": _bloom,
     "falcon": _falcon,
+    "gemma": _gemma,
     "gemma2": _gemma2,
     "gpt2": _gpt2,
     "gptneox": _gpt_neox,
     "llama": _llama,
     "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "qwen3moe": _qwen3,
+    "starcoder2": _starcoder2,
 }
 
 
@@ -233,7 +278,7 @@ def synthesise_config(
     config["vocab_size"] = int(shapes["token_embd.weight"][0])
     config["tie_word_embeddings"] = "output.weight" not in shapes
     config["dtype"] = (
-        "bfloat16" if name != "gemma2" else "float32"
+        "float32" if name.startswith("gemma") else "bfloat16"
     )  # float32: the embedding's factor is exact
     if rope_factors is not None:
         config["rope_parameters"] |= {"rope_type": "factors", "factors": list(rope_factors)}
@@ -273,6 +318,8 @@ def gguf_rules(metadata: Mapping[str, Any], spec: ModelSpec, names: Collection[s
         Rule("blk.{i}.attn_q.*", (b + "attn.q.*",), q_and_k),
         Rule("blk.{i}.attn_k.*", (b + "attn.k.*",), q_and_k),
         Rule("blk.{i}.attn_v.*", (b + "attn.v.*",)),
+        Rule("blk.{i}.attn_q_norm.*", (b + "attn.q_norm.*",)),
+        Rule("blk.{i}.attn_k_norm.*", (b + "attn.k_norm.*",)),
         Rule("blk.{i}.attn_qkv.*", (b + "attn.q.*", b + "attn.k.*", b + "attn.v.*")),
         Rule("blk.{i}.attn_output.*", (b + "attn.o.*",)),
         Rule("blk.{i}.post_attention_norm.*", (b + "post_attn_norm.*",)),

@@ -17,6 +17,10 @@ ARCH = {
     "MistralForCausalLM": ("llama", gguf.MODEL_ARCH.LLAMA),
     "MixtralForCausalLM": ("llama", gguf.MODEL_ARCH.LLAMA),
     "Qwen2ForCausalLM": ("qwen2", gguf.MODEL_ARCH.QWEN2),
+    "Qwen3ForCausalLM": ("qwen3", gguf.MODEL_ARCH.QWEN3),
+    "Qwen3MoeForCausalLM": ("qwen3moe", gguf.MODEL_ARCH.QWEN3MOE),
+    "Starcoder2ForCausalLM": ("starcoder2", gguf.MODEL_ARCH.STARCODER2),
+    "GemmaForCausalLM": ("gemma", gguf.MODEL_ARCH.GEMMA),
     "Gemma2ForCausalLM": ("gemma2", gguf.MODEL_ARCH.GEMMA2),
     "GPT2LMHeadModel": ("gpt2", gguf.MODEL_ARCH.GPT2),
     "BloomForCausalLM": ("bloom", gguf.MODEL_ARCH.BLOOM),
@@ -47,7 +51,7 @@ def _convert(kind: str, name: str, w: np.ndarray, c: Any) -> np.ndarray:
     if kind == "llama":
         heads = q_or_k_heads(name, c)
         return permute(w, heads) if heads else w
-    if kind == "gemma2" and "norm" in name:
+    if kind in ("gemma", "gemma2") and "norm" in name:
         return w + 1
     if kind == "gpt2" and w.ndim == 2 and (".attn." in name or ".mlp." in name):
         return np.ascontiguousarray(w.T)
@@ -105,7 +109,7 @@ def write_metadata(writer: gguf.GGUFWriter, model: Any) -> None:
     writer.add_context_length(getattr(c, "max_position_embeddings", None) or 128)
     inner = getattr(c, "intermediate_size", None) or getattr(c, "n_inner", None)
     writer.add_feed_forward_length(inner or getattr(c, "ffn_hidden_size", None) or 4 * hidden)
-    if kind in ("llama", "qwen2", "gemma2"):
+    if kind in ("llama", "qwen2", "qwen3", "qwen3moe", "gemma", "gemma2"):
         head_dim = getattr(c, "head_dim", None) or hidden // heads
         writer.add_head_count_kv(c.num_key_value_heads)
         writer.add_layer_norm_rms_eps(c.rms_norm_eps)
@@ -120,7 +124,13 @@ def write_metadata(writer: gguf.GGUFWriter, model: Any) -> None:
             if rope["rope_type"] == "yarn":
                 writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
     else:
-        writer.add_layer_norm_eps(getattr(c, "layer_norm_epsilon", None) or c.layer_norm_eps)
+        names = ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon")
+        writer.add_layer_norm_eps(next(getattr(c, n) for n in names if hasattr(c, n)))
+    if kind == "starcoder2":
+        writer.add_head_count_kv(c.num_key_value_heads)
+        writer.add_rope_freq_base(c.rope_parameters["rope_theta"])
+    if kind == "qwen3moe":
+        writer.add_expert_feed_forward_length(c.moe_intermediate_size)
     if kind == "falcon":
         multi = c.multi_query and not c.new_decoder_architecture
         writer.add_head_count_kv(1 if multi else c.num_kv_heads)
