@@ -43,8 +43,8 @@ TORCH_HEADER = re.compile(r"^(torch|ATen|c10)/")
 # variable's name in another case (opt, phi) count in the spelling of the architecture only.
 FAMILIES = (
     "llama baichuan bloom chatglm falcon gemma gptbigcode gpt_big_code gpt_neox gptneox gptj gpt2 internlm "
-    "mistral mixtral nemotron qwen stablelm starcoder xverse deepseek pixtral paligemma smollm olmo gptoss gpt_oss "
-    "phimoe chat_glm"
+    "mistral mixtral nemotron qwen stablelm starcoder xverse deepseek pixtral paligemma smollm "
+    "olmo gptoss gpt_oss phimoe chat_glm"
 ).split()
 CASED_FAMILIES = ("OPT", "Phi", "Phi3", "PhiMoE", "QWen")
 # Programs and file formats that merely share a name with a family.

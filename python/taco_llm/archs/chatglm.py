@@ -21,13 +21,21 @@ def chatglm(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRule
         raise ValueError("config.json: apply_residual_connection_post_layernorm is not supported")
     if c.integer("quantization_bit", default=0, minimum=0):
         raise ValueError("config.json: quantization_bit: quantised ChatGLM checkpoints are not supported")
+    # What rope_ratio means changed without another field: the second model's long-context checkpoint divides
+    # positions by it, later ones multiply the base.
+    theta, ratio = 10000.0, c.number("rope_ratio", default=1.0, positive=True)
+    own_ratio = c.raw("rope_parameters", "rope_scaling") is None  # seq_length has it in already
+    if "chatglm2" not in c.text("_name_or_path", default="").lower():
+        theta *= ratio
+    elif own_ratio:
+        c = Config({**c.data, "rope_scaling": {"type": "linear", "factor": ratio}})
+    max_positions = c.integer("seq_length", default=2048)
     rope = make_rope(
         c,
         head_dim=size,
-        max_positions=c.integer("seq_length", default=2048),
+        max_positions=max_positions,
         max_model_len=max_model_len,
-        # The long-context checkpoints have a longer base, given as a factor of the usual one.
-        default_theta=10000.0 * c.number("rope_ratio", default=1.0, positive=True),
+        default_theta=theta,
         partial=0.5,
     )
     rope.spec.interleaved = True
@@ -59,7 +67,7 @@ def chatglm(c: Config, max_model_len: int | None) -> tuple[ModelSpec, WeightRule
         architecture="ChatGLMModel",
         vocab_size=c.integer("padded_vocab_size", "vocab_size", default=65024),
         hidden=hidden,
-        max_positions=rope.max_positions,
+        max_positions=max_positions if own_ratio else rope.max_positions,
         ropes=[rope.spec],
         layers=[layer] * layers,
         final_norm=norm if c.flag("post_layer_norm", default=True) else NormSpec(),

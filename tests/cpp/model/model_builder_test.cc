@@ -45,6 +45,12 @@ TEST(ModelSpec, RejectsWhatNoModelCanHave) {
             std::string::npos);
   EXPECT_NE(with([](ModelSpec& s) { s.layers[0].ffn.gate_limit = -1; }).find("gate_limit"),
             std::string::npos);
+  EXPECT_NE(with([](ModelSpec& s) { s.layers[0].attn.pattern.block = 64; }).find("local_blocks"),
+            std::string::npos);
+  EXPECT_NE(with([](ModelSpec& s) { s.layers[0].attn.log_length = 1; }).find("log_length"),
+            std::string::npos);
+  EXPECT_NE(with([](ModelSpec& s) { s.unused_tokens = {s.vocab_size}; }).find("unused_tokens"),
+            std::string::npos);
   EXPECT_NE(with([](ModelSpec& s) { s.layers[1].attn.head_dim = 16; }).find("same num_kv_heads"),
             std::string::npos);
 }

@@ -91,6 +91,7 @@ CASES: dict[str, PlainCase] = {
     "baichuan2-7b": plain("BaichuanForCausalLM", RELATION, z_loss_weight=0, model_max_length=128),
     "baichuan2-13b": plain("BaichuanForCausalLM", RELATION, z_loss_weight=0, **MODEL_MAX_LENGTH),
     "chatglm2": plain("ChatGLMModel", CHATGLM),
+    "chatglm2-long": plain("ChatGLMModel", CHATGLM, rope_ratio=4, _name_or_path="THUDM/chatglm2-6b-32k"),
     "chatglm3-long": plain("ChatGLMModel", CHATGLM, multi_query_group_num=1, rope_ratio=50),
     "chatglm-multihead": plain(
         "ChatGLMModel", CHATGLM, multi_query_attention=False, add_bias_linear=True, kv_channels=8

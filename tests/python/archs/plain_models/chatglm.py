@@ -33,8 +33,11 @@ class SelfAttention(nn.Module):
             q, k, v = (heads(part, size) for part in parts)
         else:  # head by head: its query, its key, its value
             q, k, v = fused.view(len(x), self.count, 3, size).permute(2, 1, 0, 3)
-        base = 10000.0 * getattr(self.c, "rope_ratio", 1.0)
-        inv_freq = frequencies(size // 2, base)
+        ratio = getattr(self.c, "rope_ratio", 1.0)
+        if "chatglm2" in getattr(self.c, "_name_or_path", ""):  # positions divided by it
+            inv_freq = frequencies(size // 2, 10000.0) / ratio
+        else:
+            inv_freq = frequencies(size // 2, 10000.0 * ratio)
         q, k = rotate(q, inv_freq, interleaved=True), rotate(k, inv_freq, interleaved=True)
         return self.dense(attend(q, k, v))
 
