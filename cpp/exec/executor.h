@@ -74,6 +74,8 @@ class Executor {
   // after `context` tokens; 0: not known, or too large. While nothing is submitted; what the cache holds is
   // lost.
   virtual double time_step(int sequences, int rows, int context) { return 0; }
+  // The numbers of rows that steps are padded to, ascending; empty: they are as large as they are.
+  virtual std::vector<int> step_sizes() const { return {}; }
   virtual void idle() {}  // nothing to do for a while
 };
 

@@ -26,15 +26,18 @@ const ModelExecutorConfig& checked(const Model& model, const ModelExecutorConfig
 
 constexpr int64_t kMaxLogitsRows = 256;  // on the host, larger steps sample in slices
 
-// The sizes that a step of one row per sequence is padded to.
+// The sizes that steps are padded to where more rows than needed cost less than an odd number of them (a
+// device): products of up to 64 rows have kernels of our own, larger ones are made of tiles of 128 rows.
 int64_t padded(int64_t rows) {
   if (rows <= 4) return rows == 3 ? 4 : rows;
-  return (rows + 7) / 8 * 8;
+  if (rows <= 64) return (rows + 7) / 8 * 8;
+  if (rows <= 128) return 128;
+  return rows <= 256 ? 256 : (rows + 127) / 128 * 128;
 }
 
 StepInputs::Limits limits(const ModelExecutorConfig& c) {
   int seqs = static_cast<int>(padded(c.max_num_seqs));
-  return {.max_rows = std::max(c.max_num_batched_tokens, seqs),
+  return {.max_rows = static_cast<int>(padded(std::max(c.max_num_batched_tokens, seqs))),
           .max_seqs = seqs,
           .max_blocks = (c.max_model_len + c.block_size - 1) / c.block_size};
 }
@@ -113,6 +116,14 @@ void ModelExecutor::warm_up() {
     decoder_.logits(inputs_.sampled_rows(), std::min<int64_t>(logits_rows_, tokens), logits_.get());
   step(config_.max_num_seqs, 1, config_.max_num_seqs);
   graphs_.clear();
+}
+
+std::vector<int> ModelExecutor::step_sizes() const {
+  if (!device_sampler_) return {};
+  std::vector<int> sizes;
+  for (int64_t rows = 1; rows <= limits(config_).max_rows; rows = padded(rows + 1))
+    sizes.push_back(static_cast<int>(rows));
+  return sizes;
 }
 
 double ModelExecutor::time_step(int sequences, int rows, int context) {
@@ -337,7 +348,9 @@ void ModelExecutor::sample_on_host(const Sampling& sampling, Pending& step) {
 void ModelExecutor::sample_on_device(const Sampling& sampling, bool have_logits, Pending& step) {
   const int64_t count = static_cast<int64_t>(sampling.rows.size());
   TACO_CHECK(count <= logits_rows_, count, " rows of logits, room for ", logits_rows_);
-  if (!have_logits) decoder_.logits(inputs_.sampled_rows(), count, logits_.get());
+  // Padded with row 0, as the step is.
+  if (!have_logits)
+    decoder_.logits(inputs_.sampled_rows(), std::min(padded(count), logits_rows_), logits_.get());
   std::vector<DeviceSampler::Pick> picks;
   std::vector<SeqId> order;
   size_t drafts = 0;
@@ -426,7 +439,7 @@ void ModelExecutor::submit(const StepPlan& plan) {
     if (plan.seqs.empty()) return;
     const Sampling sampling = sampling_of(plan);
     const bool replay = can_replay(plan, sampling);
-    const int64_t rows = replay ? padded(plan.num_tokens) : plan.num_tokens;
+    const int64_t rows = device_sampler_ ? padded(plan.num_tokens) : plan.num_tokens;
     const DecoderBatch& batch = inputs_.build(plan, rows, sampling.rows);
     model_->backend->begin_step(inputs_.shape());
     if (replay) {

@@ -51,6 +51,7 @@ class ModelExecutor final : public Executor {
   void submit(const StepPlan& plan) override;
   StepOutput collect() override;
   double time_step(int sequences, int rows, int context) override;
+  std::vector<int> step_sizes() const override;
   void idle() override { model_->backend->idle(); }
 
   // Logits [tokens, vocab] of one sequence in chunks, over the first blocks of the cache: for tests and
