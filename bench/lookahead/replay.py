@@ -38,6 +38,8 @@ class Options:
     min_p: float = 0.0
     memory: int = 1 << 30
     vocab: int = 200_000
+    eos: int = -1  # ends a text for the drafter
+    max_tokens: int = 0  # of the recording: a draft reaches no further; 0: the end of the stream
     settings: dict[str, Any] | None = None
 
 
@@ -64,6 +66,7 @@ def make_drafter(kind: str, options: Options) -> _core.Drafter:
             cache_mode=MODES[kind],
             copy_length=options.depth,
             voc_size=options.vocab,
+            eos_token_id=options.eos,
             max_seq_len=1 << 20,
             **settings,
         )
@@ -107,16 +110,20 @@ def replay(drafter: _core.Drafter, number: int, row: Stream, options: Options) -
     drafter.commit(number, row.output[:1])
     done, end = 1, len(row.output)
     while done < end:
-        left = end - done
-        tree = drafter.draft(
-            number, row.output[done - 1], min(options.depth, left), options.nodes, options.min_p
-        )
+        # The last token of a step is never a draft.
+        left = max(end, options.max_tokens) - done
+        if left > 1:
+            tree = drafter.draft(
+                number, row.output[done - 1], min(options.depth, left - 1), options.nodes, options.min_p
+            )
+        else:
+            tree = _core.DraftTree(row.output[done - 1])
         accepted, _ = walk(tree, row.output[done : done + options.depth])
         found.iterations += 1
         found.hits += accepted > 0
         found.accepted += accepted
         found.drafted += len(tree) - 1
-        step = min(accepted + 1, left)
+        step = min(accepted + 1, end - done)
         drafter.verified(number, tree, accepted)
         drafter.commit(number, row.output[done : done + step])
         done += step
@@ -168,6 +175,8 @@ def main() -> int:
     parser.add_argument("--min-p", type=float, default=0.0)
     parser.add_argument("--vocab", type=int, default=200_000)
     parser.add_argument("--memory", type=int, default=1 << 30)
+    parser.add_argument("--eos", type=int, default=-1)
+    parser.add_argument("--max-tokens", type=int, default=0, help="of the recording")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--tasks", default="")
     parser.add_argument("--limit", type=int, default=0, help="of requests of each half")
@@ -177,7 +186,9 @@ def main() -> int:
     for word in args.set:
         key, _, value = word.partition("=")
         settings[key] = json.loads(value)
-    options = Options(args.nodes, args.depth, args.min_p, args.memory, args.vocab, settings)
+    options = Options(
+        args.nodes, args.depth, args.min_p, args.memory, args.vocab, args.eos, args.max_tokens, settings
+    )
 
     rows = streams.read(args.streams)
     if args.tasks:

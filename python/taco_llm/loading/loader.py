@@ -149,9 +149,7 @@ def _build_spec(
     except LoadError:
         raise
     except UnknownArchitecture as e:
-        names: Collection[str] = checkpoint.weight_map or ()
-        if not names and checkpoint.format == "safetensors":  # others are slow to open
-            names = _read(checkpoint)[0]
+        names = _read(checkpoint)[0] if checkpoint.format == "safetensors" else {}  # others are slow to open
         best = nearest_by_tensors(config, names)
         hint = f" Its tensors are nearest to those of {best}." if best else ""
         raise LoadError(f"{checkpoint.path}: {e}.{hint}") from None
