@@ -110,6 +110,7 @@ void bind_trees(nb::module_& m) {
       .def("end", &Drafter::end, "sequence"_a, release())
       .def("draft", &draft, "sequence"_a, "last_token"_a, "max_depth"_a = 7,
            "max_nodes"_a = DraftTree::kMaxNodes - 1, "min_p"_a = 0.0f, release())
+      .def("catch_up", &Drafter::catch_up, "max_tokens"_a = 0, release())
       .def("verified", &Drafter::verified, "sequence"_a, "tree"_a, "accepted"_a, release())
       .def_prop_ro("memory_bytes", &Drafter::memory_bytes)
       .def("save", &Drafter::save, "path"_a, release())
@@ -149,6 +150,7 @@ void bind_settings(nb::module_& m) {
       .def_rw("method", &S::method)
       .def_rw("lookahead", &S::lookahead)
       .def_rw("memory_bytes", &S::memory_bytes)
+      .def_rw("fingerprint", &S::fingerprint)
       .def_rw("ngram_max", &S::ngram_max)
       .def_rw("ngram_min", &S::ngram_min)
       .def_rw("num_speculative_tokens", &S::num_speculative_tokens)

@@ -8,6 +8,8 @@
 namespace taco {
 namespace {
 
+constexpr int64_t kCatchUpTokens = 256;
+
 // Whether the sequence's next step computes one known token and samples: only then is a draft of use.
 bool is_generating(const SeqState& seq) { return seq.len() - seq.num_computed == 1 && seq.owner->forked; }
 
@@ -154,6 +156,8 @@ void Speculator::submitted(const StepPlan& plan, double now) {
   }
   if (drafting_) out.kind = StepKind::kSpeculative;
   drafting_ = false;
+  // While the step runs: more than it will commit, little enough not to be felt where steps run on this thread.
+  drafter_->catch_up(kCatchUpTokens);
 }
 
 void Speculator::committed(SeqState& seq, std::span<const int32_t> tokens, const DraftTree* draft) {

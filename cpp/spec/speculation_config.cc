@@ -10,7 +10,7 @@ std::unique_ptr<Drafter> make_drafter(const SpeculationConfig& config) {
     case SpeculationMethod::kNone:
       return nullptr;
     case SpeculationMethod::kLookahead:
-      return std::make_unique<LookaheadDrafter>(config.lookahead, config.memory_bytes);
+      return std::make_unique<LookaheadDrafter>(config.lookahead, config.memory_bytes, config.fingerprint);
     case SpeculationMethod::kNgram:
       return std::make_unique<NgramDrafter>(config.ngram_min, config.ngram_max,
                                             config.num_speculative_tokens);

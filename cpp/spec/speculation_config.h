@@ -44,6 +44,8 @@ struct SpeculationConfig {
   SpeculationMethod method = SpeculationMethod::kNone;
   LookaheadConfig lookahead;
   size_t memory_bytes = 0;  // kLookahead: an upper bound of all that its caches hold
+  std::string
+      fingerprint;  // kLookahead: of model and vocabulary; what was saved under another one is refused
   int ngram_max = 0, ngram_min = 1;
   int num_speculative_tokens = 0;  // kNgram: depth of a draft
   bool cost_model = true;          // false: every draft is verified, whatever it costs

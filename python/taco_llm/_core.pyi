@@ -291,6 +291,7 @@ class SpeculationConfig:
     method: str
     lookahead: LookaheadConfig
     memory_bytes: int
+    fingerprint: str
     ngram_max: int
     ngram_min: int
     num_speculative_tokens: int
@@ -338,13 +339,15 @@ class Drafter:
     def draft(
         self, sequence: int, last_token: int, max_depth: int = 7, max_nodes: int = 63, min_p: float = 0.0
     ) -> DraftTree: ...
+    def catch_up(self, max_tokens: int = 0) -> int:
+        """Learns what sequences tell each other, so many tokens at most (0: all). Returns what waits."""
     def verified(self, sequence: int, tree: DraftTree, accepted: int) -> None: ...
     @property
     def memory_bytes(self) -> int: ...
     def save(self, path: str) -> int:
         """Bytes written; 0: it remembers nothing. RuntimeError: why it could not be written."""
     def load(self, path: str) -> int:
-        """What was taken over. KeyError: no such file. ValueError: damaged, or not of this vocabulary."""
+        """What was taken over. KeyError: no such file. ValueError: damaged, or of another model."""
 
 def make_drafter(config: SpeculationConfig) -> Drafter | None:
     """None for the method "none". ValueError: the setting to change."""

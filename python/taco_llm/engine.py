@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import gc
+import hashlib
+import json
 import os
 import time
 from dataclasses import dataclass, field
@@ -144,6 +146,7 @@ def build(args: EngineArgs) -> EngineHandle:
         max_model_len=plan.max_model_len,
         eos_token_ids=eos,
         reserved=plan.num_blocks * block_bytes if device == "cpu" else 0,
+        fingerprint=_fingerprint(checkpoint),
     )
     executor = _core.ModelExecutor(
         model,
@@ -401,6 +404,12 @@ def _drafting(args: EngineArgs, *, reserved: int, vocab_size: int, **facts: Any)
             drafter, settings.warmup_file, vocab_size=vocab_size, memory_bytes=config.memory_bytes
         )
     return _Drafting(config, drafter, taught > 0)
+
+
+def _fingerprint(checkpoint: Checkpoint) -> str:
+    """Tells models apart whose texts have nothing to teach each other: what the configuration says."""
+    config = json.dumps(checkpoint.hf_config or {}, sort_keys=True, default=str)
+    return hashlib.sha256(config.encode()).hexdigest()
 
 
 def save_path(args: EngineArgs) -> str | None:

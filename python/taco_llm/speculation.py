@@ -150,10 +150,17 @@ def notes(args: Any) -> list[str]:
 
 
 def settings(
-    args: Any, *, vocab_size: int, max_model_len: int, eos_token_ids: list[int], reserved: int = 0
+    args: Any,
+    *,
+    vocab_size: int,
+    max_model_len: int,
+    eos_token_ids: list[int],
+    reserved: int = 0,
+    fingerprint: str = "",
 ) -> _core.SpeculationConfig | None:
     """The core's settings; None: no speculation. args: EngineArgs that were checked. reserved: bytes of free
-    memory that something else is going to fill."""
+    memory that something else is going to fill. fingerprint: of the model; a lookahead cache that was saved
+    under another one is refused."""
     from taco_llm import _core
 
     how = method(args)
@@ -184,6 +191,7 @@ def settings(
     config.memory_bytes = memory_bound(
         args.cpu_decoding_memory_utilization, total_bytes(), available_bytes() - reserved
     )
+    config.fingerprint = fingerprint
     return config
 
 

@@ -65,7 +65,7 @@ CacheFileWriter::CacheFileWriter(const std::string& path, const CacheFileHeader&
   TACO_REQUIRE(header.fingerprint.size() <= kMaxFingerprint, "a fingerprint of ", header.fingerprint.size(),
                " bytes is too long");
   file_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
-  TACO_REQUIRE(file_ >= 0, reason("write", temporary_));
+  if (file_ < 0) fail(ErrorCode::kUnavailable, reason("write", temporary_));
   FixedHeader fixed{};
   std::memcpy(fixed.magic, kMagic, sizeof(kMagic));
   fixed.version = kVersion;

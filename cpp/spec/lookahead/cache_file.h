@@ -38,7 +38,7 @@ struct CacheFileHeader {
 // Writes in a thread of its own.
 class CacheFileWriter {
  public:
-  // Throws kInvalidArgument if the file cannot be made.
+  // Throws kUnavailable if the file cannot be made.
   CacheFileWriter(const std::string& path, const CacheFileHeader& header);
   // An unfinished file is removed; the one that stood at `path` before stays.
   ~CacheFileWriter();

@@ -8,8 +8,9 @@ namespace taco {
 namespace {
 
 constexpr size_t kMinMemory = size_t{1} << 20;
-constexpr size_t kMaxLogLines = 16;
-constexpr int64_t kCommitExtra = 32;  // tokens of the queue that a commit works off beyond its own
+// Of a longer queue each commit works off this much beyond its own tokens.
+constexpr int64_t kMostWaiting = 512, kCommitExtra = 32;
+constexpr int64_t kEndExtra = 4096;  // and an end this much at most
 // Nodes less likely than this are not worth a row even where rows are free.
 constexpr float kLeastP = 0.002f;
 
@@ -49,11 +50,13 @@ void validate(const LookaheadConfig& c, size_t memory_bytes) {
                ": raise --cpu-decoding-memory-utilization");
 }
 
-LookaheadDrafter::LookaheadDrafter(const LookaheadConfig& config, size_t memory_bytes)
+LookaheadDrafter::LookaheadDrafter(const LookaheadConfig& config, size_t memory_bytes,
+                                   std::string fingerprint)
     : config_((validate(config, memory_bytes), config)),
       rules_{config.voc_size, config.eos_token_id},
       budget_(memory_bytes),
-      local_budget_(memory_bytes / 2, &budget_) {
+      local_budget_(memory_bytes / 2, &budget_),
+      fingerprint_(std::move(fingerprint)) {
   if (config.cache_mode == 0)
     raw_ = std::make_unique<RawLookaheadCache>(config_, rules_, &budget_);
   else
@@ -72,7 +75,10 @@ std::unique_ptr<LookaheadDrafter::Text> LookaheadDrafter::new_text(uint64_t name
 bool LookaheadDrafter::make_room() { return table() && table()->shrink(); }
 
 void LookaheadDrafter::enqueue(Text* text) {
-  if (text->queued || waiting(*text) == 0) return;
+  const auto left = static_cast<uint32_t>(waiting(*text));
+  waiting_ += static_cast<int64_t>(left) - text->waiting;
+  text->waiting = left;
+  if (text->queued || left == 0) return;
   text->queued = true;
   queue_.push_back(text);
 }
@@ -102,25 +108,27 @@ int64_t LookaheadDrafter::learn(Text& text, int64_t max_tokens) {
       raw_->learn(text.index, at, text.index.size(), text.seed, train);
   }
   learned_ += count;
+  waiting_ -= count;
+  text.waiting -= static_cast<uint32_t>(count);
   return count;
 }
 
-int64_t LookaheadDrafter::catch_up(int64_t max_tokens) {
-  owner_catches_up_ = true;
-  int64_t left = max_tokens > 0 ? max_tokens : INT64_MAX;
-  while (!queue_.empty() && left > 0) {
+int64_t LookaheadDrafter::work_off(int64_t max_tokens) {
+  while (!queue_.empty() && max_tokens > 0) {
     Text* text = queue_.front();
-    left -= learn(*text, left);
+    max_tokens -= learn(*text, max_tokens);
     if (waiting(*text) > 0) break;
     text->queued = false;
     queue_.pop_front();
     if (text->complete)
       std::erase_if(retired_, [text](const std::unique_ptr<Text>& held) { return held.get() == text; });
   }
-  if (save_ || save_requested_.load(std::memory_order_relaxed)) save_some();
-  int64_t waits = 0;
-  for (const Text* text : queue_) waits += waiting(*text);
-  return waits;
+  return waiting_;
+}
+
+int64_t LookaheadDrafter::catch_up(int64_t max_tokens) {
+  std::lock_guard lock(mutex_);
+  return work_off(max_tokens > 0 ? max_tokens : INT64_MAX);
 }
 
 bool LookaheadDrafter::append_to_text(Sequence& s, int32_t token, bool output) {
@@ -139,9 +147,7 @@ void LookaheadDrafter::append(Sequence& s, std::span<const int32_t> tokens, bool
     if (!append_to_text(s, token, output)) {
       // Its own text is too long for what there is: it starts anew from here.
       retire(std::move(s.text));
-      const bool owner = owner_catches_up_;
-      catch_up(0);
-      owner_catches_up_ = owner;
+      work_off(INT64_MAX);
       if (!append_to_text(s, token, output)) s.text.reset();
     }
     // An end of text drops the sequence's own cache. In a prompt it merely ends what n-grams reach over.
@@ -153,6 +159,7 @@ void LookaheadDrafter::append(Sequence& s, std::span<const int32_t> tokens, bool
 // --- Sequences
 
 void LookaheadDrafter::begin(uint64_t sequence, uint64_t name_space, std::span<const int32_t> prompt) {
+  std::lock_guard lock(mutex_);
   auto [at, added] = sequences_.try_emplace(sequence);
   TACO_CHECK(added, "sequence ", sequence, " began before");
   at->second = std::make_unique<Sequence>();
@@ -172,56 +179,45 @@ void LookaheadDrafter::begin(uint64_t sequence, uint64_t name_space, std::span<c
 }
 
 void LookaheadDrafter::commit(uint64_t sequence, std::span<const int32_t> tokens) {
+  std::lock_guard lock(mutex_);
   const auto at = sequences_.find(sequence);
   TACO_CHECK(at != sequences_.end(), "commit for an unknown sequence ", sequence);
   Sequence& s = *at->second;
   append(s, tokens, true);
-  if (s.since_draft.size() < DraftTree::kMaxNodes)
-    s.since_draft.insert(s.since_draft.end(), tokens.begin(), tokens.end());
-  if (s.told) {
-    count_sources(*s.told, s.told_accepted, s.since_draft);
-    s.told.reset();
-  }
-  if (!owner_catches_up_) {
-    catch_up(static_cast<int64_t>(tokens.size()) + kCommitExtra);
-    owner_catches_up_ = false;
-  }
+  if (waiting_ > kMostWaiting) work_off(static_cast<int64_t>(tokens.size()) + kCommitExtra);
 }
 
 void LookaheadDrafter::end(uint64_t sequence) {
+  std::lock_guard lock(mutex_);
   const auto at = sequences_.find(sequence);
   if (at == sequences_.end()) return;
-  Sequence& s = *at->second;
-  ended_.add(s.counts);
-  retire(std::move(s.text));
+  retire(std::move(at->second->text));
   sequences_.erase(at);
+  if (waiting_ > kMostWaiting) work_off(kEndExtra);
 }
 
 int64_t LookaheadDrafter::warm_up(uint64_t name_space, std::span<const int32_t> prompt,
                                   std::span<const int32_t> output) {
+  std::lock_guard lock(mutex_);
+  work_off(INT64_MAX);
   const int64_t before = learned_;
   Sequence s;
   s.name_space = name_space;
-  const bool owner = owner_catches_up_;
-  catch_up(0);
   if (!config_.ignore_prompt) append(s, prompt, false);
   append(s, output, true);
   retire(std::move(s.text));
-  catch_up(0);
-  owner_catches_up_ = owner;
+  work_off(INT64_MAX);
   return learned_ - before;
 }
 
 // --- Drafts
 
 void LookaheadDrafter::draft(std::span<const DraftRequest> requests) {
+  std::lock_guard lock(mutex_);
   for (const DraftRequest& request : requests) {
     const auto at = sequences_.find(request.sequence);
     if (at == sequences_.end()) continue;
-    Sequence& s = *at->second;
-    s.since_draft.clear();
-    s.told.reset();
-    draft_one(s, request, config_.copy_length);
+    draft_one(*at->second, request, config_.copy_length);
   }
   if (config_.cache_mode != 0 || config_.token_paths_top_k > 1) return;
   // Too many rows in all: a sequence drafts no more than what was accepted of late, then all in proportion.
@@ -341,43 +337,22 @@ void LookaheadDrafter::draft_turbo(const Sequence& s, const Context& context, bo
 
 // --- What became of them
 
-void LookaheadDrafter::verified(uint64_t sequence, const DraftTree& tree, int accepted) {
+void LookaheadDrafter::verified(uint64_t sequence, const DraftTree&, int accepted) {
+  std::lock_guard lock(mutex_);
   const auto at = sequences_.find(sequence);
   if (at == sequences_.end()) return;
-  Sequence& s = *at->second;
-  s.counts.count(tree, accepted);
-  s.recent_hits += 0.2f * (static_cast<float>(accepted) - s.recent_hits);
-  ++counters_.hit_lengths[std::min(accepted, DraftTree::kMaxNodes - 1)];
-  for (int i = 1; i < tree.size; ++i) ++counters_.drafted_by_source[static_cast<int>(tree.source[i])];
-  if (accepted > 0) {
-    if (s.since_draft.empty()) {
-      s.told = std::make_unique<DraftTree>(tree);
-      s.told_accepted = accepted;
-    } else {
-      count_sources(tree, accepted, s.since_draft);
-    }
-  }
-  if (++iterations_ % config_.log_interval == 0 && config_.is_debug) {
-    if (log_lines_.size() == kMaxLogLines) log_lines_.pop_front();
-    log_lines_.push_back(metrics_line(stats()));
-  }
+  float& recent = at->second->recent_hits;
+  recent += 0.2f * (static_cast<float>(accepted) - recent);
 }
 
-// tokens: those committed for the tree; fewer than accepted where a stop cut them.
-void LookaheadDrafter::count_sources(const DraftTree& tree, int accepted, std::span<const int32_t> tokens) {
-  int node = 0;
-  for (int i = 0; i < accepted && i < static_cast<int>(tokens.size()); ++i) {
-    node = tree.find_child(node, tokens[i]);
-    if (node < 0) return;
-    ++counters_.accepted_by_source[static_cast<int>(tree.source[node])];
-  }
+size_t LookaheadDrafter::memory_bytes() const {
+  std::lock_guard lock(mutex_);
+  return budget_.used();
 }
 
 LookaheadStats LookaheadDrafter::stats() const {
-  LookaheadStats out = counters_;
-  HitSums sums = ended_;
-  for (const auto& [id, sequence] : sequences_) sums.add(sequence->counts);
-  sums.tell(out);
+  std::lock_guard lock(mutex_);
+  LookaheadStats out;
   if (const CellTable* shared = table()) {
     out.global_keys = shared->num_keys();
     out.evictions = shared->evictions();
@@ -386,13 +361,7 @@ LookaheadStats LookaheadDrafter::stats() const {
   out.peak_bytes = budget_.peak();
   out.local_bytes = local_budget_.used();
   out.learned_tokens = learned_;
-  for (const Text* text : queue_) out.waiting_tokens += waiting(*text);
-  return out;
-}
-
-std::vector<std::string> LookaheadDrafter::take_log_lines() {
-  std::vector<std::string> out(log_lines_.begin(), log_lines_.end());
-  log_lines_.clear();
+  out.waiting_tokens = waiting_;
   return out;
 }
 

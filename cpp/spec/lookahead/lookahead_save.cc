@@ -1,16 +1,17 @@
 // The shared cache of a LookaheadDrafter, saved and restored.
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstring>
+#include <thread>
 
 #include "spec/lookahead/lookahead_drafter.h"
 
 namespace taco {
 namespace {
 
-constexpr uint32_t kPhrasesInBlock = 2048;
-constexpr auto kSlice = std::chrono::microseconds(50);
+constexpr uint32_t kPhrasesInBlock = 1024;
+// Between two blocks the engine thread gets its turn.
+constexpr auto kPause = std::chrono::microseconds(100);
 
 template <typename T>
 void put(std::vector<uint8_t>& out, const T* data, size_t count) {
@@ -20,133 +21,93 @@ void put(std::vector<uint8_t>& out, const T* data, size_t count) {
 
 }  // namespace
 
-CacheFileHeader LookaheadDrafter::file_header(const std::string& fingerprint) const {
-  TACO_REQUIRE(table(),
-               "lookahead cache: with global_cache_switch = false there is nothing to save or to load");
-  return {turbo_ != nullptr, config_.copy_length, config_.voc_size, fingerprint};
+CacheFileHeader LookaheadDrafter::file_header() const {
+  return {turbo_ != nullptr, config_.copy_length, config_.voc_size, fingerprint_};
 }
 
-void LookaheadDrafter::start_save(const std::string& path, const std::string& fingerprint) {
-  save_ = std::make_unique<Save>(path, file_header(fingerprint));
-  if (!raw_) return;
-  save_->end_phrase = raw_->ring()->next();
-  save_->first_phrase = save_->phrase = save_->end_phrase - raw_->ring()->size();
-}
-
-// Puts one block; false if there was none left.
-bool LookaheadDrafter::save_slice() {
-  Save& save = *save_;
-  if (save.closed) return false;
-  std::vector<uint8_t> block;
-  if (save.phrase != save.end_phrase) {
-    const std::vector<int32_t> none(config_.copy_length, -1);
-    for (uint32_t i = 0; i < kPhrasesInBlock && save.phrase != save.end_phrase; ++i, ++save.phrase) {
-      const int32_t* tokens = raw_->ring()->find(save.phrase);  // null: overwritten meanwhile
-      put(block, tokens ? tokens : none.data(), none.size());
-    }
-    save.writer.put(CacheBlock::kPhrases, std::move(block));
-  } else if (!save.all_keys) {
-    save.cursor = table()->visit_segment(save.cursor, [&](uint64_t stem, std::span<const CellEntry> cell) {
-      const uint64_t head = stem | static_cast<uint64_t>(cell.size()) << 56;
-      put(block, &head, 1);
-      for (CellEntry entry : cell) {
-        if (raw_) entry.value -= save.first_phrase;  // what is not of the file is seen by its number
-        put(block, &entry, 1);
+// Phrases and keys that change while they are being saved are told as they are when their turn comes.
+void LookaheadDrafter::save_phrases(CacheFileWriter& writer, uint32_t* first) {
+  uint32_t at, end;
+  {
+    std::lock_guard lock(mutex_);
+    end = raw_->ring()->next();
+    at = *first = end - raw_->ring()->size();
+  }
+  const std::vector<int32_t> none(config_.copy_length, -1);
+  while (at != end) {
+    std::vector<uint8_t> block;
+    block.reserve(kPhrasesInBlock * none.size() * sizeof(int32_t));
+    {
+      std::lock_guard lock(mutex_);
+      for (uint32_t i = 0; i < kPhrasesInBlock && at != end; ++i, ++at) {
+        const int32_t* tokens = raw_->ring()->find(at);  // null: overwritten meanwhile
+        put(block, tokens ? tokens : none.data(), none.size());
       }
-      ++save.keys;
-    });
-    save.all_keys = save.cursor == 0;
-    save.writer.put(CacheBlock::kKeys, std::move(block));
-  } else {
+    }
+    writer.put(CacheBlock::kPhrases, std::move(block));
+    std::this_thread::sleep_for(kPause);
+  }
+}
+
+void LookaheadDrafter::save_keys(CacheFileWriter& writer, uint32_t first_phrase) {
+  uint64_t cursor = 0;
+  do {
+    std::vector<uint8_t> block;
+    block.reserve(size_t{128} << 10);
+    {
+      std::lock_guard lock(mutex_);
+      cursor = table()->visit_segment(cursor, [&](uint64_t stem, std::span<const CellEntry> cell) {
+        const uint64_t head = stem | static_cast<uint64_t>(cell.size()) << 56;
+        put(block, &head, 1);
+        for (CellEntry entry : cell) {
+          if (raw_) entry.value -= first_phrase;  // what the file does not hold is seen by its number
+          put(block, &entry, 1);
+        }
+      });
+    }
+    writer.put(CacheBlock::kKeys, std::move(block));
+    while (writer.full() && !writer.done()) std::this_thread::sleep_for(kPause);
+    std::this_thread::sleep_for(kPause);
+  } while (cursor != 0);
+}
+
+void LookaheadDrafter::save_rates(CacheFileWriter& writer) {
+  std::vector<uint8_t> block;
+  {
+    std::lock_guard lock(mutex_);
     for (RateTable* table : rates()) {
       put(block, table->coarse().data(), table->coarse().size());
       put(block, table->fine().data(), table->fine().size());
     }
-    save.writer.put(CacheBlock::kRates, std::move(block));
-    save.writer.close();
-    save.closed = true;
   }
-  return true;
+  writer.put(CacheBlock::kRates, std::move(block));
 }
 
-void LookaheadDrafter::finish_save() {
-  const Save& save = *save_;
-  {
-    std::lock_guard lock(save_mutex_);
-    save_state_.running = save_requested_.load();
-    save_state_.error = save.writer.error();
-    if (save_state_.error.empty()) {
-      ++save_state_.saved;
-      save_state_.keys = save.keys;
-      save_state_.bytes = save.writer.bytes();
-    } else {
-      ++save_state_.failed;
-    }
-  }
-  save_.reset();
+uint64_t LookaheadDrafter::save(const std::string& path) {
+  if (!table()) return 0;  // sequences learn nothing from each other
+  std::lock_guard one(save_mutex_);
+  CacheFileWriter writer(path, file_header());
+  uint32_t first_phrase = 0;
+  if (raw_) save_phrases(writer, &first_phrase);
+  save_keys(writer, first_phrase);
+  save_rates(writer);
+  writer.close();
+  writer.wait();
+  if (!writer.error().empty()) fail(ErrorCode::kUnavailable, writer.error());
+  return writer.bytes();
 }
 
-void LookaheadDrafter::save_some() {
-  if (!save_) {
-    std::string path, fingerprint;
-    {
-      std::lock_guard lock(save_mutex_);
-      path.swap(requested_path_);
-      fingerprint.swap(requested_fingerprint_);
-      save_requested_ = false;
-    }
-    try {
-      start_save(path, fingerprint);
-    } catch (const Error& e) {
-      std::lock_guard lock(save_mutex_);
-      save_state_.running = false;
-      save_state_.error = e.what();
-      ++save_state_.failed;
-      return;
-    }
-  }
-  const auto start = std::chrono::steady_clock::now();
-  while (!save_->writer.full() && save_slice() && std::chrono::steady_clock::now() - start < kSlice) {
-  }
-  if (save_->closed && save_->writer.done()) finish_save();
-}
-
-void LookaheadDrafter::request_save(const std::string& path, const std::string& fingerprint) {
-  file_header(fingerprint);
-  std::lock_guard lock(save_mutex_);
-  requested_path_ = path;
-  requested_fingerprint_ = fingerprint;
-  save_state_.running = true;
-  save_requested_ = true;
-}
-
-void LookaheadDrafter::save(const std::string& path, const std::string& fingerprint) {
-  const CacheFileHeader header = file_header(fingerprint);
-  save_.reset();  // one in progress is given up for this one, which is complete
-  start_save(path, header.fingerprint);
-  while (save_slice()) {
-  }
-  save_->writer.wait();
-  finish_save();
-  std::lock_guard lock(save_mutex_);
-  TACO_REQUIRE(save_state_.error.empty(), "lookahead cache: ", save_state_.error);
-}
-
-LookaheadDrafter::SaveState LookaheadDrafter::save_state() const {
-  std::lock_guard lock(save_mutex_);
-  return save_state_;
-}
-
-int64_t LookaheadDrafter::load(const std::string& path, const std::string& fingerprint) {
-  const CacheFileHeader header = file_header(fingerprint);
-  TACO_REQUIRE(table()->num_keys() == 0, "lookahead cache: a saved one is loaded before anything is learned");
+uint64_t LookaheadDrafter::load(const std::string& path) {
+  if (!table()) return 0;
+  std::lock_guard lock(mutex_);
+  TACO_REQUIRE(table()->num_keys() == 0, "a lookahead cache is loaded before anything is learned");
   std::vector<std::vector<Rate>> before;
   for (RateTable* table : rates()) {
     before.emplace_back(table->coarse().begin(), table->coarse().end());
     before.emplace_back(table->fine().begin(), table->fine().end());
   }
   try {
-    CacheFileReader file(path, header);
+    CacheFileReader file(path, file_header());
     CacheBlock type;
     std::vector<uint8_t> payload;
     int64_t keys = 0;
@@ -158,7 +119,7 @@ int64_t LookaheadDrafter::load(const std::string& path, const std::string& finge
       else
         load_rates(file, payload);
     }
-    return keys;
+    return static_cast<uint64_t>(keys);
   } catch (...) {
     table()->clear();
     if (raw_) raw_->ring()->clear();

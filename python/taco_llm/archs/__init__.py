@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .registry import find, supported
+from .registry import UnknownArchitecture, find, supported
 
 if TYPE_CHECKING:
     from taco_llm._core import ModelSpec
@@ -40,7 +40,7 @@ def build_spec(
 
     names = hf_config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise ValueError(
+        raise UnknownArchitecture(
             "config.json: architectures is missing, so the kind of model is not known. "
             f"Supported: {', '.join(supported())}"
         )

@@ -22,7 +22,7 @@ def run(argv: Sequence[str]) -> int:
     if settings.models:
         from taco_llm.archs import catalog
 
-        print(json.dumps(catalog.records(), indent=2) if settings.json else catalog.text(), end="")
+        print(json.dumps(catalog.records(), indent=2) + "\n" if settings.json else catalog.text(), end="")
         return 0
     from taco_llm.doctor import examine
 

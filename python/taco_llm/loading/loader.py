@@ -149,7 +149,9 @@ def _build_spec(
     except LoadError:
         raise
     except UnknownArchitecture as e:
-        names = _read(checkpoint)[0] if checkpoint.format == "safetensors" else {}  # others are slow to open
+        names: Collection[str] = checkpoint.weight_map or ()
+        if not names and checkpoint.format == "safetensors":  # others are slow to open
+            names = _read(checkpoint)[0]
         best = nearest_by_tensors(config, names)
         hint = f" Its tensors are nearest to those of {best}." if best else ""
         raise LoadError(f"{checkpoint.path}: {e}.{hint}") from None

@@ -416,23 +416,6 @@ TEST(Lookahead, EstimatesAreThoseThatComeTrue) {
   EXPECT_GT(seen, 0.9 * 25000);  // both that can follow are drafted
 }
 
-TEST(Lookahead, CountsWhatEachSourceGave) {
-  for (bool verified_first : {true, false}) {
-    LookaheadDrafter drafter(settings(0), kMemory);
-    drafter.begin(1, 0, Tokens{10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 10, 11});
-    const DraftTree tree = draft(drafter, 1, 11);
-    ASSERT_EQ(tree.num_drafts(), 7);
-    if (verified_first) drafter.verified(1, tree, 2);
-    drafter.commit(1, Tokens{12, 13, 99});
-    if (!verified_first) drafter.verified(1, tree, 2);
-    const LookaheadStats stats = drafter.stats();
-    EXPECT_EQ(stats.drafted_by_source[static_cast<int>(DraftSource::kRawLocal)], 7);
-    EXPECT_EQ(stats.accepted_by_source[static_cast<int>(DraftSource::kRawLocal)], 2);
-    EXPECT_EQ(stats.hit_lengths[2], 1);
-    EXPECT_EQ(stats.total.hit_tokens, 2);
-  }
-}
-
 TEST(Lookahead, RefusesWrongSettings) {
   struct Case {
     const char* key;

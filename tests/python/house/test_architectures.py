@@ -5,6 +5,7 @@ Needs the native core to be importable beside the package, nothing else.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +46,5 @@ def test_doctor_prints_the_same(capsys) -> None:
     for models, architecture, examples, reference, *results in catalog.rows()[1:]:
         for part in (models, architecture, examples, reference, *results):
             assert part in shown and part in page
+    assert doctor.run(["--models", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == len(ARCHITECTURES)

@@ -113,6 +113,8 @@ def test_an_unknown_architecture_names_the_one_with_the_nearest_tensors(folder):
     folder.tensors["model.layers.0.self_attn.smoothing"] = np.zeros(3, np.float32)
     folder.write()
     refused(folder, r"12 of 13 kinds of tensors\), which does not have 'model.layers.N.self_attn.smoothing'")
+    folder.write_config(architectures=None)
+    refused(folder, r"architectures is missing.* nearest to those of LlamaForCausalLM \(12 of 13")
     # Tensors that no family has say nothing.
     folder.tensors = {f"unet.block.{i}.conv{i}": np.zeros(3, np.float32) for i in range(4)}
     folder.write()
