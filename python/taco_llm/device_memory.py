@@ -55,11 +55,14 @@ def step_estimate(spec: _core.ModelSpec, dtype: str, tokens: int, seqs: int, fp8
     qkv = heads = inner = experts = 0
     for layer in spec.layers:
         attn, ffn = layer.attn, layer.ffn
-        qkv = max(qkv, (attn.num_heads + 2 * attn.num_kv_heads) * attn.head_dim)
+        latents = attn.q_rank + attn.kv_rank + attn.kv_extra if attn.kv_rank else 0
+        qkv = max(qkv, (attn.num_heads + 2 * attn.num_kv_heads) * attn.head_dim + latents)
         heads = max(heads, attn.num_heads * attn.head_dim)
         if ffn.num_experts:
             # Every token's rows of its experts: gathered, between the products, and their results.
             experts = max(experts, ffn.top_k * (2 * spec.hidden + 3 * ffn.intermediate))
+            if ffn.shared_intermediate:
+                inner = max(inner, ffn.shared_intermediate + spec.hidden)
         else:
             inner = max(inner, ffn.intermediate)
     row = 5 * spec.hidden + qkv + heads + inner + experts
