@@ -6,6 +6,7 @@ import concurrent.futures
 import json
 import logging
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,7 +171,7 @@ def test_figures_of_a_request(checkpoint: Path, tmp_path: Path) -> None:
         assert m.num_accepted_tokens == sum(counts[1:]) > 20 and m.num_hit_iterations == counts[1]
         assert m.num_rejected_tokens == m.num_drafted_tokens - m.num_accepted_tokens >= 0
         stats = llm.handle.core.stats().speculation
-        assert stats.draft_seconds > 0
+        assert stats.cache_bytes > 0 and stats.draft_seconds > 0
     with LLM(str(checkpoint), dtype="float32", device="cpu", num_gpu_blocks_override=512) as llm:
         (output,) = llm.generate(["a"], SamplingParams(max_tokens=4), use_tqdm=False)
         assert (
@@ -273,3 +274,49 @@ def test_tenants_learn_nothing_from_each_other(checkpoint: Path, tmp_path: Path)
             assert accepted("two") > cold + 15 and accepted("one", cache_salt="mine") > cold + 15
     finally:
         handle.shutdown()
+
+
+def test_a_restart_is_no_cold_start(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    file = tmp_path / "drafts.bin"
+    settings = config_folder(tmp_path) | {"lookahead_cache_save": str(file)}
+    body = {"prompt": PROMPTS[4], "max_tokens": 40, "temperature": 0, "ignore_eos": True}
+    accepted = []
+    for _ in range(2):
+        with served(checkpoint, **settings) as server:
+            requests.post(server.url + "/v1/completions", json=body, timeout=60)
+            accepted.append(requests.get(server.url + "/speculation", timeout=5).json()["accepted_tokens"])
+        assert file.stat().st_size > 0
+    assert "does not exist yet" in caplog.text and "saved" in caplog.text and "entries from" in caplog.text
+    assert accepted[1] > accepted[0]
+
+
+def test_it_is_saved_while_the_server_works(checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "drafts.bin"
+    settings = config_folder(tmp_path) | {
+        "lookahead_cache_save": str(file),
+        "lookahead_cache_save_interval": 0.001,
+    }
+    body = {"prompt": PROMPTS[4], "max_tokens": 40, "temperature": 0, "ignore_eos": True}
+    with served(checkpoint, **settings) as server:
+        deadline = time.monotonic() + 20
+        while not file.exists():
+            assert time.monotonic() < deadline, "nothing was saved"
+            requests.post(server.url + "/v1/completions", json=body, timeout=60)
+    assert not list(tmp_path.glob("drafts.bin?*")), "something was left beside it"
+
+
+def test_a_file_of_another_model_is_put_aside(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "drafts.bin"
+    for content in (b"", b"TACOLACH" + bytes(100), b"x" * 5000):
+        file.write_bytes(content)
+        with served(checkpoint, **config_folder(tmp_path), lookahead_cache_save=str(file)) as server:
+            body = {"prompt": "a", "max_tokens": 20, "ignore_eos": True}
+            assert requests.post(server.url + "/v1/completions", json=body, timeout=60).ok
+        assert (tmp_path / "drafts.bin.unusable").read_bytes() == content
+        assert caplog.text.count("starts empty") == 1 and file.exists()
+        caplog.clear()
