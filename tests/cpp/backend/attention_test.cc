@@ -97,8 +97,12 @@ TEST_P(AttentionTest, AgreesWithTheReferenceForPatternsOfBlocks) {
   const std::vector<SequenceShape> ragged{{1, 700}, {40, 340}, {33, 33}, {1, 5}, {2, 513}};
   uint32_t seed = 300;
   for (DType dtype : kTypes) {
-    for (KeyPattern pattern :
-         {KeyPattern{64, 2, 8, 1}, {16, 1, 3, 0}, {5, 3, 7, 2}, {300, 1, 2, 1}, {1, 4, 1000, 1}}) {
+    for (KeyPattern pattern : {KeyPattern{64, 2, 8, 1},
+                               {16, 1, 3, 0},
+                               {5, 3, 7, 2},
+                               {300, 1, 2, 1},
+                               {1, 4, 1000, 1},
+                               {128, 1, 5, 0}}) {
       for (int window : {0, 90}) {
         AttentionShape shape{6, 2, 16, 16, dtype, window};
         shape.alibi = window > 0;

@@ -137,6 +137,22 @@ inline void hide_keys(const AttentionWork& w, float* s, int lo, int hi, int head
   }
 }
 
+// Whether any of the rows [first, first + count) sees a key among the first `columns` of the tile: what
+// nobody sees would change nothing and is left out.
+inline bool rows_see_tile(const AttentionWork& w, int first, int count, int columns) {
+  const AttentionArgs& a = *w.args;
+  const KeyPattern& p = a.pattern;
+  const int end = w.tile_begin + columns;
+  if (p.block == 0 || (a.tree_mask && end > w.item->root)) return true;
+  for (int row = first; row < first + count; ++row) {
+    const int token = row / w.group, head = w.item->kv_head * w.group + row % w.group;
+    const int position = a.tree_mask ? a.positions[w.item->row + token] : w.item->position + token;
+    for (int key = w.tile_begin; key < end && key <= position; key = (key / p.block + 1) * p.block)
+      if (sees_key(p, head, position, key)) return true;
+  }
+  return false;
+}
+
 // From scores to weights for rows [first, first + count); updates max and sum and leaves in alpha what the
 // rows' sums so far are to be multiplied by. `columns`: a multiple of the policy's kColumns.
 template <typename Policy>
@@ -276,6 +292,7 @@ void run_attention(const AttentionArgs& a, const AttentionItem& it, float* scrat
     for (tile = tile > split_begin ? tile : split_begin; tile < split_end; tile += kKvTile) {
       w.tile_begin = tile;
       w.tile_valid = end - tile < kKvTile ? end - tile : kKvTile;
+      if (!rows_see_tile(w, 0, w.rows, w.tile_valid)) continue;
       policy.load_tile(w);
       for (int first = 0; first < w.rows; first += Policy::kRows) {
         const int count = w.rows - first < Policy::kRows ? w.rows - first : Policy::kRows;
@@ -283,6 +300,7 @@ void run_attention(const AttentionArgs& a, const AttentionItem& it, float* scrat
         int hi = it.position + (first + count - 1) / w.group + 1 - tile;
         hi = hi < w.tile_valid ? hi : w.tile_valid;
         if (hi <= 0) continue;
+        if (!rows_see_tile(w, first, count, hi)) continue;
         if (a.window > 0 && first_position - a.window + 1 - tile >= hi) continue;
         const int columns = (hi + Policy::kColumns - 1) / Policy::kColumns * Policy::kColumns;
         policy.score(w, first, count, columns);
