@@ -272,14 +272,23 @@ void LookaheadDrafter::draft_raw(const Sequence& s, const Context& context, bool
   const int most = std::min(request.max_nodes, DraftTree::kMaxNodes - 1);
   for (int i = 0; i < count; ++i) {
     int node = 0;
-    float p = phrases[i].p;
     for (int d = 1; d <= depth && d <= phrases[i].length; ++d) {
-      if (d > 1) p *= raw_->next_rate(phrases[i], d);
-      if (p < request.min_p) break;
       const int32_t token = phrases[i].tokens[d - 1];
-      const int child = tree.find_child(node, token);
-      if (child < 0 && tree.num_drafts() == most) return;
-      node = child >= 0 ? child : tree.add(node, token, p, phrases[i].source);
+      if (const int child = tree.find_child(node, token); child >= 0) {
+        node = child;
+        continue;
+      }
+      float p = phrases[i].p;
+      if (d > 1) {
+        // What the phrases before it leave.
+        float rest = tree.p[node];
+        for (int other = node + 1; other < tree.size; ++other)
+          if (tree.parent[other] == node) rest -= tree.p[other];
+        p = std::max(rest, 0.0f) * raw_->next_rate(phrases[i], d);
+      }
+      if (p < request.min_p) break;
+      if (tree.num_drafts() == most) return;
+      node = tree.add(node, token, p, phrases[i].source);
     }
   }
 }

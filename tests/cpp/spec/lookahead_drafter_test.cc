@@ -325,7 +325,8 @@ std::vector<Tokens> run_traffic(const LookaheadConfig& config, size_t memory, un
   for (int step = 0; step < 4000; ++step) {
     const unsigned what = random() % 20;
     if (what < 3 || live.empty()) {
-      const Tokens prompt = text_like(static_cast<int>(random() % (random() % 10 ? 50 : 2000)));
+      const int most = random() % 10 ? 50 : 2000;
+      const Tokens prompt = text_like(static_cast<int>(random() % most));
       drafter.begin(next_id, random() % 2, prompt);
       old.push_back(prompt.empty() ? Tokens{1} : prompt);
       if (old.size() > 50) old.erase(old.begin());
