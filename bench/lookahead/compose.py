@@ -221,7 +221,7 @@ def main() -> int:
     options = replay.Options(depth=args.depth, settings=settings)
     data = json.loads(args.cost.read_text()) if args.cost else None
     rows = [row for row in streams.read(args.streams) if args.loops or not row.looping]
-    warm = [row for row in rows if row.half == "warm"] if args.warm else []
+    warm = streams.warm_half(rows) if args.warm else []
     test = [row for row in rows if not args.warm or row.half == "test"]
     groups = {"all": test}
     if args.tasks:

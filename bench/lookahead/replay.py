@@ -193,7 +193,7 @@ def main() -> int:
     rows = streams.read(args.streams)
     if args.tasks:
         rows = [row for row in rows if row.task in args.tasks.split(",")]
-    warm = [row for row in rows if row.half == "warm"] if args.warm else []
+    warm = streams.warm_half(rows) if args.warm else []
     test = [row for row in rows if row.half == "test"]
     if args.limit:
         warm, test = warm[: args.limit], test[: args.limit]

@@ -177,7 +177,7 @@ def main() -> int:
         folder = Path(scratch)
         settings = {word.partition("=")[0]: json.loads(word.partition("=")[2]) for word in args.set}
         if args.warm:
-            warm = [{"prompt": r.prompt, "output": r.output} for r in rows if r.half == "warm"]
+            warm = [{"prompt": r.prompt, "output": r.output} for r in streams.warm_half(rows)]
             (folder / "warm.json").write_text(json.dumps(warm))
             settings["warmup_file"] = str(folder / "warm.json")
         if settings:

@@ -56,6 +56,12 @@ def read(paths: Sequence[Path]) -> list[Stream]:
     return found
 
 
+def warm_half(rows: Sequence[Stream]) -> list[Stream]:
+    """The "warm" half, without what the "test" half asks as well (Spec-Bench has questions of GSM8K's)."""
+    test = {tuple(row.prompt) for row in rows if row.half == "test"}
+    return [row for row in rows if row.half == "warm" and tuple(row.prompt) not in test]
+
+
 def tasks_of(rows: Sequence[Stream]) -> list[str]:
     return list(dict.fromkeys(row.task for row in rows))
 

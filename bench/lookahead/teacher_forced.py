@@ -100,7 +100,7 @@ def main() -> int:
     options = replay.Options()
 
     rows = [row for row in streams.read(args.streams) if not row.looping]
-    warm = [row for row in rows if row.half == "warm"] if args.warm else []
+    warm = streams.warm_half(rows) if args.warm else []
     seen: set[tuple[int, ...]] = set()
     test: list[Stream] = []
     for row in rows:
