@@ -61,8 +61,16 @@ class Table:
         self.ordinary_extra, self.speculative_extra = ordinary[-1], streams.mean(speculative[1:])
 
     def executor(self, nodes: float, context: float) -> float:
-        points = [(float(n), interpolate(self.by_nodes[n], context)) for n in self.nodes]
-        return interpolate(points, nodes)
+        return interpolate([(float(n), self.at(n, context)) for n in self.nodes], nodes)
+
+    def at(self, nodes: int, context: float) -> float:
+        points = self.by_nodes[nodes]
+        if len(points) > 1:
+            return interpolate(points, context)
+        # Measured at one context: further tokens cost what they cost without drafts.
+        there, seconds = points[0]
+        plain = self.by_nodes[0]
+        return seconds + interpolate(plain, context) - interpolate(plain, there)
 
     def seconds(self, speculative: bool, drafts: int, kv_tokens: int) -> float:
         context = kv_tokens / self.batch
