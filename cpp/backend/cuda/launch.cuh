@@ -4,6 +4,8 @@
 // The rules, for every kernel of this backend:
 //  * before `pdl_wait()` it reads nothing but weights and kernel parameters, and writes no global memory at
 //    all: whatever stands in front of it in the stream may still be running, and reading or writing anything;
+//    The step's inputs count as parameters where the host copied them ahead of the first kernel: positions,
+//    slots, block tables, work lists. In a captured graph so do the keys and values of earlier steps;
 //  * every thread that touches global memory calls `pdl_wait()` first, and every kernel calls it: the chain
 //  of
 //    waits is what orders kernel n+2 behind kernel n;

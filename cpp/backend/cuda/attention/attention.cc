@@ -254,6 +254,7 @@ void Attention::Impl::run(const AttentionParams& p) {
     const int rows = plan.decode_rows;
     const DecodeLaunch sizes = decode_launch(ctx, cache.dtype, cache.head_dim, rows);
     d.stages = sizes.stages;
+    d.early = fixed;
     d.header = layer.decode.header(ctx);
     d.items = layer.decode.items(ctx);
     launch_decode(ctx, cache.dtype, rows,

@@ -28,6 +28,7 @@ struct PagedParams {
   // 2^32 / group and 2^32 / num_kv_heads rounded up, or 0 for 1: quotients by a product (divide()).
   uint32_t group_inverse, kv_heads_inverse;
   int stages;         // of the decode kernel's ring
+  bool early;         // the keys of earlier steps are there before pdl_wait(): in a graph
   bool capped;        // softcap
   float score_scale;  // score * log2(e) = s * score_scale, or score_cap * tanh(s * score_scale)
   float score_cap;

@@ -125,8 +125,6 @@ __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_
           asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(ring + i), "r"(0) : "memory");
         __syncwarp();
       }
-      pdl_wait();
-      waited = true;
     }
 
     // The producer's place: the next unit of this warp to copy, and the blocks of the next 16 units.
@@ -183,7 +181,17 @@ __global__ void __launch_bounds__(kDecodeWarps * 32) decode_kernel(const __grid_
       cp_async_commit();
     };
     next_item();
-    for (int i = 0; i < p.stages; ++i) copy_unit(i);
+    int copied = 0;
+    if (!waited) {
+      if (p.early) {
+        while (copied < p.stages && at_item < count &&
+               (at_unit + 1) * kUnit <= sh.items[at_item].kv_len - sh.items[at_item].q_len)
+          copy_unit(copied++);
+      }
+      pdl_wait();
+      waited = true;
+    }
+    for (; copied < p.stages; ++copied) copy_unit(copied);
 
     int stage = 0;
     for (int index = 0; index < count; ++index) {

@@ -80,7 +80,6 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(RopeArgs p, int group_sh
   const int heads = p.num_heads + 2 * p.num_kv_heads - p.first_head;
   const int64_t item = (int64_t{blockIdx.x} * kThreads + threadIdx.x) >> group_shift;
   const int t = threadIdx.x & ((1 << group_shift) - 1);
-  pdl_wait();
   const bool active = item < int64_t{p.rows} * heads && t < p.head_dim / kPer;
   const int row = active ? static_cast<int>(item / heads) : 0;
   const int head = active ? static_cast<int>(item - int64_t{row} * heads) + p.first_head : 0;
@@ -92,15 +91,18 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(RopeArgs p, int group_sh
   T* x = static_cast<T*>(p.qkv) + row * p.stride + int64_t{head} * p.head_dim;
   float a[8], b[8], c[8], s[8];
   int64_t slot = -1;
+  // Where the rows stand is the step's own, and the table is constant: read while the product in front ends,
+  // whose successor already keeps the memory busy.
+  if (active && !is_q) slot = p.slots[row];
+  if (active && rotates) {
+    const float* table = p.cos_sin + int64_t{p.positions[row]} * p.rotary_dim + 8 * t;
+    load8(table, c);
+    load8(table + p.rotary_dim / 2, s);
+  }
+  pdl_wait();
   if (active) {
-    if (!is_q) slot = p.slots[row];
     load8(x + low, a);
     load8(x + high, b);
-    if (rotates) {
-      const float* table = p.cos_sin + int64_t{p.positions[row]} * p.rotary_dim + 8 * t;
-      load8(table, c);
-      load8(table + p.rotary_dim / 2, s);
-    }
   }
   if (p.q_norm != nullptr || p.k_norm != nullptr) {
     float square = 0;
