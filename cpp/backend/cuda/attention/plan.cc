@@ -15,7 +15,7 @@ constexpr int round_up(int64_t a, int64_t b) { return ceil_div(a, b) * static_ca
 constexpr int kSegmentCost = 32;
 // Keys of the shortest chunk, a unit of 16 for each warp; and of a rest that is not worth a segment of its
 // own.
-constexpr int kShortestChunk = 64, kShortestFewChunk = 256, kSliver = 32, kLongSliver = 128;
+constexpr int kShortestChunk = 64, kShortestFewChunk = 128, kSliver = 32, kLongSliver = 128;
 // The tile kernel's splits end with its tiles.
 constexpr int kTileStep = 64;
 
@@ -167,6 +167,10 @@ class Planner {
     const int64_t segments = decode_.size() > 1 ? static_cast<int64_t>(decode_.size()) : 0;
     int target =
         std::max(shortest_chunk(), round_up(ceil_div(keys + segments * kSegmentCost, chunks), kSplitStep));
+    // A tile of many rows has costs of its own: none shares a chunk where there are chunks enough.
+    int64_t apart = 0;
+    for (const WorkItem& item : decode_) apart += std::max(1, ceil_div(span(item), target));
+    apart_ = plan_.decode_rows == limits_.few_rows && apart <= chunks;
     while (!cut(target, chunks)) target += round_up(target / 64 + 1, kSplitStep);
   }
 
@@ -213,8 +217,9 @@ class Planner {
         begin = item.kv_end;
       } while (begin < whole.kv_end);
       finish_group(list.items, first);
+      if (apart_) close();
     }
-    close();
+    if (in_chunk > 0) close();
     return list.header.num_chunks <= std::max(chunks, ceil_div(list.items.size(), kMaxChunkItems) + 1);
   }
 
@@ -307,7 +312,7 @@ class Planner {
   const PlanLimits& limits_;
   Plan& plan_;
   const int group_;
-  bool all_few_ = false;
+  bool all_few_ = false, apart_ = false;
   std::vector<WorkItem> decode_, tile_, plain_;
   std::vector<int> long_, tiled_;
 };
