@@ -19,6 +19,9 @@ constexpr int kUnsteady = 2;
 // Ordinary steps of about this size that must have been measured by the running engine, and the least
 // distance of attempts to get them.
 constexpr int kMeasured = 3, kProbeDistance = 64;
+// One of so many speculative steps may be wider than what seems best, if no step of that width was measured
+// yet.
+constexpr int kWidenDistance = 32;
 // Steps that the guard looks at together, and the shortest and longest stretch without drafts that it orders.
 constexpr double kGuardSteps = 256;
 constexpr int kMinPenalty = 64, kMaxPenalty = 8192;
@@ -100,6 +103,7 @@ DraftMode DraftBudget::next(int sequences, int64_t kv_tokens) {
   if ((forced || !paying) && since_draft_ < interval(sequences, kv_tokens)) return step_mode_;
   since_draft_ = 0;
   step_mode_ = forced || !speculating_ ? DraftMode::kShadow : DraftMode::kDraft;
+  widening_ = step_mode_ == DraftMode::kDraft && ++since_wide_ >= kWidenDistance;
   return step_mode_;
 }
 
@@ -114,7 +118,7 @@ float DraftBudget::threshold(int sequences, int64_t kv_tokens) {
       sequences * std::max(tokens_ / here, 1 / seconds(StepKind::kOrdinary, sequences, 0, 0, kv_tokens));
   // Half of it: rows up to the next padded size are free, and an estimate may turn out too low.
   double p = 0.5 * (there - here) / more * goodput;
-  if (++thresholds_ % 8 == 0) p *= 0.25;
+  if (++thresholds_ % 8 == 0 || widening_) p *= 0.25;
   return std::clamp(calibration_.raw(static_cast<float>(std::clamp(p, 0.003, 1.0))), 0.003f, 0.5f);
 }
 
@@ -175,6 +179,28 @@ DraftBudget::Choice DraftBudget::choose(int sequences, int other_rows, int64_t k
   return search(other_rows, [&](double tokens, double s) { return tokens - goodput * s; });
 }
 
+// What start-up found for wider steps may be wrong, and would never be corrected if they were never made.
+void DraftBudget::widen(int sequences, int other_rows, int64_t kv_tokens, int max_drafts, Choice& choice) {
+  const int rows = sequences + other_rows + choice.drafts;
+  const int most = std::min(2 * choice.drafts, max_drafts);
+  int wanted = choice.drafts + 1;
+  while (wanted <= most &&
+         cost_->observed(StepKind::kSpeculative, rows + wanted - choice.drafts) >= kMeasured)
+    ++wanted;
+  if (wanted > most) return;
+  Choice wide;
+  for (const Bin& bin : bins_) {
+    const int take = std::min(bin.nodes, wanted - wide.drafts);
+    if (take <= 0) continue;
+    wide.drafts += take;
+    wide.sum_p += take * static_cast<double>(bin.sum) / bin.nodes;
+  }
+  if (wide.drafts < wanted) return;
+  wide.seconds = seconds(StepKind::kSpeculative, sequences, other_rows, wide.drafts, kv_tokens);
+  choice = wide;
+  since_wide_ = 0;
+}
+
 void DraftBudget::prune(std::span<DraftTree* const> trees, int drafts) {
   // All of the bins before `last`, and `partial` nodes of that one.
   int last = 0, partial = drafts;
@@ -209,6 +235,7 @@ void DraftBudget::select(std::span<DraftTree* const> trees, std::span<const uint
   Choice choice;
   if (config_.cost_model) {
     choice = choose(n, other_rows, kv_tokens, max_drafts);
+    if (widening_ && choice.drafts > 0) widen(n, other_rows, kv_tokens, max_drafts, choice);
   } else {
     for (const Bin& bin : bins_) {
       const int take = std::min(bin.nodes, max_drafts - choice.drafts);

@@ -61,8 +61,9 @@ struct BudgetStats {
 // ordinary steps run ahead of their results, speculation is a mode, entered and left with hysteresis, because
 // each change drains the device.
 //
-// Two guards against a wrong model of time: now and then a few ordinary steps are made to measure them, and
-// when a few hundred steps lost against ordinary ones, those take over for a while, for longer each time.
+// Guards against a wrong model of time: now and then a few ordinary steps are made to measure them, or a step
+// wider than what seems best; and when a few hundred steps lost against ordinary ones, those take over for a
+// while, for longer each time.
 //
 // With config.cost_model false every draft is verified. Deterministic; one thread, the engine's.
 class DraftBudget {
@@ -127,6 +128,7 @@ class DraftBudget {
   int interval(int sequences, int64_t kv_tokens) const;
   void sort_into_bins(std::span<DraftTree* const> trees);
   Choice choose(int sequences, int other_rows, int64_t kv_tokens, int max_drafts) const;
+  void widen(int sequences, int other_rows, int64_t kv_tokens, int max_drafts, Choice& choice);
   void prune(std::span<DraftTree* const> trees, int drafts);
   void follow(uint64_t sequence, const DraftTree& tree, bool verifying);
   void judge(Followed& followed, bool ended);
@@ -149,6 +151,8 @@ class DraftBudget {
   int since_ordinary_ = 0;   // steps since one was last measured
   int since_probe_ = 48;     // steps since ordinary ones were ordered to measure a new size; not at once
   int ordinary_run_ = 0;     // ordinary steps without a break
+  int since_wide_ = 0;       // steps with drafts since a wider one than seemed best
+  bool widening_ = false;
   uint64_t thresholds_ = 0;
 
   Rate promised_;  // of decisions, also those of the shadow: the mode follows it

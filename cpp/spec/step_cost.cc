@@ -103,7 +103,8 @@ StepCost::Table StepCost::fit(std::span<const StepMeasurement> measurements,
   for (size_t i = 0; i < n; ++i)
     for (int t = 0; t < kTerms; ++t) x[i][t] = scale[t] > 0 ? x[i][t] / scale[t] : 0;
 
-  std::vector<double> sum(knots), weight(knots);
+  std::vector<double> sum(knots), weight(knots), trust(n);
+  for (size_t i = 0; i < n; ++i) trust[i] = 1 / (measurements[i].seconds * measurements[i].seconds);
   const auto terms = [&](size_t i) {
     double total = 0;
     for (int t = 0; t < kTerms; ++t) total += coefficient[t] * x[i][t];
@@ -114,9 +115,8 @@ StepCost::Table StepCost::fit(std::span<const StepMeasurement> measurements,
     std::fill(weight.begin(), weight.end(), 0.0);
     for (size_t i = 0; i < n; ++i) {
       const size_t k = place[padded_rows[i]];
-      const double w = 1 / (measurements[i].seconds * measurements[i].seconds);
-      sum[k] += w * (measurements[i].seconds - terms(i));
-      weight[k] += w;
+      sum[k] += trust[i] * (measurements[i].seconds - terms(i));
+      weight[k] += trust[i];
     }
     for (size_t k = 0; k < knots; ++k) table.base[k] = std::max(0.0, sum[k] / weight[k]);
     make_non_decreasing(table.base, weight);
@@ -146,6 +146,12 @@ void StepCost::set_measurements(std::span<const StepMeasurement> measurements) {
     std::vector<int> rows;
     for (const StepMeasurement& m : measurements) {
       if (m.kind != kind || m.size.rows < 1 || !(m.seconds > 0)) continue;
+      const auto same = std::find_if(mine.begin(), mine.end(),
+                                     [&m](const StepMeasurement& other) { return other.size == m.size; });
+      if (same != mine.end()) {
+        same->seconds = std::min(same->seconds, m.seconds);
+        continue;
+      }
       mine.push_back(m);
       rows.push_back(padded(kind, m.size.rows));
     }

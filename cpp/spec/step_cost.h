@@ -18,6 +18,8 @@ struct StepSize {
   int rows = 0;           // tokens computed
   int sequences = 0;      // they belong to
   int64_t kv_tokens = 0;  // sum over the sequences of the tokens that they attend to
+
+  bool operator==(const StepSize&) const = default;
 };
 
 struct StepMeasurement {
@@ -41,7 +43,8 @@ class StepCost {
   void set_padding(StepKind kind, std::vector<int> sizes);
   int padded(StepKind kind, int rows) const;
 
-  // Replaces tables and corrections. Measurements without rows or of no duration are passed over.
+  // Replaces tables and corrections. Of several measurements of one size the shortest counts; those without
+  // rows or of no duration are passed over.
   void set_measurements(std::span<const StepMeasurement> measurements);
 
   // A step of the running engine. Outliers (a machine that was descheduled) do no harm as long as they are

@@ -225,6 +225,22 @@ TEST(DraftBudget, MeasuresOrdinaryStepsOfEverySize) {
   }
 }
 
+// Start-up was disturbed while it measured wide steps: they seem to cost five times what they do.
+TEST(DraftBudget, TriesWiderSteps) {
+  World world = gpu_world(1);
+  world.runs_ahead = false;
+  world.first_guess = easy_text;
+  StepCost cost;
+  std::vector<StepMeasurement> disturbed = measure(world, 0.0);
+  for (StepMeasurement& m : disturbed)
+    if (m.size.rows > 2) m.seconds *= 5;
+  cost.set_measurements(disturbed);
+  DraftBudget budget({}, &cost, false);
+  Engine engine(world);
+  engine.run(1500, budget);
+  EXPECT_GE(engine.run(1000, budget).speedup(), 0.95 * best_fixed(world, 500));
+}
+
 TEST(DraftBudget, DraftingIsRareWhileItDoesNotPay) {
   World world = gpu_world(256);
   world.first_guess = hard_text;
