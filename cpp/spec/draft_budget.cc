@@ -22,8 +22,10 @@ constexpr int kMeasured = 3, kProbeDistance = 64;
 // One of so many speculative steps may be wider than what seems best, if no step of that width was measured
 // yet.
 constexpr int kWidenDistance = 32;
-// Steps that the guard looks at together, and the shortest and longest stretch without drafts that it orders.
-constexpr double kGuardSteps = 256;
+// What the guard looks at together: steps of up to four sequences, or as many fewer as they have more (many
+// sequences tell as much in one step as one does in many). The shortest and longest stretch without drafts
+// that it orders.
+constexpr double kGuardSteps = 256, kGuardSequences = 4, kGuardMostAtOnce = 32;
 constexpr int kMinPenalty = 64, kMaxPenalty = 8192;
 // Statistics look back so many steps.
 constexpr double kStatsSteps = 500;
@@ -343,10 +345,11 @@ int DraftBudget::probe_steps() const { return kMeasured + (runs_ahead_ ? kUnstea
 
 void DraftBudget::force_ordinary(int steps) { forced_ordinary_ = std::max(forced_ordinary_, steps); }
 
-void DraftBudget::guard(double taken, double without) {
+void DraftBudget::guard(int sequences, double taken, double without) {
   guarded_.seconds += taken;
   guarded_.base_seconds += without;
-  if (++guarded_.weight < kGuardSteps) return;
+  guarded_.weight += std::clamp(sequences / kGuardSequences, 1.0, kGuardMostAtOnce);
+  if (guarded_.weight < kGuardSteps) return;
   if (guarded_.speedup() < 0.995) {
     penalty_ = std::clamp(2 * penalty_, kMinPenalty, kMaxPenalty);
     force_ordinary(penalty_);
@@ -391,7 +394,7 @@ void DraftBudget::observe(const StepOutcome& step) {
   total_without_ += without;
   stats_.realised_speedup = realised_.speedup();
   stats_.total_speedup = total_without_ / total_seconds_;
-  if (config_.cost_model && speculative) guard(taken, without);
+  if (config_.cost_model && speculative) guard(step.decoding, taken, without);
 }
 
 }  // namespace taco

@@ -62,8 +62,8 @@ struct BudgetStats {
 // each change drains the device.
 //
 // Guards against a wrong model of time: now and then a few ordinary steps are made to measure them, or a step
-// wider than what seems best; and when a few hundred steps lost against ordinary ones, those take over for a
-// while, for longer each time.
+// wider than what seems best; and when a few hundred steps (of many sequences: a dozen) lost against ordinary
+// ones, those take over for a while, for longer each time.
 //
 // With config.cost_model false every draft is verified. Deterministic; one thread, the engine's.
 class DraftBudget {
@@ -134,7 +134,7 @@ class DraftBudget {
   void judge(Followed& followed, bool ended);
   int probe_steps() const;
   void force_ordinary(int steps);
-  void guard(double taken, double without);
+  void guard(int sequences, double taken, double without);
 
   const SpeculationConfig config_;
   StepCost* cost_;
