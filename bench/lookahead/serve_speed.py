@@ -197,12 +197,14 @@ def main() -> int:
                 for task in wanted:
                     measure_task(task, test[task][: args.requests], off, on, name, args, result)
             mixed = [row for group in zip(*test.values(), strict=False) for row in group]
+            # No request comes twice before all have come: the cache remembers.
+            served = dict.fromkeys(["mixed", *test], 0)
             for batch in (int(word) for word in args.batch.split(",")):
                 if batch == 1:
                     continue
                 groups = {"mixed": mixed} | (test if args.each_task else {})
                 for group, rows in groups.items():
-                    measure_batch(batch, group, rows, off, on, name, args, result)
+                    measure_batch(batch, group, rows, served, off, on, name, args, result)
             result["metrics"] = [
                 line for line in on.get("/metrics")[1].splitlines() if "specul" in line and "#" not in line
             ]
@@ -252,6 +254,7 @@ def measure_batch(
     batch: int,
     group: str,
     rows: Sequence[Stream],
+    served: dict[str, int],
     off: Server,
     on: Server,
     name: str,
@@ -260,8 +263,8 @@ def measure_batch(
 ) -> None:
     rounds = []
     for number in range(args.repeats):
-        first = number * 2 * batch
-        part = [rows[(first + i) % len(rows)] for i in range(2 * batch)]
+        part = [rows[(served[group] + i) % len(rows)] for i in range(2 * batch)]
+        served[group] += 2 * batch
         order = (off, on) if number % 2 == 0 else (on, off)
         found = {server: in_flight(server, name, part, batch, args.max_tokens) for server in order}
         rounds.append((found[off], found[on]))
