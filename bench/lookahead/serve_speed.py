@@ -197,12 +197,16 @@ def main() -> int:
                 for task in wanted:
                     measure_task(task, test[task][: args.requests], off, on, name, args, result)
             mixed = [row for group in zip(*test.values(), strict=False) for row in group]
-            # No request comes twice before all have come: the cache remembers.
+            # No request comes twice before all have come, as the cache remembers: tasks on their own begin at
+            # the other end.
+            alone = {task: list(reversed(part)) for task, part in test.items()}
             served = dict.fromkeys(["mixed", *test], 0)
+            if "1" in args.batch.split(","):
+                served["mixed"] = args.requests * len(test)
             for batch in (int(word) for word in args.batch.split(",")):
                 if batch == 1:
                     continue
-                groups = {"mixed": mixed} | (test if args.each_task else {})
+                groups = {"mixed": mixed} | (alone if args.each_task else {})
                 for group, rows in groups.items():
                     measure_batch(batch, group, rows, served, off, on, name, args, result)
             result["metrics"] = [
