@@ -32,7 +32,7 @@ struct LayerWeights {
   // Instead of qkv, with latents: [q_a; kv_a] of x, then q of its latent or of x, and [k heads | v heads].
   std::unique_ptr<Linear> latents, q, kv;
   NormWeights q_latent_norm, kv_latent_norm;
-  NormWeights q_norm, k_norm;             // the spec's weight_offset is in the weights
+  NormWeights q_norm, k_norm;  // the spec's weight_offset is in the weights
   DeviceVector sinks, alibi_slopes;
   std::unique_ptr<Linear> ffn_in, ffn_out;  // ffn_in: [gate; up] or up. Of a mixture: the shared expert's
   std::unique_ptr<Linear> router;           // [router; shared_gate]

@@ -34,7 +34,8 @@ TEST(StepCost, FitsWhatWasMeasured) {
         << m.size.rows << " rows of " << m.size.sequences;
 }
 
-// Of three rounds of measurements, two in five took up to three times as long: some sizes had bad luck thrice.
+// Of three rounds of measurements, two in five took up to three times as long: some sizes had bad luck
+// thrice.
 TEST(StepCost, FitsThroughDisturbedMeasurements) {
   std::vector<StepMeasurement> found;
   uint32_t state = 1;
