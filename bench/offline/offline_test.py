@@ -1,6 +1,6 @@
 """The product document's offline test: `taco_llm bench throughput` under its old name.
 
-    python bench/offline/offline_test.py --model MODEL [--dataset FILE] [--num-prompts N] [engine flags]
+python bench/offline/offline_test.py --model MODEL [--dataset FILE] [--num-prompts N] [engine flags]
 """
 
 import sys
