@@ -15,6 +15,11 @@ inline int64_t blocks_for(int64_t num_tokens, int block_size) {
   return (num_tokens + block_size - 1) / block_size;
 }
 
+// Where the token at `position` has its K and V: block * block_size + offset in the block.
+inline int64_t slot_of(const BlockTable& table, int64_t position, int block_size) {
+  return int64_t{table[static_cast<size_t>(position / block_size)]} * block_size + position % block_size;
+}
+
 // Appends blocks until there are `num_blocks`. All or nothing: false, and nothing changed, if the pool has
 // too few.
 bool grow_table(BlockPool& pool, BlockTable& table, int64_t num_blocks);

@@ -17,8 +17,7 @@ bool is_generating(const SeqState& seq) { return seq.len() - seq.num_computed ==
 
 Speculator::Speculator(const SpeculationConfig& config, std::shared_ptr<Drafter> drafter, Executor& executor,
                        int max_num_batched_tokens)
-    : config_(config),
-      drafter_(std::move(drafter)),
+    : drafter_(std::move(drafter)),
       budget_(config, &cost_, executor.max_in_flight() > 1),
       meter_(config.lookahead.log_interval),
       vocab_size_(executor.vocab_size()),

@@ -52,7 +52,6 @@ class Speculator {
   void drop_drafts(const Scheduler& scheduler);
   void forget_ended();
 
-  SpeculationConfig config_;
   std::shared_ptr<Drafter> drafter_;
   StepCost cost_;
   DraftBudget budget_;

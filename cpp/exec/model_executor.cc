@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "cache/block_table.h"
 
 namespace taco {
 namespace {
@@ -87,6 +88,18 @@ size_t ModelExecutor::profile(std::shared_ptr<const Model> model, ModelExecutorC
   return before > after + kv ? before - after - kv : 0;
 }
 
+// For steps that nobody asked for: `blocks` blocks from number first_block on, around the end of the cache.
+Sequence ModelExecutor::made_up_sequence(int number, int length, int prompt_len, int64_t first_block,
+                                         int blocks) const {
+  Sequence seq;
+  seq.id = static_cast<SeqId>(number);
+  seq.prompt_len = prompt_len;
+  for (int t = 0; t < length; ++t) seq.tokens.push_back((t * 31 + number) % model_->spec.vocab_size);
+  for (int b = 0; b < blocks; ++b)
+    seq.blocks.push_back(static_cast<BlockId>((first_block + b) % config_.num_blocks));
+  return seq;
+}
+
 // The largest steps, so that all scratch memory has its final size and place, and whatever is loaded or tuned
 // at first use is. The cache holds nothing yet: sequences share its blocks.
 void ModelExecutor::warm_up() {
@@ -98,12 +111,8 @@ void ModelExecutor::warm_up() {
     for (int i = 0; i < count; ++i) {
       Sequence& seq = sequences[static_cast<size_t>(i)];
       const int own = std::min(length, total - i * length);
-      seq.id = static_cast<SeqId>(i);
+      seq = made_up_sequence(i, own, own, i, (own + bs - 1) / bs);
       seq.params = params;
-      seq.prompt_len = own;
-      for (int t = 0; t < own; ++t) seq.tokens.push_back((t * 31 + i) % model_->spec.vocab_size);
-      for (int b = 0; b < (own + bs - 1) / bs; ++b)
-        seq.blocks.push_back(static_cast<BlockId>((i + b) % config_.num_blocks));
       plan.seqs.push_back({.sequence = &seq, .start = 0, .count = own, .samplers = {&seq}});
       plan.num_tokens += own;
     }
@@ -139,12 +148,8 @@ double ModelExecutor::time_step(int sequences, int rows, int context) {
   StepPlan plan;
   for (int i = 0; i < sequences; ++i) {
     Sequence& seq = all[static_cast<size_t>(i)];
-    seq.id = static_cast<SeqId>(i);
+    seq = made_up_sequence(i, context + 1, context, int64_t{i} * blocks, blocks);
     seq.params = params;
-    seq.prompt_len = context;
-    for (int t = 0; t <= context; ++t) seq.tokens.push_back((t * 31 + i) % model_->spec.vocab_size);
-    for (int b = 0; b < blocks; ++b)
-      seq.blocks.push_back(static_cast<BlockId>((int64_t{i} * blocks + b) % config_.num_blocks));
     DraftTree& draft = drafts[static_cast<size_t>(i)];
     draft.reset(seq.tokens.back());
     for (int node = 1; node < rows; ++node)
@@ -453,10 +458,7 @@ void ModelExecutor::submit(const StepPlan& plan) {
       if (!part.step->draft) continue;
       DraftInFlight& draft = step.drafts.emplace_back(part.step->sequence->id, *part.step->draft);
       for (int32_t p = part.step->start; p < part.step->start + part.step->count; ++p)
-        draft.slots.push_back(
-            int64_t{part.step->sequence->blocks[static_cast<size_t>(p / config_.block_size)]} *
-                config_.block_size +
-            p % config_.block_size);
+        draft.slots.push_back(slot_of(part.step->sequence->blocks, p, config_.block_size));
     }
     if (sampling.on_host) {
       sample_on_host(sampling, step);

@@ -90,6 +90,7 @@ class ModelExecutor final : public Executor {
   };
 
   void warm_up();
+  Sequence made_up_sequence(int number, int length, int prompt_len, int64_t first_block, int blocks) const;
   Sampling sampling_of(const StepPlan& plan) const;
   bool can_replay(const StepPlan& plan, const Sampling& sampling) const;
   void run_ops(const DecoderBatch& batch, bool all_logits);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "cache/block_table.h"
 
 namespace taco {
 namespace {
@@ -71,7 +72,6 @@ const DecoderBatch& StepInputs::build(const StepPlan& plan, int64_t padded_rows,
 
   q_start_.assign(1, 0);
   kv_len_.clear();
-  has_sources_ = false;
   int64_t row = 0;
   int32_t max_kv_len = 1, max_q_len = 1;
   for (const SeqStep& step : plan.seqs) {
@@ -87,11 +87,10 @@ const DecoderBatch& StepInputs::build(const StepPlan& plan, int64_t padded_rows,
       const int32_t node = p - step.start, token = draft && node > 0 ? draft->token[node] : seq.tokens[p];
       const bool pending = token == kPendingToken;
       sources[row] = pending ? source_of(seq.id, static_cast<size_t>(row)) : -1;
-      has_sources_ |= pending;
       ids[row] = pending ? 0 : token;
       positions[row] = draft ? step.start + draft->depth[node] : p;
       if (tree_mask) tree_mask[row] = draft ? draft->ancestors[node] : ~uint64_t{0} >> (63 - node);
-      slots[row] = int64_t{seq.blocks[p / block_size_]} * block_size_ + p % block_size_;
+      slots[row] = slot_of(seq.blocks, p, block_size_);
     }
     q_start_.push_back(static_cast<int32_t>(row));
     kv_len_.push_back(end);

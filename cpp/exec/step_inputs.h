@@ -32,7 +32,6 @@ class StepInputs {
   int32_t* ids() const { return d_ids_; }
   // For each row the place of its token in the last step's results, or -1 where the host knows it.
   const int32_t* sources() const { return d_sources_; }
-  bool has_sources() const { return has_sources_; }
   // What the next build finds pending tokens by: the sequences in the order of this step's results.
   void set_results(std::vector<SeqId> order);
 
@@ -59,7 +58,6 @@ class StepInputs {
   std::shared_ptr<void> d_packed_, d_tables_, d_index_;
   size_t index_capacity_ = 0;  // bytes
   int32_t *d_ids_ = nullptr, *d_sources_ = nullptr, *d_sampled_ = nullptr;
-  bool has_sources_ = false;
   std::vector<SeqId> results_;
   std::unordered_map<SeqId, int32_t> place_;
   std::vector<int32_t> q_start_, kv_len_;  // for shape_

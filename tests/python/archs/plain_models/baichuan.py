@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .common import GatedMlp, PlainModel, RmsNorm, alibi_slopes, attend, frequencies, heads, rotate
+from .common import LlamaLayer, PlainModel, RmsNorm, alibi_slopes, attend, frequencies, heads, rotate
 
 
 class Attention(nn.Module):
@@ -29,24 +29,11 @@ class Attention(nn.Module):
         return self.o_proj(attend(q, k, v, slopes=self.slopes))
 
 
-class Layer(nn.Module):
-    def __init__(self, c: Any, alibi: bool) -> None:
-        super().__init__()
-        self.input_layernorm = RmsNorm(c.hidden_size, c.rms_norm_eps)
-        self.self_attn = Attention(c, alibi)
-        self.post_attention_layernorm = RmsNorm(c.hidden_size, c.rms_norm_eps)
-        self.mlp = GatedMlp(c.hidden_size, c.intermediate_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x))
-        return x + self.mlp(self.post_attention_layernorm(x))
-
-
 class Body(nn.Module):
     def __init__(self, c: Any, alibi: bool) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
-        self.layers = nn.ModuleList(Layer(c, alibi) for _ in range(c.num_hidden_layers))
+        self.layers = nn.ModuleList(LlamaLayer(c, Attention(c, alibi)) for _ in range(c.num_hidden_layers))
         self.norm = RmsNorm(c.hidden_size, c.rms_norm_eps)
 
     def forward(self, ids: Tensor) -> Tensor:

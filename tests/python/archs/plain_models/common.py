@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,6 +65,48 @@ class GatedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class LlamaLayer(nn.Module):
+    """Llama's layer, with its names, around any attention."""
+
+    def __init__(self, c: Any, attention: nn.Module) -> None:
+        super().__init__()
+        self.input_layernorm = RmsNorm(c.hidden_size, c.rms_norm_eps)
+        self.self_attn = attention
+        self.post_attention_layernorm = RmsNorm(c.hidden_size, c.rms_norm_eps)
+        self.mlp = GatedMlp(c.hidden_size, c.intermediate_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x))
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LlamaModel(PlainModel):
+    """Llama's model, with its names; ATTENTION makes a layer's attention of the config."""
+
+    ATTENTION: Callable[[Any], nn.Module]
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        super().__init__(fields)
+        c = self.c
+        layers = [LlamaLayer(c, type(self).ATTENTION(c)) for _ in range(c.num_hidden_layers)]
+        self.model = nn.ModuleDict(
+            {
+                "embed_tokens": nn.Embedding(c.vocab_size, c.hidden_size),
+                "layers": nn.ModuleList(layers),
+                "norm": RmsNorm(c.hidden_size, c.rms_norm_eps),
+            }
+        )
+        if not c.tie_word_embeddings:
+            self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+
+    def forward_ids(self, ids: Tensor) -> Tensor:
+        x = self.model["embed_tokens"](ids)
+        for layer in self.model["layers"]:
+            x = layer(x)
+        head = self.model["embed_tokens"] if self.c.tie_word_embeddings else self.lm_head
+        return self.model["norm"](x) @ head.weight.T
 
 
 def silu(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .common import (
-    GatedMlp,
+    LlamaModel,
     PlainModel,
     RmsNorm,
     attend,
@@ -38,20 +38,8 @@ class Attention(nn.Module):
         return self.o_proj(attend(rotate(q, inv_freq), rotate(k, inv_freq), v))
 
 
-class Layer(nn.Module):
-    def __init__(self, c: Any) -> None:
-        super().__init__()
-        self.input_layernorm = RmsNorm(c.hidden_size, c.rms_norm_eps)
-        self.self_attn = Attention(c)
-        self.post_attention_layernorm = RmsNorm(c.hidden_size, c.rms_norm_eps)
-        self.mlp = GatedMlp(c.hidden_size, c.intermediate_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x))
-        return x + self.mlp(self.post_attention_layernorm(x))
-
-
-class InternLMForCausalLM(PlainModel):
+class InternLMForCausalLM(LlamaModel):
+    ATTENTION = Attention
     DEFAULTS = dict(
         vocab_size=103168,
         hidden_size=4096,
@@ -65,26 +53,6 @@ class InternLMForCausalLM(PlainModel):
         bias=True,
         rotary=None,
     )
-
-    def __init__(self, fields: dict[str, Any]) -> None:
-        super().__init__(fields)
-        c = self.c
-        self.model = nn.ModuleDict(
-            {
-                "embed_tokens": nn.Embedding(c.vocab_size, c.hidden_size),
-                "layers": nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers)),
-                "norm": RmsNorm(c.hidden_size, c.rms_norm_eps),
-            }
-        )
-        if not c.tie_word_embeddings:
-            self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
-
-    def forward_ids(self, ids: Tensor) -> Tensor:
-        x = self.model["embed_tokens"](ids)
-        for layer in self.model["layers"]:
-            x = layer(x)
-        head = self.model["embed_tokens"] if self.c.tie_word_embeddings else self.lm_head
-        return self.model["norm"](x) @ head.weight.T
 
 
 class Attention2(nn.Module):
