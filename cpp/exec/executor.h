@@ -2,12 +2,17 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "sched/step_plan.h"
 
 namespace taco {
+
+struct Transfer;  // cache/transfer.h
+struct TransferResult;
 
 struct TokenLogprob {
   int32_t token;
@@ -41,7 +46,7 @@ struct StepOutput {
 struct KvCacheConfig {
   int block_size;
   int64_t num_blocks;
-  int64_t num_host_blocks = 0;  // swap space; 0: plans never swap
+  int64_t num_host_blocks = 0;  // swap space and the host tier of the prefix cache; 0: plans never swap
 };
 
 class Executor {
@@ -70,6 +75,18 @@ class Executor {
     submit(plan);
     return collect();
   }
+  // Whole blocks between tiers, beside the steps, on threads of the executor's own. A transfer begins after
+  // all steps submitted so far and after the transfer that it names in `after`; those of one direction begin
+  // in the order of these calls. A step that reads what a load writes, or writes what a store reads, names it
+  // in StepPlan::wait_for. A move that could not be made is said so in the result; nothing throws later.
+  virtual void begin(const Transfer& transfer) {
+    fail(ErrorCode::kInternal, "this executor moves no blocks");
+  }
+  // Appends what has finished since the last call; never waits.
+  virtual void finished(std::vector<TransferResult>& results) {}
+  // `wake` is called, from another thread, whenever a result is there. While nothing is begun.
+  virtual void on_finished(std::function<void()> wake) {}
+
   // Seconds that a step takes in which each of so many sequences computes `rows` rows (the drafts of one)
   // after `context` tokens; 0: not known, or too large. While nothing is submitted; what the cache holds is
   // lost.
