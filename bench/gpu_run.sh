@@ -4,7 +4,7 @@
 #   bash bench/gpu_run.sh                         all steps
 #   STEPS="build tests" bash bench/gpu_run.sh     some of them, in this order of the list below
 #
-# Steps: build tests sanitize kernels parity invariance workload perplexity.
+# Steps: build tests sanitize kernels parity fp8 invariance moe workload perplexity.
 # From the environment (each has a default or is left out):
 #   OUT         folder of the results: info.json, a log for each step, *.json, taco.jsonl   [build/gpu-run]
 #   BUILD       build folder                                                                [build/gpu]
@@ -20,7 +20,7 @@
 set -u
 cd "$(dirname "$0")/.."
 OUT=${OUT:-$PWD/build/gpu-run} BUILD=${BUILD:-$PWD/build/gpu} PYTHON=${PYTHON:-python3} ARCHS=${ARCHS:-90a}
-STEPS=${STEPS:-build tests sanitize kernels parity invariance workload perplexity}
+STEPS=${STEPS:-build tests sanitize kernels parity fp8 invariance moe workload perplexity}
 QUANT=${QUANT-,fp8} MODEL_SHAPE=${MODEL_SHAPE:-llama3-8b}
 JOBS=${JOBS:-$(nproc)}
 mkdir -p "$OUT"
@@ -121,6 +121,8 @@ for one in $STEPS; do
       done
       ;;
     parity) step parity 180 bash -c parity ;;
+    fp8) step fp8 120 "$PYTHON" tests/python/loading/device_fp8.py cuda "$OUT/fp8.json" ;;
+    moe) step moe 180 "$PYTHON" bench/offline/moe_step.py --out "$OUT/moe.json" ;;
     invariance) step invariance 180 bash -c invariance ;;
     workload)
       if [ -z "${WORKLOAD:-}" ]; then echo "workload: left out, WORKLOAD names no workload.py"; continue; fi
@@ -140,6 +142,8 @@ done
 echo
 grep -h "pass, worst" "$OUT/parity.log" 2>/dev/null
 grep -h "different_tokens" "$OUT/invariance.log" 2>/dev/null
+grep -h "pass on" "$OUT/fp8.log" 2>/dev/null
+grep -h -e "^|" -e "^copy" "$OUT/moe.log" 2>/dev/null
 cat "$OUT/perplexity.log" 2>/dev/null
 if [ -n "${WORKLOAD:-}" ] && ls "$OUT"/*.jsonl > /dev/null 2>&1; then "$PYTHON" "$WORKLOAD" "$OUT"/*.jsonl; fi
 [ ${#FAILED[@]} = 0 ] && echo "all steps ok; results in $OUT" || echo "failed: ${FAILED[*]}"

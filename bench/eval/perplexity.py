@@ -1,12 +1,13 @@
 """Perplexity of one checkpoint in several dtypes, and their ratio to float32.
 
     python bench/eval/perplexity.py MODEL --text FILE [--dtypes float32,bfloat16,fp8] [--tokens 16384] \\
-        [--window 1024] [--device cpu|cuda]
+        [--window 1024] [--device cpu|cuda] [--ids FILE.npy]
 
 MODEL: a folder or a GGUF file. A quantised GGUF is measured as it is stored under "bfloat16" (unquantised
 matrices in bfloat16) and dequantised exactly under "float32". "fp8" (CUDA) is bfloat16 with the products'
-weights quantised to FP8. The text is cut into windows that do not
-overlap; the first token of each window is not counted.
+weights quantised to FP8. The text is cut into windows that do not overlap; the first token of each window is
+not counted. --ids: the tokens, or where to write them if the file does not exist. With a text beside
+them they are compared with what the tokenizer makes of it: other tokens have another perplexity.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from taco_llm import _core, cuda
 from taco_llm.loading import load_model, resolve
+from taco_llm.loading.checkpoint import Checkpoint
 from taco_llm.tokenizer import load_tokenizer
 from tqdm import tqdm
 
@@ -52,12 +54,34 @@ def perplexity(model: _core.Model, tokens: list[int], window: int, label: str) -
     return math.exp(total / count)
 
 
+def read_tokens(args: argparse.Namespace, checkpoint: Checkpoint) -> list[int]:
+    """The first args.tokens of the text or of the file of tokens."""
+    stored = np.load(args.ids).tolist()[: args.tokens] if args.ids and args.ids.exists() else None
+    if args.text is None:
+        if stored is None:
+            sys.exit("--text FILE is needed, or --ids with a file that exists")
+        return stored
+    text = args.text.read_text(encoding="utf-8")[: args.tokens * 8]
+    tokens = load_tokenizer(checkpoint).encode(text, add_special_tokens=False)[: args.tokens]
+    if stored is not None and stored != tokens:
+        same = sum(a == b for a, b in zip(stored, tokens, strict=False))
+        print(
+            f"the tokenizer makes {len(tokens)} tokens, {args.ids} has {len(stored)}: {same} agree",
+            flush=True,
+        )
+        return stored
+    if args.ids and stored is None:
+        np.save(args.ids, np.array(tokens, np.int32))
+    return tokens
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model")
-    parser.add_argument("--text", required=True, type=Path)
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--ids", type=Path, help="int32 .npy")
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--window", type=int, default=1024)
@@ -69,10 +93,7 @@ def main() -> None:
     else:
         backend = _core.Backend(device, plugin=str(cuda.plugin_path()), cublaslt=cuda.cublaslt_path())
     checkpoint = resolve(args.model)
-    text = args.text.read_text(encoding="utf-8")
-    tokens = load_tokenizer(checkpoint).encode(text[: args.tokens * 8], add_special_tokens=False)[
-        : args.tokens
-    ]
+    tokens = read_tokens(args, checkpoint)
     reference = None
     for dtype in args.dtypes.split(","):
         fp8 = dtype == "fp8"

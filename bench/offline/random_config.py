@@ -27,6 +27,13 @@ LLAMA = {
     "eos_token_id": 1,
 }
 
+MIXTRAL = {
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+}
+
 
 def shape(
     hidden: int, layers: int, heads: int, kv_heads: int, inner: int, vocab: int, **other: Any
@@ -49,7 +56,9 @@ SHAPES = {
     "llama3.2-1b": shape(2048, 16, 32, 8, 8192, 128256, tie_word_embeddings=True),
     "llama2-7b": shape(4096, 32, 32, 32, 11008, 32000, rope_theta=10000.0, max_position_embeddings=4096),
     "llama3-70b": shape(8192, 80, 64, 8, 28672, 128256),
+    "mixtral-8x7b": shape(4096, 32, 32, 8, 14336, 32000, rope_theta=1e6, **MIXTRAL),
     "tiny": shape(256, 2, 4, 2, 512, 8192),
+    "tiny-moe": shape(256, 2, 4, 2, 512, 8192, **MIXTRAL),
 }
 
 
