@@ -12,7 +12,6 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <vector>
 
 namespace taco {
 
@@ -46,15 +45,6 @@ class Sha256 {
 Digest sha256(std::span<const uint8_t> bytes);
 inline Digest sha256(std::string_view text) { return Sha256().update(text).finish(); }
 
-namespace sha256_kernels {
-
-// Adds `count` blocks of 64 bytes to the state: eight words, FIPS 180-4, 6.2.2.
-using Compress = void (*)(uint32_t* state, const uint8_t* blocks, size_t count);
-void compress_portable(uint32_t* state, const uint8_t* blocks, size_t count);
-// Those that this machine can run, the fastest last. For tests; Sha256 uses the last.
-std::vector<Compress> available();
-
-}  // namespace sha256_kernels
 }  // namespace taco
 
 template <>

@@ -5,6 +5,8 @@
 #include <random>
 #include <unordered_set>
 
+#include "base/digest_kernels.h"
+
 namespace taco {
 namespace {
 
