@@ -157,6 +157,7 @@ const StepPlan& Scheduler::reserve(const Proposal& proposal) {
   plan.swap_out.clear();
   plan.swap_in.clear();
   plan.copies.clear();
+  plan.wait_for.clear();
   plan.num_tokens = proposal.num_tokens;
   plan.has_trees = proposal.has_trees;
   flight.undo.clear();

@@ -37,6 +37,9 @@ struct StepPlan {
   std::vector<BlockCopy> copies;    // device -> device (copy on write)
   std::vector<SeqStep> seqs;
   int32_t num_tokens = 0;  // sum of counts
+  // Transfers (cache/transfer.h) that the step must not overtake: loads, of which it reads what they write,
+  // layer by layer, and stores, of which it overwrites what they read, before anything else.
+  std::vector<uint64_t> wait_for;
   // Whether a draft is no chain: then no sequence has more than DraftTree::kMaxNodes rows.
   bool has_trees = false;
 };
