@@ -1,0 +1,47 @@
+// Moves of whole KV blocks between tiers (device, host memory, disk), beside the steps. Plain data: made by
+// the prefix cache, carried out by an executor.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/digest.h"
+#include "cache/block_id.h"
+
+namespace taco {
+
+enum class TransferKind : uint8_t {
+  kStore,  // device -> host
+  kLoad,   // host -> device
+  kWrite,  // host -> disk
+  kRead,   // disk -> host
+};
+
+struct DiskMove {
+  BlockId host;
+  int64_t slot;
+};
+
+// What a slot on disk holds: a block's tokens, and its key (cache/block_key.h) made from the one before,
+// which is the root digest for a first block.
+struct DiskRecord {
+  Digest root, parent, key;
+  std::vector<int32_t> tokens;
+};
+
+struct Transfer {
+  uint64_t id = 0;  // from 1; no two in an executor's life are equal
+  TransferKind kind = TransferKind::kStore;
+  std::vector<BlockMove> moves;     // kStore, kLoad
+  std::vector<DiskMove> disk;       // kWrite, kRead
+  std::vector<DiskRecord> records;  // of `disk`: to write, or the keys that are expected
+  uint64_t after = 0;  // begins when that transfer has finished, whatever became of it; 0: at once
+};
+
+struct TransferResult {
+  uint64_t id = 0;
+  double seconds = 0;           // that the copies took, from the first to the last
+  std::vector<uint8_t> failed;  // per move: 1 if it was not made; empty: all were
+};
+
+}  // namespace taco
