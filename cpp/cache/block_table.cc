@@ -9,7 +9,7 @@ namespace taco {
 bool grow_table(BlockPool& pool, BlockTable& table, int64_t num_blocks) {
   int64_t missing = num_blocks - static_cast<int64_t>(table.size());
   if (missing <= 0) return true;
-  if (missing > pool.num_free()) return false;
+  if (missing > pool.num_available()) return false;
   for (; missing > 0; --missing) table.push_back(pool.allocate());
   return true;
 }

@@ -20,8 +20,8 @@ inline int64_t slot_of(const BlockTable& table, int64_t position, int block_size
   return int64_t{table[static_cast<size_t>(position / block_size)]} * block_size + position % block_size;
 }
 
-// Appends blocks until there are `num_blocks`. All or nothing: false, and nothing changed, if the pool has
-// too few.
+// Appends blocks until there are `num_blocks`. All or nothing: false, and nothing changed, if too few
+// are available.
 bool grow_table(BlockPool& pool, BlockTable& table, int64_t num_blocks);
 
 // Gives back the blocks after the first `num_blocks`, the last first: taking as many again gives the same
@@ -36,7 +36,8 @@ BlockTable fork_table(BlockPool& pool, const BlockTable& table, int64_t num_bloc
 int64_t num_shared(const BlockPool& pool, const BlockTable& table, int64_t first, int64_t last);
 
 // Makes the blocks [first, last) of the table writable; what must be copied is appended to `copies`.
-// The pool must have num_shared(...) free blocks.
+// As many as num_shared(...) must be available, besides shared
+// ones that thereby become idle: the copies read those.
 void make_writable(BlockPool& pool, BlockTable& table, int64_t first, int64_t last,
                    std::vector<BlockCopy>& copies);
 

@@ -74,6 +74,67 @@ TEST(BlockPool, CopyOnWrite) {
   EXPECT_EQ(pool.make_writable(block), block);
 }
 
+// Keeps what it is told to, and gives up what became idle first.
+struct OldestFirst : BlockKeeper {
+  explicit OldestFirst(BlockPool& pool) : pool(pool) { pool.set_keeper(this); }
+  ~OldestFirst() override { pool.set_keeper(nullptr); }
+  void let_go(BlockId block) override { idle.push_back(block); }
+  void taken(BlockId block) override { std::erase(idle, block); }
+  void give_up_one() override {
+    BlockId block = idle.front();
+    idle.erase(idle.begin());
+    pool.unkeep(block);
+  }
+  BlockPool& pool;
+  std::vector<BlockId> idle;
+};
+
+TEST(BlockPool, KeptBlocksAreIdleUntilTakenOrGivenUp) {
+  BlockPool pool(3);
+  OldestFirst keeper(pool);
+  for (BlockId block = 0; block < 3; ++block) EXPECT_EQ(pool.allocate(), block);
+  pool.keep(0);
+  pool.keep(1);
+  EXPECT_EQ(pool.ref_count(1), 2);
+  EXPECT_EQ(pool.num_users(1), 1);
+  EXPECT_EQ(code_of([&] { pool.keep(1); }), ErrorCode::kInternal);
+  EXPECT_EQ(code_of([&] { pool.unkeep(2); }), ErrorCode::kInternal);
+  EXPECT_EQ(code_of([&] { pool.allocate(); }), ErrorCode::kResourceExhausted);
+
+  EXPECT_FALSE(pool.release(1));
+  EXPECT_FALSE(pool.release(0));
+  EXPECT_TRUE(pool.is_idle(0) && pool.is_kept(0));
+  EXPECT_EQ(code_of([&] { pool.release(0); }), ErrorCode::kInternal);  // the keeper's hold is not ours to end
+  EXPECT_EQ(keeper.idle, (std::vector<BlockId>{1, 0}));
+  EXPECT_EQ(pool.num_idle(), 2);
+  EXPECT_EQ(pool.num_used(), 1);
+
+  pool.retain(0);
+  EXPECT_EQ(keeper.idle, (std::vector<BlockId>{1}));
+  EXPECT_EQ(pool.num_available(), 1);
+  EXPECT_TRUE(pool.release(2));
+  EXPECT_EQ(pool.allocate(), 2);  // free ones first
+  EXPECT_EQ(pool.allocate(), 1);
+  EXPECT_FALSE(pool.is_kept(1));
+  pool.unkeep(0);  // its user stays
+  EXPECT_EQ(pool.num_users(0), 1);
+  EXPECT_TRUE(pool.release(0));
+  EXPECT_TRUE(keeper.idle.empty());
+}
+
+TEST(BlockPool, AWriterOfAKeptBlockGetsACopy) {
+  BlockPool pool(2);
+  OldestFirst keeper(pool);
+  BlockId block = pool.allocate();
+  pool.keep(block);
+  EXPECT_TRUE(pool.is_shared(block));
+  EXPECT_EQ(pool.make_writable(block), 1);
+  EXPECT_EQ(keeper.idle, (std::vector<BlockId>{block}));
+  EXPECT_EQ(pool.num_idle(), 1);
+  pool.unkeep(block);
+  EXPECT_EQ(pool.num_free(), 1);
+}
+
 // The pool against a map of reference counts and a stack, written down as plainly as can be.
 class RandomOperations : public testing::TestWithParam<int> {};
 

@@ -1,0 +1,196 @@
+// The prefix cache: KV blocks that are kept for the tokens in them, in up to three tiers (device, host
+// memory, disk).
+//
+// It is a tree. An entry is one full block of tokens, a child of the entry of the block before; what stands
+// first in a sequence is a child of a root, which is named by a digest of all else that K and V depend on
+// (model, LoRA, tenant, ...). An entry exists for as long as some tier holds its block. The cache is one more
+// holder of device blocks (BlockKeeper); blocks that only it holds are idle, and given up in the order in
+// which their last users left.
+//
+// What the invariants rest on:
+// * An entry's parent exists; on the device, too, if the entry is on the device.
+// * Who is attached to an entry holds the cache's own device blocks for it and for all entries above it. So
+//   everything below an idle block is idle. Tables are released from their end (release_table does).
+// * Device blocks of an entry are never written. A sequence that ends in the middle of one (the tail) gets a
+// copy
+//   (make_writable) before it writes.
+//
+// The order of calls, by the engine thread alone:
+//
+//   match ... fetch ...            before a step is planned, or while
+//   [ attach of all admitted, then every other allocation of the step; take_evictions ]   in this order: an
+//                                  allocation before an attach may give up what the match had counted on
+//   submit to the executor, or rolled_back(step)
+//   maintain, take_transfers       and Executor::begin of these, in order
+//   stepped(step), publish         when the step was collected
+//   finished                       whenever a transfer was
+//
+// Between the brackets nothing else of this class is called but match().
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/digest.h"
+#include "cache/block_key.h"
+#include "cache/block_pool.h"
+#include "cache/block_table.h"
+#include "cache/prefix_cache_stats.h"
+#include "cache/transfer.h"
+
+namespace taco {
+
+using EntryId = int32_t;
+constexpr EntryId kNoEntry = -1;
+
+struct PrefixCacheConfig {
+  int block_size = 16;  // tokens
+  // Bytes of one block in all layers: what a transfer moves.
+  size_t block_bytes = 0;
+  // The host tier: blocks [first_host_block, first_host_block + num_host_blocks) of the executor's; 0: there
+  // is none.
+  int64_t first_host_block = 0;
+  int64_t num_host_blocks = 0;
+  // The disk tier: slots [0, num_disk_blocks); 0: there is none. It needs a host tier.
+  int64_t num_disk_blocks = 0;
+  // Blocks that fewer requests used are not worth a copy in a lower tier.
+  int min_accesses = 1;
+  // At most so many idle blocks stay on the device; -1: as many as there is room for. Held at each
+  // maintain().
+  int64_t max_idle_blocks = -1;
+  // For the scheduler: a request may be admitted while its fetch is still loading (see attach).
+  bool lazy = true;
+};
+
+class PrefixCache final : public BlockKeeper {
+ public:
+  // `device` must outlive the cache. Throws kInvalidArgument.
+  PrefixCache(const PrefixCacheConfig& config, BlockPool& device);
+  ~PrefixCache() override;
+  PrefixCache(const PrefixCache&) = delete;
+  PrefixCache& operator=(const PrefixCache&) = delete;
+  const PrefixCacheConfig& config() const;
+
+  // -- Looking
+
+  struct Match {
+    int32_t device_blocks = 0;   // full blocks on the device, from the first on
+    int32_t loading_blocks = 0;  // after these: on their way to the device (attach takes them if told to)
+    int32_t lower_blocks = 0;    // after these: on the host or on disk only (see fetch)
+    int32_t tail_tokens =
+        0;  // after device_blocks: tokens of one more block on the device, which is to be shared
+    // Of device_blocks, loading_blocks and the tail: those that are idle. An attach takes so many (without
+    // those of loading_blocks, `loading_idle`, if it is not told to take them) out of
+    // BlockPool::num_available(). The tail's is available again only when the step has been submitted; its
+    // copy takes one more.
+    int32_t idle_blocks = 0;
+    int32_t loading_idle = 0;
+    // Tokens that an attach spares the sequence: with loading ones, and without.
+    int32_t tokens(int block_size, bool loading) const {
+      return (device_blocks + (loading ? loading_blocks : 0)) * block_size +
+             (loading && loading_blocks > 0 ? 0 : tail_tokens);
+    }
+  };
+  // What is there of the first `max_tokens` of `tokens` (prompt_len - 1: one must be computed). Changes
+  // nothing.
+  Match match(const Digest& root, std::span<const int32_t> tokens, int32_t max_tokens) const;
+
+  // -- Using
+
+  // A sequence's place in the tree: the entries of the first `blocks` blocks in its table. Copied when a
+  // sequence forks (its sibling must hold the same blocks).
+  struct Attachment {
+    Digest root;
+    EntryId last = kNoEntry;
+    uint32_t generation = 0;
+    int32_t blocks = 0;
+    uint64_t epoch = 0;
+    bool detached = true;  // publishes nothing
+    bool counted =
+        false;  // its lookup is in the statistics; stays when it is attached again after a preemption
+  };
+  // Appends the blocks that match() found to the (empty) table and holds them: the full ones on the device,
+  // then the loading ones if `loading` (their transfers are appended to wait_for: the step must wait for
+  // them), else the tail. Returns the tokens that need not be computed, which is num_computed of the
+  // sequence. Counts the lookup and an access of each entry, the first time. With max_tokens = 0 it takes
+  // nothing (prompt logprobs are wanted: all must be computed), but the sequence will publish.
+  int32_t attach(const Digest& root, std::span<const int32_t> tokens, int32_t max_tokens, bool loading,
+                 BlockTable& table, Attachment& attachment, std::vector<uint64_t>& wait_for);
+  // The first `full_blocks` blocks of the table are full of committed tokens, which are the first of
+  // `tokens`: enters those that the sequence is not attached to yet. Where the cache has a block of the same
+  // tokens on the device, the table gets that one in exchange. Cheap when there is nothing new.
+  void publish(std::span<const int32_t> tokens, int32_t full_blocks, BlockTable& table,
+               Attachment& attachment);
+  // Forgets everything. Blocks in use stay with their sequences, which publish nothing more. (What stands on
+  // disk is overwritten in time; a restart may find some of it.)
+  void reset();
+
+  // -- Fetching: from lower tiers to the device
+
+  enum class Fetch {
+    kNone,     // nothing to fetch, or computing is faster
+    kNoRoom,   // not now: ask again after another step
+    kStarted,  // `id` says which
+  };
+  // Starts to bring the blocks behind the device's to the device, as many as are worth it. Takes only device
+  // blocks that are free or idle with a copy in a lower tier, and leaves `spare` blocks available. Holds what
+  // it takes, and what is above on the device, until it is done; then these are the newest of the idle
+  // blocks. If others fetch the same blocks, it waits with them.
+  Fetch fetch(const Digest& root, std::span<const int32_t> tokens, int32_t max_tokens, int64_t spare,
+              double now, uint64_t& id);
+  // Seconds until the fetch is done, as estimated; 0: it is done, or failed, or was cancelled: the request
+  // computes what match() does not find then. Infinity while something must still be read from disk: only
+  // then an attach with `loading` would not get all of it.
+  double remaining(uint64_t id, double now) const;
+  // The request has ended: what has not begun does not begin any more.
+  void cancel_fetch(uint64_t id);
+
+  // -- Moving
+
+  // What this step's allocations gave up and is worth keeping: the step (number `step`) stores it before all
+  // else. Transfers that still read blocks that were given up: the step waits for them.
+  void take_evictions(uint64_t step, std::vector<BlockMove>& swap_out, std::vector<uint64_t>& wait_for);
+  // The step was rolled back after take_evictions, and was not submitted.
+  void rolled_back(uint64_t step);
+  // The step, and all before it, have been collected: what they stored may be written to disk.
+  void stepped(uint64_t step);
+  // Once for each step, and when a transfer has finished: makes transfers ahead (stores of idle blocks that
+  // would be given up next, writes, the next stages of fetches), and trims idle blocks.
+  void maintain(double now);
+  // Transfers to be begun now, in this order, after the step at hand was submitted.
+  void take_transfers(std::vector<Transfer>& transfers);
+  void finished(const TransferResult& result, double now);
+  // Whether a transfer is out: blocks may still be held by it when no request is left.
+  bool busy() const;
+  // A step computed so many tokens of prompts in so many seconds: what a fetch competes with.
+  void measured_prefill(int64_t tokens, double seconds);
+  // At start, before anything else: what the disk has. Untrusted: records that are not whole, come twice,
+  // have no parent, or whose keys are not those of their tokens are ignored (their slots are overwritten in
+  // time). Returns how many were taken.
+  int64_t restore(std::span<const std::pair<int64_t, DiskRecord>> records);
+  // No more writes and reads: the disk failed. Entries that were only there are dropped.
+  void drop_disk();
+
+  // -- Reporting
+
+  PrefixCacheStats stats() const;
+  // The most used prefixes, the deepest entry of each. O(entries).
+  std::vector<HotPrefix> hottest(int count) const;
+  // Throws kInternal if an invariant does not hold. O(entries): for tests, and TACO_CHECK_STEPS.
+  void check() const;
+
+  // BlockKeeper, for the pool.
+  void let_go(BlockId block) override;
+  void taken(BlockId block) override;
+  void give_up_one() override;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace taco
