@@ -106,10 +106,10 @@ void bind_budget(nb::module_& m) {
       .def(nb::init<const SpeculationConfig&, StepCost, bool>(), "config"_a, "cost"_a, "runs_ahead"_a)
       .def(
           "next",
-          [](Budget& self, int sequences, int64_t kv_tokens) {
-            return mode_name(self.budget.next(sequences, kv_tokens));
+          [](Budget& self, int sequences, int64_t kv_tokens, int other_rows) {
+            return mode_name(self.budget.next(sequences, kv_tokens, other_rows));
           },
-          "sequences"_a, "kv_tokens"_a)
+          "sequences"_a, "kv_tokens"_a, "other_rows"_a = 0)
       .def(
           "threshold",
           [](Budget& self, int sequences, int64_t kv_tokens) {
@@ -145,18 +145,20 @@ void bind_budget(nb::module_& m) {
       .def(
           "observe",
           [](Budget& self, bool speculative, int rows, int sequences, int64_t kv_tokens, int64_t tokens,
-             double seconds, double draft_seconds) {
+             double seconds, double draft_seconds, double hidden_draft_seconds, int other_rows) {
             StepOutcome step;
             step.kind = kind_of(speculative);
             step.size = {rows, sequences, kv_tokens};
             step.decoding = sequences;
             step.tokens = tokens;
+            step.other_rows = other_rows;
             step.seconds = seconds;
             step.draft_seconds = draft_seconds;
+            step.hidden_draft_seconds = hidden_draft_seconds;
             self.budget.observe(step);
           },
           "speculative"_a, "rows"_a, "sequences"_a, "kv_tokens"_a, "tokens"_a, "seconds"_a,
-          "draft_seconds"_a = 0.0)
+          "draft_seconds"_a = 0.0, "hidden_draft_seconds"_a = 0.0, "other_rows"_a = 0)
       .def_prop_ro("stats", &stats);
 }
 

@@ -29,28 +29,51 @@ Speculator::Speculator(const SpeculationConfig& config, std::shared_ptr<Drafter>
   measure(executor);
 }
 
-// What steps cost, before the first request: of a few sizes, for as long as start-up may take.
+// What steps cost, before the first request: small ones first, for as long as start-up may take. A device's
+// wide steps are what decides at many sequences, and cannot be guessed from narrow ones.
 void Speculator::measure(Executor& executor) {
-  constexpr double kBudget = 1.5, kAgain = 2.5;  // seconds since the beginning
+  struct Size {
+    int sequences, rows, context;
+  };
+  const bool device = executor.max_in_flight() > 1;
+  const double budget = device ? 4.0 : 1.5;  // seconds
+  std::vector<Size> sizes;
+  for (const int context : {128, 1024}) {
+    std::vector<Size> part;
+    for (const int sequences : {1, 4, 16, 64, 256})
+      for (const int rows : {1, 2, 4, 8, 16})
+        // At the longer context only what tells the price of it.
+        if (context == 128 ? rows * sequences <= 2048 : rows == 1 || rows == 8)
+          part.push_back({sequences, rows, context});
+    if (context == 128) part.push_back({64, 6, context});  // 384 rows: the next padded size after 256
+    std::stable_sort(part.begin(), part.end(), [](const Size& a, const Size& b) {
+      return a.sequences * a.rows < b.sequences * b.rows;
+    });
+    sizes.insert(sizes.end(), part.begin(), part.end());
+  }
+  // What small steps cost decides most, and what disturbs them passes.
+  for (int round = 0; round < 2; ++round)
+    for (const int sequences : {1, 4})
+      for (const int rows : {1, 2, 4, 8, 16}) sizes.push_back({sequences, rows, 128});
+
   const double begin = monotonic_seconds();
   std::vector<StepMeasurement> measured;
-  // What small steps cost decides most, and what disturbs them passes: they are measured three times.
-  for (int round = 0; round < 3; ++round) {
-    for (int sequences : {1, 4, 16, 64, 256}) {
-      if (round > 0 && sequences > 4) break;
-      for (int rows : {1, 2, 4, 8, 16}) {
-        if (sequences * rows > max_rows_ || monotonic_seconds() - begin > (round == 0 ? kBudget : kAgain))
-          continue;
-        for (int context : {128, 1024}) {
-          const double seconds = executor.time_step(sequences, rows, context);
-          if (seconds <= 0) continue;
-          const int64_t kv = int64_t{sequences} * (context + rows);
-          measured.push_back({rows > 1 ? StepKind::kSpeculative : StepKind::kOrdinary,
-                              {.rows = sequences * rows, .sequences = sequences, .kv_tokens = kv},
-                              seconds});
-        }
-      }
-    }
+  double slowest = 0;  // seconds of a size
+  int most_rows = 1;
+  for (const Size& size : sizes) {
+    const int rows = size.sequences * size.rows;
+    if (rows > max_rows_) continue;
+    const double now = monotonic_seconds();
+    // At worst so many times as long as the longest so far, as it has times its rows.
+    if (now + slowest * std::max(1.0, static_cast<double>(rows) / most_rows) > begin + budget) continue;
+    const double seconds = executor.time_step(size.sequences, size.rows, size.context);
+    slowest = std::max(slowest, monotonic_seconds() - now);
+    if (seconds <= 0) continue;
+    most_rows = std::max(most_rows, rows);
+    const int64_t kv = int64_t{size.sequences} * (size.context + size.rows);
+    measured.push_back({size.rows > 1 ? StepKind::kSpeculative : StepKind::kOrdinary,
+                        {.rows = rows, .sequences = size.sequences, .kv_tokens = kv},
+                        seconds});
   }
   if (!measured.empty()) cost_.set_measurements(measured);
 }
@@ -59,12 +82,24 @@ DraftMode Speculator::next(const Scheduler& scheduler) {
   forget_ended();
   sequences_ = 0;
   kv_tokens_ = 0;
+  const SchedulerConfig& limits = scheduler.config();
+  int64_t prompt_rows = 0;  // of the next step, about
   for (const SeqState* seq : scheduler.running()) {
-    if (!is_generating(*seq)) continue;
+    if (!is_generating(*seq)) {
+      prompt_rows += seq->len() - seq->num_computed;
+      continue;
+    }
     ++sequences_;
     kv_tokens_ += seq->len();
   }
-  return budget_.next(sequences_, kv_tokens_);
+  int free_slots = limits.max_num_seqs - scheduler.num_slots();
+  for (const SeqState* seq : scheduler.waiting()) {
+    if ((free_slots -= slots_of(*seq)) < 0 || prompt_rows >= limits.max_num_batched_tokens) break;
+    prompt_rows += seq->len() - seq->num_computed;
+  }
+  const int64_t room = std::max(0, limits.max_num_batched_tokens - sequences_);
+  prompt_rows_ = static_cast<int>(std::min(prompt_rows, room));
+  return budget_.next(sequences_, kv_tokens_, prompt_rows_);
 }
 
 // One for each generating sequence that may get more than a token from its next step. Trees are the
@@ -127,24 +162,13 @@ void Speculator::shadow(const Scheduler& scheduler) {
 
 void Speculator::propose(const Scheduler& scheduler) {
   const double begin = monotonic_seconds();
-  // Rows of prompts in this step, about.
-  const SchedulerConfig& limits = scheduler.config();
-  int64_t prompt_rows = 0;
-  for (const SeqState* seq : scheduler.running())
-    if (!is_generating(*seq)) prompt_rows += seq->len() - seq->num_computed;
-  int free_slots = limits.max_num_seqs - scheduler.num_slots();
-  for (const SeqState* seq : scheduler.waiting()) {
-    if ((free_slots -= slots_of(*seq)) < 0 || prompt_rows >= limits.max_num_batched_tokens) break;
-    prompt_rows += seq->len() - seq->num_computed;
-  }
   collect_requests(scheduler, budget_.threshold(sequences_, kv_tokens_));
-  prompt_rows = std::min<int64_t>(prompt_rows, limits.max_num_batched_tokens - sequences_);
   // Sampled rows are limited, and so is the sum of all.
   const int undrafted = sequences_ - static_cast<int>(requests_.size());
-  const int64_t rows = std::min<int64_t>(max_rows_ - undrafted + prompt_rows, limits.max_num_batched_tokens);
+  const int rows = std::min(max_rows_ - undrafted + prompt_rows_, scheduler.config().max_num_batched_tokens);
   DraftDecision decision;
-  budget_.select(trees_, ids_, static_cast<int>(prompt_rows), kv_tokens_, static_cast<int>(rows), decision);
-  draft_seconds_ += monotonic_seconds() - begin;
+  budget_.select(trees_, ids_, prompt_rows_, kv_tokens_, rows, decision);
+  (in_flight_.empty() ? draft_seconds_ : hidden_draft_seconds_) += monotonic_seconds() - begin;
 }
 
 void Speculator::submitted(const StepPlan& plan, double now) {
@@ -160,6 +184,8 @@ void Speculator::submitted(const StepPlan& plan, double now) {
   }
   if (drafting_) out.kind = StepKind::kSpeculative;
   drafting_ = false;
+  out.draft_seconds = draft_seconds_;
+  draft_seconds_ = 0;
   // While the step runs: more than it will commit, little enough not to be felt where steps run on this
   // thread.
   drafter_->catch_up(kCatchUpTokens);
@@ -193,11 +219,12 @@ void Speculator::committed(SeqState& seq, std::span<const int32_t> tokens, const
 void Speculator::completed(double now) {
   Step step = in_flight_.front();
   in_flight_.erase(in_flight_.begin());
-  // A step that was submitted while another ran began when that one ended; drafting came before it.
+  // A step that was submitted while another ran began when that one ended. What was drafted before it is in
+  // the time since `start`.
   const double begin = std::max(last_end_, step.start);
-  step.outcome.seconds = now - begin;
-  step.outcome.draft_seconds = draft_seconds_;
-  draft_seconds_ = 0;
+  step.outcome.seconds = std::max(0.0, now - begin - step.outcome.draft_seconds);
+  step.outcome.hidden_draft_seconds = hidden_draft_seconds_;
+  hidden_draft_seconds_ = 0;
   last_end_ = now;
   budget_.observe(step.outcome);
   forget_ended();

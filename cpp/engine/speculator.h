@@ -43,7 +43,7 @@ class Speculator {
 
  private:
   struct Step {
-    StepOutcome outcome;
+    StepOutcome outcome;  // draft_seconds: what was drafted before it
     double start = 0;
   };
   void measure(Executor& executor);
@@ -64,9 +64,10 @@ class Speculator {
   std::vector<uint64_t> ids_;
   std::vector<std::unique_ptr<DraftTree>> shadows_;
   bool drafting_ = false;  // drafts were made for the step that is submitted next
-  double draft_seconds_ = 0;
-  int sequences_ = 0;  // that are generating
+  double draft_seconds_ = 0, hidden_draft_seconds_ = 0;  // the latter while a step ran
+  int sequences_ = 0;                                    // that are generating
   int64_t kv_tokens_ = 0;
+  int prompt_rows_ = 0;
 
   std::vector<Step> in_flight_;  // the oldest first
   std::vector<uint64_t> ended_;

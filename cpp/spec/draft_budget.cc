@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <limits>
 
 namespace taco {
 namespace {
@@ -13,20 +14,25 @@ constexpr double kMargin = 1.01;
 constexpr double kEnter = 1.03, kLeave = 1.005;
 // Share of an ordinary step that drafting may take while it gains nothing.
 constexpr double kIdleDraftShare = 0.004;
+// The same where the device does not wait for it.
+constexpr double kHiddenDraftShare = 0.05;
 constexpr int kMaxInterval = 64;
-// Ordinary steps that are not the device's steady state after a change of the mode.
-constexpr int kUnsteady = 2;
+// Ordinary steps that nothing ran ahead of after a change of the mode.
+constexpr int kUnsteady = 1;
 // Ordinary steps of about this size that must have been measured by the running engine, and the least
 // distance of attempts to get them.
 constexpr int kMeasured = 3, kProbeDistance = 64;
-// One of so many speculative steps may be wider than what seems best, if no step of that width was measured
-// yet.
-constexpr int kWidenDistance = 32;
-// What the guard looks at together: steps of up to four sequences, or as many fewer as they have more (many
-// sequences tell as much in one step as one does in many). The shortest and longest stretch without drafts
-// that it orders.
-constexpr double kGuardSteps = 256, kGuardSequences = 4, kGuardMostAtOnce = 32;
-constexpr int kMinPenalty = 64, kMaxPenalty = 8192;
+// One of so many speculative steps (times the root of the number of sequences) may be wider than what seems
+// best, if no step of that width was measured yet.
+constexpr double kWidenDistance = 32;
+// With more sequences than this a step that does not pay costs more than finding out first.
+constexpr int kMany = 16;
+constexpr int kProbeDistanceOfMany = 16;
+// Steps after a change of the number of sequences in which drafts wait for ordinary steps to be measured.
+constexpr int kPatience = 32;
+// The allowance: in ordinary steps of one sequence; what is added in each step; the most that gains make of
+// it.
+constexpr double kAllowance = 10, kRefill = 0.005, kMostAllowance = 4;
 // Statistics look back so many steps.
 constexpr double kStatsSteps = 500;
 
@@ -72,26 +78,32 @@ double DraftBudget::other_seconds(int sequences, int other_rows, int64_t kv_toke
 // Steps between attempts that cost kIdleDraftShare of them.
 int DraftBudget::interval(int sequences, int64_t kv_tokens) const {
   const double step = seconds(StepKind::kOrdinary, sequences, 0, 0, kv_tokens);
-  const double steps = std::ceil(draft_seconds_ * sequences / (kIdleDraftShare * step));
+  const double share = runs_ahead_ ? kHiddenDraftShare : kIdleDraftShare;
+  const double steps = std::ceil(draft_seconds_ * sequences / (share * step));
   return static_cast<int>(std::clamp(steps, 1.0, static_cast<double>(kMaxInterval)));
 }
 
-DraftMode DraftBudget::next(int sequences, int64_t kv_tokens) {
+DraftMode DraftBudget::next(int sequences, int64_t kv_tokens, int other_rows) {
   step_mode_ = DraftMode::kNone;
   if (sequences < 1) return step_mode_;
   if (config_.disable_by_batch_size > 0 && sequences > config_.disable_by_batch_size) return step_mode_;
   if (!config_.cost_model) return step_mode_ = DraftMode::kDraft;
 
+  ++since_change_;
+  ++since_draft_;
+  ++since_probe_;
   // What was learnt at another batch size says little.
   if (sequences > promised_sequences_ * 3 / 2 || sequences * 3 / 2 < promised_sequences_) {
     promised_sequences_ = sequences;
     promised_.weight *= 0.25;
+    allowance_ = std::min(allowance_, 1.0);
+    since_change_ = 0;
   }
-  ++since_draft_;
-  ++since_probe_;
-  if (since_probe_ >= kProbeDistance && cost_->observed(StepKind::kOrdinary, sequences) < kMeasured) {
+  const bool many = sequences > kMany;
+  const bool blind = cost_->observed(StepKind::kOrdinary, sequences) < kMeasured;
+  if (blind && other_rows <= sequences && since_probe_ >= (many ? kProbeDistanceOfMany : kProbeDistance)) {
     since_probe_ = 0;
-    force_ordinary(probe_steps());
+    force_ordinary(probe_steps(sequences));
   }
   const bool forced = forced_ordinary_ > 0;
   if (forced) --forced_ordinary_;
@@ -101,11 +113,15 @@ DraftMode DraftBudget::next(int sequences, int64_t kv_tokens) {
     if (speculating_ && promised_.speedup() < kLeave) speculating_ = false;
     if (!speculating_ && promised_.speedup() > kEnter) speculating_ = true;
   }
+  const double least = seconds(StepKind::kSpeculative, sequences, 0, 1, kv_tokens) +
+                       draft_seconds_ * sequences - seconds(StepKind::kOrdinary, sequences, 0, 0, kv_tokens);
+  const bool wait =
+      forced || (many && blind && since_change_ < kPatience) || least > allowed_seconds(sequences, kv_tokens);
   const bool paying = speculating_ && (!known || promised_.speedup() > kLeave);
-  if ((forced || !paying) && since_draft_ < interval(sequences, kv_tokens)) return step_mode_;
+  if ((wait || !paying) && since_draft_ < interval(sequences, kv_tokens)) return step_mode_;
   since_draft_ = 0;
-  step_mode_ = forced || !speculating_ ? DraftMode::kShadow : DraftMode::kDraft;
-  widening_ = step_mode_ == DraftMode::kDraft && ++since_wide_ >= kWidenDistance;
+  step_mode_ = wait || !speculating_ ? DraftMode::kShadow : DraftMode::kDraft;
+  widening_ = step_mode_ == DraftMode::kDraft && ++since_wide_ >= kWidenDistance * std::sqrt(sequences);
   return step_mode_;
 }
 
@@ -143,46 +159,58 @@ void DraftBudget::sort_into_bins(std::span<DraftTree* const> trees) {
   }
 }
 
-DraftBudget::Choice DraftBudget::choose(int sequences, int other_rows, int64_t kv_tokens,
-                                        int max_drafts) const {
-  // Of the numbers of drafts at which goodput can have its maximum (ends of bins, bends of the cost), the one
-  // where value(tokens, seconds) is highest.
-  const auto search = [&](int others, auto&& value) {
-    Choice best{0, 0, seconds(idle_kind(), sequences, others, 0, kv_tokens)};
-    double most = value(sequences, best.seconds);
-    bool drafting = false;
-    int drafts = 0;
-    double sum = 0;
-    for (const Bin& bin : bins_) {
-      if (drafts >= max_drafts) break;
-      const double p = bin.nodes > 0 ? bin.sum / bin.nodes : 0;
-      for (int left = bin.nodes; left > 0 && drafts < max_drafts;) {
-        const int rows = sequences + others + drafts;
-        const int take =
-            std::min({left, max_drafts - drafts, cost_->next_bend(StepKind::kSpeculative, rows) - rows});
-        left -= take;
-        drafts += take;
-        sum += take * p;
-        const double s = seconds(StepKind::kSpeculative, sequences, others, drafts, kv_tokens);
-        const double worth = value(sequences + sum, s);
-        // The margin is for leaving zero.
-        if (worth <= most) continue;
-        if (!drafting && value((sequences + sum) / kMargin, s) <= most) continue;
-        drafting = true;
-        most = worth;
-        best = {drafts, sum, s};
-      }
+// Of the numbers of drafts at which goodput can have its maximum (ends of bins, bends of the cost), the one
+// where value(tokens, seconds) is highest, in at most max_seconds.
+template <class Value>
+DraftBudget::Choice DraftBudget::search(int sequences, int other_rows, int64_t kv_tokens, int max_drafts,
+                                        double max_seconds, Value&& value) const {
+  Choice best{0, 0, seconds(idle_kind(), sequences, other_rows, 0, kv_tokens)};
+  double most = value(sequences, best.seconds);
+  bool drafting = false;
+  int drafts = 0;
+  double sum = 0;
+  for (const Bin& bin : bins_) {
+    if (drafts >= max_drafts) break;
+    const double p = bin.nodes > 0 ? bin.sum / bin.nodes : 0;
+    for (int left = bin.nodes; left > 0 && drafts < max_drafts;) {
+      const int rows = sequences + other_rows + drafts;
+      const int take =
+          std::min({left, max_drafts - drafts, cost_->next_bend(StepKind::kSpeculative, rows) - rows});
+      left -= take;
+      drafts += take;
+      sum += take * p;
+      const double s = seconds(StepKind::kSpeculative, sequences, other_rows, drafts, kv_tokens);
+      if (s > max_seconds) return best;
+      const double worth = value(sequences + sum, s);
+      // The margin is for leaving zero.
+      if (worth <= most) continue;
+      if (!drafting && value((sequences + sum) / kMargin, s) <= most) continue;
+      drafting = true;
+      most = worth;
+      best = {drafts, sum, s};
     }
-    return best;
-  };
-  const Choice alone = search(0, [](double tokens, double s) { return tokens / s; });
-  if (other_rows == 0) return alone;
-  const double goodput = (sequences + alone.sum_p) / alone.seconds;
-  return search(other_rows, [&](double tokens, double s) { return tokens - goodput * s; });
+  }
+  return best;
+}
+
+// All nodes in the order of p, as many as may be.
+DraftBudget::Choice DraftBudget::likeliest(int sequences, int other_rows, int64_t kv_tokens,
+                                           int drafts) const {
+  Choice choice;
+  for (const Bin& bin : bins_) {
+    const int take = std::min(bin.nodes, drafts - choice.drafts);
+    if (take <= 0) continue;
+    choice.drafts += take;
+    choice.sum_p += take * static_cast<double>(bin.sum) / bin.nodes;
+  }
+  const StepKind kind = choice.drafts > 0 ? StepKind::kSpeculative : StepKind::kOrdinary;
+  choice.seconds = seconds(kind, sequences, other_rows, choice.drafts, kv_tokens);
+  return choice;
 }
 
 // What start-up found for wider steps may be wrong, and would never be corrected if they were never made.
-void DraftBudget::widen(int sequences, int other_rows, int64_t kv_tokens, int max_drafts, Choice& choice) {
+void DraftBudget::widen(int sequences, int other_rows, int64_t kv_tokens, int max_drafts, double max_seconds,
+                        Choice& choice) {
   const int rows = sequences + other_rows + choice.drafts;
   const int most = std::min(2 * choice.drafts, max_drafts);
   int wanted = choice.drafts + 1;
@@ -190,15 +218,8 @@ void DraftBudget::widen(int sequences, int other_rows, int64_t kv_tokens, int ma
          cost_->observed(StepKind::kSpeculative, rows + wanted - choice.drafts) >= kMeasured)
     ++wanted;
   if (wanted > most) return;
-  Choice wide;
-  for (const Bin& bin : bins_) {
-    const int take = std::min(bin.nodes, wanted - wide.drafts);
-    if (take <= 0) continue;
-    wide.drafts += take;
-    wide.sum_p += take * static_cast<double>(bin.sum) / bin.nodes;
-  }
-  if (wide.drafts < wanted) return;
-  wide.seconds = seconds(StepKind::kSpeculative, sequences, other_rows, wide.drafts, kv_tokens);
+  const Choice wide = likeliest(sequences, other_rows, kv_tokens, wanted);
+  if (wide.drafts < wanted || wide.seconds > max_seconds) return;
   choice = wide;
   since_wide_ = 0;
 }
@@ -234,35 +255,43 @@ void DraftBudget::select(std::span<DraftTree* const> trees, std::span<const uint
   const bool too_many = config_.disable_by_batch_size > 0 && n > config_.disable_by_batch_size;
   const int max_drafts = too_many ? 0 : std::max(0, max_rows - other_rows - n);
   sort_into_bins(trees);
-  Choice choice;
-  if (config_.cost_model) {
-    choice = choose(n, other_rows, kv_tokens, max_drafts);
-    if (widening_ && choice.drafts > 0) widen(n, other_rows, kv_tokens, max_drafts, choice);
+  const bool shadow = step_mode_ != DraftMode::kDraft;
+  const auto goodput = [](double tokens, double s) { return tokens / s; };
+  constexpr double kAnySeconds = std::numeric_limits<double>::infinity();
+  // What the trees are worth, other rows and the allowance aside.
+  const Choice alone = config_.cost_model ? search(n, 0, kv_tokens, max_drafts, kAnySeconds, goodput)
+                                          : likeliest(n, 0, kv_tokens, max_drafts);
+  // Many sequences tell as much in one step as one does in many.
+  promised_.add(std::clamp(n / 64.0, 1 / 64.0, 1 / 4.0), alone.seconds + draft_seconds_ * n,
+                ordinary_seconds(n, kv_tokens, n + alone.sum_p));
+  tokens_ += 0.1 * (1 + alone.sum_p / n - tokens_);
+  rows_ += 0.1 * (1 + static_cast<double>(alone.drafts) / n - rows_);
+
+  const double ordinary = seconds(StepKind::kOrdinary, n, other_rows, 0, kv_tokens);
+  Choice choice = alone;
+  if (shadow) {
+    choice = {0, 0, ordinary};
+  } else if (!config_.cost_model) {
+    choice = likeliest(n, other_rows, kv_tokens, max_drafts);
   } else {
-    for (const Bin& bin : bins_) {
-      const int take = std::min(bin.nodes, max_drafts - choice.drafts);
-      if (take <= 0) continue;
-      choice.drafts += take;
-      choice.sum_p += take * static_cast<double>(bin.sum) / bin.nodes;
+    const double most = ordinary + allowed_seconds(n, kv_tokens) - draft_seconds_ * n;
+    const double rate = goodput(n + alone.sum_p, alone.seconds);
+    if (other_rows > 0) {
+      choice = search(n, other_rows, kv_tokens, max_drafts, most,
+                      [rate](double tokens, double s) { return tokens - rate * s; });
+    } else if (alone.seconds > most) {
+      choice = search(n, 0, kv_tokens, max_drafts, most, goodput);
     }
-    choice.seconds = seconds(choice.drafts > 0 ? StepKind::kSpeculative : StepKind::kOrdinary, n, other_rows,
-                             choice.drafts, kv_tokens);
+    if (widening_ && choice.drafts > 0) widen(n, other_rows, kv_tokens, max_drafts, most, choice);
   }
 
-  const double tokens = n + choice.sum_p;
-  const double taken =
-      std::max(1e-9, choice.seconds - other_seconds(n, other_rows, kv_tokens)) + draft_seconds_ * n;
-  const double without = ordinary_seconds(n, kv_tokens, tokens);
-  // Many sequences tell as much in one step as one does in many.
-  promised_.add(std::clamp(n / 64.0, 1 / 64.0, 1 / 8.0), taken, without);
-  const bool shadow = step_mode_ != DraftMode::kDraft;
   for (size_t i = 0; i < trees.size(); ++i)
     if (trees[i]->size > 1) follow(sequences[i], *trees[i], !shadow);
-  tokens_ += 0.1 * (tokens / n - tokens_);
-  rows_ += 0.1 * (1 + static_cast<double>(choice.drafts) / n - rows_);
-  if (shadow) choice = {0, 0, seconds(StepKind::kOrdinary, n, other_rows, 0, kv_tokens)};
   prune(trees, choice.drafts);
 
+  const double taken =
+      std::max(1e-9, choice.seconds - other_seconds(n, other_rows, kv_tokens)) + draft_seconds_ * n;
+  const double without = ordinary_seconds(n, kv_tokens, n + choice.sum_p);
   out.speculative = choice.drafts > 0;
   out.drafts = choice.drafts;
   out.expected_tokens = n + choice.sum_p;
@@ -278,13 +307,14 @@ void DraftBudget::follow(uint64_t sequence, const DraftTree& tree, bool verifyin
   // Which trees are followed may not depend on what became of earlier ones, or the likely to fail would be
   // judged more often: the next one is the first after the longest path of this one, however that went.
   if (f.position < f.next_root) return;
-  if (f.open) judge(f, true);
+  if (f.open) judge(f, !f.left);
   int depth = 0;
   for (int i = 1; i < tree.size; ++i) depth = std::max(depth, static_cast<int>(tree.depth[i]));
   f.next_root = f.position + depth + 1;
   f.tree = tree;
   f.open = true;
-  f.fresh = verifying;
+  f.left = false;
+  f.verified = f.fresh = verifying;
   f.node = 0;
   f.accepted = 0;
 }
@@ -295,15 +325,16 @@ void DraftBudget::committed(uint64_t sequence, std::span<const int32_t> tokens) 
   Followed& f = at->second;
   f.position += static_cast<int64_t>(tokens.size());
   for (const int32_t token : tokens) {
-    if (!f.open) return;
+    if (!f.open || f.left) break;
     const int child = f.tree.find_child(f.node, token);
-    if (child < 0) {
-      judge(f, false);
-      return;
-    }
+    f.left = child < 0;
+    if (f.left) break;
     f.node = child;
     f.accepted |= uint64_t{1} << child;
   }
+  // Ordinary steps find failures first: among trees that were made together, hits would be missing until the
+  // last of them is known.
+  if (f.open && f.left && (f.verified || f.position >= f.next_root)) judge(f, false);
 }
 
 // ended: the text does not say what comes after f.node.
@@ -320,7 +351,7 @@ void DraftBudget::judge(Followed& f, bool ended) {
 void DraftBudget::end(uint64_t sequence) {
   const auto at = followed_.find(sequence);
   if (at == followed_.end()) return;
-  if (at->second.open) judge(at->second, true);
+  if (at->second.open) judge(at->second, !at->second.left);
   followed_.erase(at);
 }
 
@@ -341,50 +372,50 @@ void DraftBudget::verified(uint64_t sequence, const DraftTree& tree, int deepest
   calibration_.observe(tree, nodes, accepted);
 }
 
-int DraftBudget::probe_steps() const { return kMeasured + (runs_ahead_ ? kUnsteady + 1 : 0); }
+int DraftBudget::probe_steps(int sequences) const {
+  return kMeasured + (runs_ahead_ ? kUnsteady : 0) + cost_->first_runs(StepKind::kOrdinary, sequences);
+}
 
 void DraftBudget::force_ordinary(int steps) { forced_ordinary_ = std::max(forced_ordinary_, steps); }
 
-void DraftBudget::guard(int sequences, double taken, double without) {
-  guarded_.seconds += taken;
-  guarded_.base_seconds += without;
-  guarded_.weight += std::clamp(sequences / kGuardSequences, 1.0, kGuardMostAtOnce);
-  if (guarded_.weight < kGuardSteps) return;
-  if (guarded_.speedup() < 0.995) {
-    penalty_ = std::clamp(2 * penalty_, kMinPenalty, kMaxPenalty);
-    force_ordinary(penalty_);
-  } else if (guarded_.speedup() > kMargin) {
-    penalty_ /= 2;
-  }
-  guarded_ = {};
+double DraftBudget::allowed_seconds(int sequences, int64_t kv_tokens) const {
+  return std::max(0.0, allowance_) * kAllowance / std::sqrt(sequences) *
+         seconds(StepKind::kOrdinary, sequences, 0, 0, kv_tokens);
+}
+
+void DraftBudget::draw(int sequences, int64_t kv_tokens, double taken) {
+  const double begin = kAllowance / std::sqrt(sequences);
+  const double steps = taken / seconds(StepKind::kOrdinary, sequences, 0, 0, kv_tokens);
+  allowance_ = std::clamp(allowance_ - steps / begin, -1.0, std::max(1.0, kMostAllowance / begin));
 }
 
 void DraftBudget::observe(const StepOutcome& step) {
   const bool speculative = step.kind == StepKind::kSpeculative;
   ++(speculative ? stats_.speculative_steps : stats_.ordinary_steps);
   stats_.step_seconds += step.seconds;
-  stats_.draft_seconds += step.draft_seconds;
   ordinary_run_ = speculative ? 0 : ordinary_run_ + 1;
   const bool steady = speculative || !runs_ahead_ || ordinary_run_ > kUnsteady;
+  const bool settled = cost_->first_runs(step.kind, step.size.rows) == 0;
   if (steady) cost_->observe(step.kind, step.size, step.seconds);
+  stats_.draft_seconds += step.draft_seconds + step.hidden_draft_seconds;
   if (step.decoding < 1) return;
-  if (step.draft_seconds > 0) {
+  if (const double drafting = step.draft_seconds + step.hidden_draft_seconds; drafting > 0) {
     // A machine that was descheduled meanwhile may not make drafting look dear for long.
-    const double each = step.draft_seconds / step.decoding;
+    const double each = drafting / step.decoding;
     draft_seconds_ += 0.05 * (std::min(each, 4 * draft_seconds_ + 1e-6) - draft_seconds_);
   }
 
   since_ordinary_ = speculative ? since_ordinary_ + 1 : 0;
   if (config_.cost_model && since_ordinary_ > (promised_.speedup() < 1.25 ? 512 : 4096)) {
     since_ordinary_ = 0;
-    force_ordinary(probe_steps());
+    force_ordinary(probe_steps(step.decoding));
   }
   // What prompts in the step cost is too uncertain to judge drafts by.
   if (step.other_rows > step.decoding) return;
   const double other = other_seconds(step.decoding, step.other_rows, step.size.kv_tokens);
-  // An interruption of the machine would have met an ordinary step as well.
+  // An interruption of the machine or a size's first run would have met an ordinary step as well.
   const double usual = cost_->seconds(step.kind, step.size);
-  const double measured = step.seconds > 4 * usual ? usual : step.seconds;
+  const double measured = !settled || step.seconds > 4 * usual ? usual : step.seconds;
   const double taken = std::max(1e-9, measured - other) + step.draft_seconds;
   const double base = ordinary_seconds(step.decoding, step.size.kv_tokens, static_cast<double>(step.tokens));
   // An ordinary step is its own measure.
@@ -394,7 +425,14 @@ void DraftBudget::observe(const StepOutcome& step) {
   total_without_ += without;
   stats_.realised_speedup = realised_.speedup();
   stats_.total_speedup = total_without_ / total_seconds_;
-  if (config_.cost_model && speculative) guard(step.decoding, taken, without);
+
+  // The first ordinary step after speculative ones does not run ahead yet: that is a price of those.
+  const bool charged = speculative || (runs_ahead_ && ordinary_run_ <= kUnsteady);
+  if (charged) draw(step.decoding, step.size.kv_tokens, taken - base);
+  if (allowance_ < 1) {
+    const double begin = kAllowance / std::sqrt(step.decoding);
+    allowance_ = std::min(1.0, allowance_ + kRefill / begin);
+  }
 }
 
 }  // namespace taco

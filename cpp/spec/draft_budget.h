@@ -33,11 +33,12 @@ struct StepOutcome {
   // kSpeculative: drafts were verified, or the step could not run ahead because it might have verified some.
   StepKind kind = StepKind::kOrdinary;
   StepSize size;
-  int decoding = 0;          // sequences that got tokens
-  int other_rows = 0;        // rows that are neither a decoding sequence's last token nor a draft
-  int64_t tokens = 0;        // that the sequences got
-  double seconds = 0;        // of the step; where steps overlap, from the end of the one before
-  double draft_seconds = 0;  // spent on drafting for it, not in `seconds`
+  int decoding = 0;                 // sequences that got tokens
+  int other_rows = 0;               // rows that are neither a decoding sequence's last token nor a draft
+  int64_t tokens = 0;               // that the sequences got
+  double seconds = 0;               // of the step; where steps overlap, from the end of the one before
+  double draft_seconds = 0;         // spent on drafting for it before it began, not in `seconds`
+  double hidden_draft_seconds = 0;  // spent while it ran
 };
 
 struct BudgetStats {
@@ -61,9 +62,15 @@ struct BudgetStats {
 // ordinary steps run ahead of their results, speculation is a mode, entered and left with hysteresis, because
 // each change drains the device.
 //
-// Guards against a wrong model of time: now and then a few ordinary steps are made to measure them, or a step
-// wider than what seems best; and when a few hundred steps (of many sequences: a dozen) lost against ordinary
-// ones, those take over for a while, for longer each time.
+// What guards against wrong estimates:
+// - An allowance, the only way to lose time. A step that verifies drafts draws from it what it took longer
+//   than ordinary steps do for the tokens that it gave, or puts back what it gained; and no step may cost
+//   more than is left if none of its drafts is right. It begins with ten ordinary steps of one sequence, or
+//   10 / sqrt(n) of n (so much less does chance decide with many), and fills up with half a percent of the
+//   time; gains add to it up to four steps, and are forgotten when the number of sequences changes much.
+// - Ordinary steps of a size are measured in the running engine: at once where the sequences are many, and
+//   until then drafts are only followed; after some steps where they are few. Now and then that is repeated,
+//   and a step wider than what seems best is tried.
 //
 // With config.cost_model false every draft is verified. Deterministic; one thread, the engine's.
 class DraftBudget {
@@ -71,8 +78,9 @@ class DraftBudget {
   // cost outlives it. runs_ahead: ordinary steps are computed while the host plans the next.
   DraftBudget(const SpeculationConfig& config, StepCost* cost, bool runs_ahead);
 
-  // Once for each step, first. sequences: those that get a token; kv_tokens: as in StepSize.
-  DraftMode next(int sequences, int64_t kv_tokens);
+  // Once for each step, first. sequences: those that get a token; kv_tokens: as in StepSize; other_rows: as
+  // in StepOutcome, about.
+  DraftMode next(int sequences, int64_t kv_tokens, int other_rows = 0);
 
   // DraftRequest::min_p for this step; lower now and then, to learn about unlikely drafts.
   float threshold(int sequences, int64_t kv_tokens);
@@ -106,7 +114,9 @@ class DraftBudget {
   struct Followed {
     DraftTree tree;
     bool open = false;
-    bool fresh = false;     // taken from this step's trees
+    bool fresh = false;  // taken from this step's trees
+    bool verified = false;
+    bool left = false;      // the text went another way
     int node = 0;           // where the text stands in the tree
     uint64_t accepted = 0;  // nodes that it went through
     int64_t position = 0;   // tokens committed
@@ -127,14 +137,20 @@ class DraftBudget {
   double other_seconds(int sequences, int other_rows, int64_t kv_tokens) const;
   int interval(int sequences, int64_t kv_tokens) const;
   void sort_into_bins(std::span<DraftTree* const> trees);
-  Choice choose(int sequences, int other_rows, int64_t kv_tokens, int max_drafts) const;
-  void widen(int sequences, int other_rows, int64_t kv_tokens, int max_drafts, Choice& choice);
+  template <class Value>
+  Choice search(int sequences, int other_rows, int64_t kv_tokens, int max_drafts, double max_seconds,
+                Value&& value) const;
+  Choice likeliest(int sequences, int other_rows, int64_t kv_tokens, int drafts) const;
+  void widen(int sequences, int other_rows, int64_t kv_tokens, int max_drafts, double max_seconds,
+             Choice& choice);
   void prune(std::span<DraftTree* const> trees, int drafts);
   void follow(uint64_t sequence, const DraftTree& tree, bool verifying);
   void judge(Followed& followed, bool ended);
-  int probe_steps() const;
+  int probe_steps(int sequences) const;
   void force_ordinary(int steps);
-  void guard(int sequences, double taken, double without);
+  // Seconds that a step may take beyond an ordinary one.
+  double allowed_seconds(int sequences, int64_t kv_tokens) const;
+  void draw(int sequences, int64_t kv_tokens, double seconds);
 
   const SpeculationConfig config_;
   StepCost* cost_;
@@ -147,7 +163,8 @@ class DraftBudget {
   DraftMode step_mode_ = DraftMode::kNone;
   int since_draft_ = 0;      // steps
   int forced_ordinary_ = 0;  // steps without drafts still to come
-  int penalty_ = 0;          // steps of the last punishment
+  double allowance_ = 1;     // as a share of what it begins with
+  int since_change_ = 0;     // steps since the number of sequences changed much
   int since_ordinary_ = 0;   // steps since one was last measured
   int since_probe_ = 48;     // steps since ordinary ones were ordered to measure a new size; not at once
   int ordinary_run_ = 0;     // ordinary steps without a break
@@ -157,7 +174,7 @@ class DraftBudget {
 
   Rate promised_;  // of decisions, also those of the shadow: the mode follows it
   int promised_sequences_ = 0;
-  Rate expected_, realised_, guarded_;  // for the statistics and the guard
+  Rate expected_, realised_;  // for the statistics
   double total_seconds_ = 0, total_without_ = 0;
   double draft_seconds_ = 0;      // for one sequence, recently
   double tokens_ = 1, rows_ = 1;  // of a sequence in a step, recently: expected and computed

@@ -46,6 +46,7 @@ StepCost::StepCost() {
 
 void StepCost::set_padding(StepKind kind, std::vector<int> sizes) {
   std::sort(sizes.begin(), sizes.end());
+  first_runs_[index(kind)].assign(sizes.size(), kFirstRuns[index(kind)]);
   padding_[index(kind)] = std::move(sizes);
 }
 
@@ -152,12 +153,26 @@ void StepCost::set_measurements(std::span<const StepMeasurement> measurements) {
         same->seconds = std::min(same->seconds, m.seconds);
         continue;
       }
+      if (const int place = place_of(kind, m.size.rows); place >= 0)
+        first_runs_[k][static_cast<size_t>(place)] = 0;
       mine.push_back(m);
       rows.push_back(padded(kind, m.size.rows));
     }
     tables_[k] = mine.empty() ? Table{} : fit(mine, rows);
     buckets_[k].fill(Bucket{});
   }
+}
+
+// A size that is not padded to has no first runs: -1.
+int StepCost::place_of(StepKind kind, int rows) const {
+  const std::vector<int>& sizes = padding_[index(kind)];
+  const auto at = std::lower_bound(sizes.begin(), sizes.end(), rows);
+  return at == sizes.end() ? -1 : static_cast<int>(at - sizes.begin());
+}
+
+int StepCost::first_runs(StepKind kind, int rows) const {
+  const int place = place_of(kind, rows);
+  return place < 0 ? 0 : first_runs_[index(kind)][static_cast<size_t>(place)];
 }
 
 int StepCost::bucket_of(int rows) {
@@ -175,6 +190,10 @@ const StepCost::Table& StepCost::table(StepKind kind) const {
 
 void StepCost::observe(StepKind kind, const StepSize& size, double seconds) {
   if (size.rows < 1 || !(seconds > 0) || !std::isfinite(seconds)) return;
+  if (first_runs(kind, size.rows) > 0) {
+    --first_runs_[index(kind)][static_cast<size_t>(place_of(kind, size.rows))];
+    return;
+  }
   const int rows = padded(kind, size.rows);
   const double predicted = table(kind).at(rows, size);
   Bucket& bucket = buckets_[index(kind)][bucket_of(rows)];
@@ -183,8 +202,10 @@ void StepCost::observe(StepKind kind, const StepSize& size, double seconds) {
   const int n = static_cast<int>(std::min<int64_t>(bucket.count, kWindow));
   bucket.mean_rows += (rows - bucket.mean_rows) / n;
   std::array<float, kWindow> sorted = bucket.ratio;
-  std::nth_element(sorted.begin(), sorted.begin() + n / 2, sorted.begin() + n);
-  bucket.median = sorted[n / 2];
+  // What disturbs a step makes it longer: of few, the shorter ones are to be trusted.
+  const int middle = std::max(0, (n - 2) / 2);
+  std::nth_element(sorted.begin(), sorted.begin() + middle, sorted.begin() + n);
+  bucket.median = sorted[middle];
   make_consistent(kind);
 }
 

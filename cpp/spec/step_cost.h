@@ -48,8 +48,12 @@ class StepCost {
   void set_measurements(std::span<const StepMeasurement> measurements);
 
   // A step of the running engine. Outliers (a machine that was descheduled) do no harm as long as they are
-  // fewer than half of the last kWindow steps of about this size.
+  // fewer than half of the last kWindow steps of about this size. The first runs of a padded size (an
+  // ordinary step's second one is recorded) are passed over, unless they were among the measurements.
   void observe(StepKind kind, const StepSize& size, double seconds);
+
+  // Runs of a step of this size that are still to come before it takes what it will always take.
+  int first_runs(StepKind kind, int rows) const;
 
   double seconds(StepKind kind, const StepSize& size) const;
 
@@ -61,6 +65,7 @@ class StepCost {
 
  private:
   static constexpr int kWindow = 31;
+  static constexpr std::array<int, kNumStepKinds> kFirstRuns = {2, 1};
   static constexpr int kMinSamples = 3;    // below, a bucket says nothing
   static constexpr int kBuckets = 2 * 16;  // two for each doubling of the rows
 
@@ -79,6 +84,7 @@ class StepCost {
     double correction = 1;  // the median, made consistent with the other buckets
   };
 
+  int place_of(StepKind kind, int rows) const;
   static int bucket_of(int rows);
   static Table fit(std::span<const StepMeasurement> measurements, const std::vector<int>& padded_rows);
   void make_consistent(StepKind kind);
@@ -87,6 +93,7 @@ class StepCost {
   const Table& table(StepKind kind) const;
 
   std::array<std::vector<int>, kNumStepKinds> padding_;
+  std::array<std::vector<int>, kNumStepKinds> first_runs_;  // to come, of each padded size
   std::array<Table, kNumStepKinds> tables_;
   Table guess_;
   std::array<std::array<Bucket, kBuckets>, kNumStepKinds> buckets_;

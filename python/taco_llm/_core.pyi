@@ -378,7 +378,7 @@ class DraftBudget:
 
     def __init__(self, config: SpeculationConfig, cost: StepCost, runs_ahead: bool) -> None:
         """cost: copied."""
-    def next(self, sequences: int, kv_tokens: int) -> str:
+    def next(self, sequences: int, kv_tokens: int, other_rows: int = 0) -> str:
         """ "none", "shadow" or "draft"."""
     def threshold(self, sequences: int, kv_tokens: int) -> float: ...
     def select(
@@ -402,6 +402,8 @@ class DraftBudget:
         tokens: int,
         seconds: float,
         draft_seconds: float = 0.0,
+        hidden_draft_seconds: float = 0.0,
+        other_rows: int = 0,
     ) -> None: ...
     @property
     def stats(self) -> dict[str, float]: ...

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstdint>
 #include <functional>
+#include <map>
+#include <utility>
 #include <vector>
 
 #include "spec/draft_budget.h"
@@ -31,6 +33,11 @@ struct World {
   double noise = 0.02;          // relative, of a step's time
   double outliers = 0.005;      // share of the steps that are measured 10 times too long
   double draft_seconds = 5e-6;  // for a sequence
+  // What a clock shows in excess for a padded size's first runs (a speculative step's first, and an ordinary
+  // one's first two: the second is recorded). They come once, and are not counted.
+  std::vector<int> padding;  // none: there are no first runs
+  double first_run = 0;
+  int step_tokens = 8192;  // while a window begins
   // The probability that the drafter's first guess of the token at a position is right; its second guess is
   // right in half of the other cases that it has a chance in.
   std::function<double(uint64_t sequence, int64_t position, double time)> first_guess;
@@ -65,58 +72,91 @@ class Engine {
         drafts += tree.num_drafts();
         tokens += verify(s, tree, nullptr);
       }
-      finish(score, kind, drafts, tokens, least > 1 ? 0 : world_.draft_seconds * world_.sequences);
+      const int n = world_.sequences;
+      finish(score, kind, {n + drafts, n, world_.kv_per_sequence * n}, n, tokens,
+             least > 1 ? 0 : world_.draft_seconds * n);
     }
     return score;
   }
 
   Score run(int steps, DraftBudget& budget) {
     Score score;
-    std::vector<DraftTree> trees(world_.sequences);
-    std::vector<DraftTree*> pointers;
-    std::vector<uint64_t> ids;
-    for (int s = 0; s < world_.sequences; ++s) {
-      pointers.push_back(&trees[s]);
-      ids.push_back(static_cast<uint64_t>(s));
+    for (int i = 0; i < steps; ++i) step(budget, world_.sequences, 0, score);
+    return score;
+  }
+
+  // The same for requests that come together, of texts that were not there before: prompts are computed
+  // first, as much of them in a step as there is room for, while those that are done with theirs generate.
+  // Only the steps after that are counted.
+  Score run_window(int steps, int prompt, DraftBudget& budget) {
+    for (size_t s = 0; s < positions_.size(); ++s) {
+      budget.end(id(static_cast<int>(s)));
+      positions_[s] += 10000;
     }
-    for (int i = 0; i < steps; ++i) {
-      const int64_t kv = world_.kv_per_sequence * world_.sequences;
-      const DraftMode mode = budget.next(world_.sequences, kv);
-      DraftDecision decision;
-      double drafting = 0;
-      for (DraftTree& tree : trees) tree.reset(0);
-      if (mode != DraftMode::kNone) {
-        const float least = budget.threshold(world_.sequences, kv);
-        for (int s = 0; s < world_.sequences; ++s) draft(s, least, false, trees[s]);
-        drafting = world_.draft_seconds * world_.sequences;
-        budget.select(pointers, ids, 0, kv, 4096, decision);
-      }
-      int64_t tokens = 0;
-      std::vector<int32_t> committed;
-      for (int s = 0; s < world_.sequences; ++s) {
-        committed.clear();
-        int accepted = 0;
-        tokens += verify(s, trees[s], &accepted, &committed);
-        budget.committed(ids[s], committed);
-        budget.verified(ids[s], trees[s], accepted);
-      }
-      const bool speculative = decision.speculative || (world_.runs_ahead && mode == DraftMode::kDraft);
-      StepOutcome outcome;
-      outcome.kind = speculative ? StepKind::kSpeculative : StepKind::kOrdinary;
-      outcome.size = {world_.sequences + decision.drafts, world_.sequences, kv};
-      outcome.decoding = world_.sequences;
-      outcome.tokens = tokens;
-      outcome.draft_seconds = drafting;
-      outcome.seconds = finish(score, outcome.kind, decision.drafts, tokens, drafting);
-      budget.observe(outcome);
-      drafts_ += decision.drafts;
+    ++window_;
+    Score start, score;
+    const int64_t all = int64_t{prompt} * world_.sequences;
+    for (int64_t computed = 0; computed < all;) {
+      const int decoding = static_cast<int>(computed / prompt);
+      const int64_t rows = std::min<int64_t>(all - computed, world_.step_tokens - decoding);
+      step(budget, decoding, static_cast<int>(rows), start);
+      computed += rows;
     }
+    for (int i = 0; i < steps; ++i) step(budget, world_.sequences, 0, score);
+    for (size_t s = 0; s < positions_.size(); ++s) budget.end(id(static_cast<int>(s)));
     return score;
   }
   int64_t drafts() const { return drafts_; }
+  int64_t speculative_steps() const { return speculative_steps_; }
   double time() const { return time_; }
 
  private:
+  uint64_t id(int sequence) const { return static_cast<uint64_t>(window_ * world_.sequences + sequence); }
+
+  // The first `decoding` sequences get tokens; `prompt_rows` other rows.
+  void step(DraftBudget& budget, int decoding, int prompt_rows, Score& score) {
+    trees_.resize(static_cast<size_t>(decoding));
+    pointers_.clear();
+    ids_.clear();
+    for (int s = 0; s < decoding; ++s) {
+      trees_[s].reset(0);
+      pointers_.push_back(&trees_[s]);
+      ids_.push_back(id(s));
+    }
+    const int64_t kv = world_.kv_per_sequence * decoding;
+    const DraftMode mode = budget.next(decoding, kv, prompt_rows);
+    DraftDecision decision;
+    double drafting = 0;
+    if (mode != DraftMode::kNone) {
+      const float least = budget.threshold(decoding, kv);
+      for (int s = 0; s < decoding; ++s) draft(s, least, false, trees_[s]);
+      drafting = world_.draft_seconds * decoding;
+      budget.select(pointers_, ids_, prompt_rows, kv, 4096, decision);
+    }
+    StepOutcome outcome;
+    std::vector<int32_t> committed;
+    for (int s = 0; s < decoding; ++s) {
+      committed.clear();
+      int accepted = 0;
+      outcome.tokens += verify(s, trees_[s], &accepted, &committed);
+      budget.committed(ids_[s], committed);
+      budget.verified(ids_[s], trees_[s], accepted);
+    }
+    const bool speculative = decision.speculative || (world_.runs_ahead && mode == DraftMode::kDraft);
+    outcome.kind = speculative ? StepKind::kSpeculative : StepKind::kOrdinary;
+    outcome.size = {decoding + prompt_rows + decision.drafts, decoding + (prompt_rows > 0), kv};
+    outcome.decoding = decoding;
+    outcome.other_rows = prompt_rows;
+    // Shadows are made while the step runs, where anything is.
+    const bool hidden = world_.runs_ahead && !speculative;
+    (hidden ? outcome.hidden_draft_seconds : outcome.draft_seconds) = drafting;
+    if (hidden) drafting = 0;
+    outcome.seconds = finish(score, outcome.kind, outcome.size, decoding, outcome.tokens, drafting);
+    budget.observe(outcome);
+    drafts_ += decision.drafts;
+    speculative_steps_ += speculative;
+  }
+
   // 0: the first guess at this position is right, 1: the second, 2: neither.
   int outcome(int sequence, int64_t position) const {
     const double first = world_.first_guess(static_cast<uint64_t>(sequence), position, time_);
@@ -157,24 +197,40 @@ class Engine {
   }
 
   // Returns what a clock would have shown.
-  double finish(Score& score, StepKind kind, int drafts, int64_t tokens, double drafting) {
-    const StepSize size{world_.sequences + drafts, world_.sequences,
-                        world_.kv_per_sequence * world_.sequences};
-    const StepSize bare{world_.sequences, world_.sequences, size.kv_tokens};
-    const double exact = world_.seconds(kind, size);
+  double finish(Score& score, StepKind kind, const StepSize& size, int decoding, int64_t tokens,
+                double drafting) {
+    // Running ahead begins with a step that nothing ran ahead of.
+    const bool alone = world_.runs_ahead && after_speculative_;
+    after_speculative_ = kind == StepKind::kSpeculative;
+    double exact = world_.seconds(alone ? StepKind::kSpeculative : kind, size);
+    const auto padded = std::lower_bound(world_.padding.begin(), world_.padding.end(), size.rows);
+    double excess = 0;
+    if (padded != world_.padding.end()) {
+      int& runs = runs_[{kind, *padded}];
+      if (++runs <= (kind == StepKind::kOrdinary ? 2 : 1)) excess = world_.first_run;
+    }
     const double u = uniform(world_.seed + 77, ++clock_, 0), v = uniform(world_.seed + 78, clock_, 0);
     score.tokens += static_cast<double>(tokens);
     score.seconds += exact + drafting;
-    score.ordinary_seconds += world_.seconds(StepKind::kOrdinary, bare) * tokens / world_.sequences;
+    if (decoding > 0) {
+      const StepSize bare{decoding, decoding, size.kv_tokens};
+      score.ordinary_seconds += world_.seconds(StepKind::kOrdinary, bare) * tokens / decoding;
+    }
     time_ += exact + drafting;
-    return exact * (1 + world_.noise * (2 * u - 1)) * (v < world_.outliers ? 10 : 1);
+    return (exact + excess) * (1 + world_.noise * (2 * u - 1)) * (v < world_.outliers ? 10 : 1);
   }
 
   World world_;
   std::vector<int64_t> positions_;
   uint64_t clock_ = 0;
   double time_ = 0;
-  int64_t drafts_ = 0;
+  int64_t drafts_ = 0, speculative_steps_ = 0;
+  bool after_speculative_ = false;
+  int64_t window_ = 0;
+  std::map<std::pair<StepKind, int>, int> runs_;
+  std::vector<DraftTree> trees_;
+  std::vector<DraftTree*> pointers_;
+  std::vector<uint64_t> ids_;
 };
 
 }  // namespace taco::simulation
