@@ -14,7 +14,6 @@ void bind_engine(nanobind::module_& m);
 void bind_output(nanobind::module_& m);
 void bind_speculation(nanobind::module_& m);
 void bind_budget(nanobind::module_& m);
-void bind_prefix_cache(nanobind::module_& m);
 
 // Sets attributes of a freshly constructed instance from keywords; a name that it does not have is a
 // TypeError.

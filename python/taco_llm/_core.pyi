@@ -460,49 +460,6 @@ class SpeculationMeter:
     def count(self, sequence: SequenceSpeculation, tree: DraftTree, deepest_accepted: int) -> None: ...
     def stats(self) -> SpeculationStats: ...
 
-class PrefixCacheStats:
-    """cpp/cache/prefix_cache_stats.h says what each means. Lists go by tier: device, host, disk."""
-
-    entries: int
-    blocks: list[int]
-    capacity: list[int]
-    idle_blocks: int
-    clean_idle_blocks: int
-    loading_blocks: int
-    fetches: int
-    transfers: int
-    lookups: int
-    tokens_queried: int
-    tokens_hit: list[int]
-    blocks_queried: int
-    blocks_hit: list[int]
-    published: int
-    exchanged: int
-    evicted: list[int]
-    dropped: int
-    stored: int
-    loaded: int
-    written: int
-    read: int
-    stored_by_steps: int
-    failed: int
-    fetches_started: int
-    fetches_declined: int
-    resets: int
-    store_speed: float
-    load_speed: float
-    write_speed: float
-    read_speed: float
-    prefill_speed: float
-
-class HotPrefix:
-    digest: str
-    """Of all its tokens and their root, in hex."""
-    tokens: int
-    accesses: int
-    tier: str
-    """ "device", "host" or "disk": the highest that holds its last block."""
-
 class TokenLogprob:
     token: int
     logprob: float
