@@ -230,13 +230,13 @@ void bind_model(nb::module_& m) {
       .def(
           "__init__",
           [](NullExecutorHandle* self, int vocab_size, int max_model_len, int block_size, int64_t num_blocks,
-             double step_seconds, int32_t eos_token_id) {
+             double step_seconds, int32_t eos_token_id, int64_t num_host_blocks) {
             new (self) NullExecutorHandle();
             self->executor = std::make_unique<NullExecutor>(vocab_size, max_model_len, block_size, num_blocks,
-                                                            step_seconds, eos_token_id);
+                                                            step_seconds, eos_token_id, 1, num_host_blocks);
           },
           "vocab_size"_a, "max_model_len"_a = 4096, "block_size"_a = 16, "num_blocks"_a = 65536,
-          "step_seconds"_a = 0.0, "eos_token_id"_a = -1)
+          "step_seconds"_a = 0.0, "eos_token_id"_a = -1, "num_host_blocks"_a = 0)
       .def_static(
           "token_at",
           [](const std::vector<int32_t>& prompt, int position, int vocab_size) {

@@ -156,6 +156,7 @@ void bind_output(nb::module_& m) {
       .def_ro("steps", &S::steps)
       .def_ro("preemptions", &S::preemptions)
       .def_ro("prompt_tokens", &S::prompt_tokens)
+      .def_ro("prompt_tokens_computed", &S::prompt_tokens_computed)
       .def_ro("generation_tokens", &S::generation_tokens)
       .def_ro("finished_stop", &S::finished_stop)
       .def_ro("finished_length", &S::finished_length)
@@ -165,7 +166,8 @@ void bind_output(nb::module_& m) {
       .def_ro("current_step_start", &S::current_step_start)
       .def_ro("dead", &S::dead)
       .def_ro("death_reason", &S::death_reason)
-      .def_ro("speculation", &S::speculation);
+      .def_ro("speculation", &S::speculation)
+      .def_ro("prefix_cache", &S::prefix_cache);
 }
 
 }  // namespace taco::bindings

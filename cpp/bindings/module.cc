@@ -47,6 +47,7 @@ NB_MODULE(_core, m) {
   taco::bindings::bind_model(m);
   taco::bindings::bind_speculation(m);  // before what has its classes as defaults and results
   taco::bindings::bind_budget(m);
+  taco::bindings::bind_prefix_cache(m);
   taco::bindings::bind_output(m);
   taco::bindings::bind_engine(m);
 }

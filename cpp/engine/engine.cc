@@ -1,5 +1,6 @@
 #include "engine/engine.h"
 
+#include <future>
 #include <mutex>
 #include <thread>
 
@@ -13,14 +14,14 @@ struct Engine::Impl {
        EngineConfig config_in)
       : config(config_in),
         vocabulary(std::move(vocabulary_in)),
-        loop(std::move(executor), config),
         inbox(config.max_waiting),
+        loop(std::move(executor), config),
         thread([this] { loop.run(inbox, queue); }) {}
 
   const EngineConfig config;
   const std::shared_ptr<const Vocabulary> vocabulary;
-  EngineLoop loop;
   Inbox inbox;
+  EngineLoop loop;  // its executor's threads wake the inbox
   OutputQueue queue;
   std::mutex join_mutex;
   std::thread thread;  // last: everything else must outlive it
@@ -36,7 +37,7 @@ Engine::Engine(std::unique_ptr<Executor> executor, std::shared_ptr<const Vocabul
 Engine::~Engine() { shutdown(); }
 
 RequestId Engine::submit(std::vector<int32_t> prompt, SamplingParams params, int priority,
-                         uint64_t name_space) {
+                         uint64_t name_space, const Digest& cache_root) {
   int vocab_size = impl_->loop.vocab_size();
   validate(params, vocab_size);
   impl_->loop.scheduler().check_admissible(static_cast<int64_t>(prompt.size()), params.best_of);
@@ -53,6 +54,7 @@ RequestId Engine::submit(std::vector<int32_t> prompt, SamplingParams params, int
     auto request =
         std::make_unique<EngineRequest>(number, std::move(prompt), shared, priority, seed, impl_->vocabulary);
     request->name_space = name_space;
+    request->cache_root = cache_root;
     return request;
   });
 }
@@ -72,6 +74,39 @@ void Engine::shutdown() {
   std::lock_guard lock(impl_->join_mutex);
   if (impl_->thread.joinable()) impl_->thread.join();
 }
+
+// What the engine thread answers.
+template <typename T>
+static T ask(Inbox& inbox, std::function<T(EngineLoop&)> question) {
+  auto answer = std::make_shared<std::promise<T>>();
+  std::future<T> future = answer->get_future();
+  inbox.ask([answer, question = std::move(question)](EngineLoop* loop) {
+    try {
+      if (loop == nullptr) fail(ErrorCode::kUnavailable, "the engine has been shut down");
+      answer->set_value(question(*loop));
+    } catch (...) {
+      answer->set_exception(std::current_exception());
+    }
+  });
+  return future.get();
+}
+
+bool Engine::reset_prefix_cache() {
+  if (!impl_->config.prefix_caching.enabled) return false;
+  return ask<bool>(impl_->inbox, [](EngineLoop& loop) {
+    loop.reset_prefix_cache();
+    return true;
+  });
+}
+
+CacheReport Engine::cache_report(int hottest) {
+  TACO_REQUIRE(impl_->config.prefix_caching.enabled,
+               "this engine was made without a prefix cache: set prefix_caching");
+  TACO_REQUIRE(hottest >= 0, "the number of prefixes must be at least 0, not ", hottest);
+  return ask<CacheReport>(impl_->inbox, [hottest](EngineLoop& loop) { return loop.cache_report(hottest); });
+}
+
+std::vector<std::string> Engine::take_log_lines() { return impl_->loop.take_log_lines(); }
 
 EngineStats Engine::stats() const {
   EngineStats stats = impl_->loop.stats();

@@ -8,6 +8,12 @@
 
 namespace taco {
 
+namespace {
+constexpr ptrdiff_t kMaxLogLines = 1000;
+// Time alone changes what can run, too: who waits for room gives up, and a load's end comes near.
+constexpr std::chrono::duration<double> kLongestWait{0.02};
+}  // namespace
+
 SchedulerConfig EngineLoop::scheduler_config(const Executor& executor, const EngineConfig& config) {
   KvCacheConfig cache = executor.kv_cache();
   SchedulerConfig out;
@@ -25,6 +31,20 @@ SchedulerConfig EngineLoop::scheduler_config(const Executor& executor, const Eng
   out.preemption_mode = config.preemption_mode;
   if (config.speculation.method != SpeculationMethod::kNone)
     out.max_sampled_rows = executor.max_sampled_rows();
+  const PrefixCachingConfig& caching = config.prefix_caching;
+  if (!caching.enabled) return out;
+  TACO_REQUIRE(config.swap_blocks + caching.host_blocks <= cache.num_host_blocks, "swap_blocks is ",
+               config.swap_blocks, " and the prefix cache's host_blocks ", caching.host_blocks,
+               ", but the executor has ", cache.num_host_blocks, " blocks of host memory");
+  PrefixCacheConfig& prefix = out.prefix_cache.emplace();
+  prefix.block_size = cache.block_size;
+  prefix.block_bytes = caching.block_bytes;
+  prefix.first_host_block = config.swap_blocks;
+  prefix.num_host_blocks = caching.host_blocks;
+  prefix.num_disk_blocks = caching.disk_blocks;
+  prefix.min_accesses = caching.min_accesses;
+  prefix.max_idle_blocks = caching.max_idle_blocks;
+  prefix.lazy = caching.lazy;
   return out;
 }
 
@@ -36,16 +56,27 @@ EngineLoop::EngineLoop(std::unique_ptr<Executor> executor, const EngineConfig& c
     speculator_ = std::make_unique<Speculator>(config.speculation, config.drafter, *executor_,
                                                config.max_num_batched_tokens);
   }
+  if (PrefixCache* cache = scheduler_.prefix_cache()) {
+    if (config.prefix_caching.on_disk) cache->restore(*config.prefix_caching.on_disk);
+    scheduler_.hit_counter().set_logging(config.prefix_caching.log_hits);
+  }
   update_stats(0);
 }
 
 void EngineLoop::run(Inbox& inbox, OutputQueue& queue) {
   Mail mail;
+  PrefixCache* cache = scheduler_.prefix_cache();
   try {
+    if (cache) executor_->on_finished([&inbox] { inbox.wake(); });
     for (;;) {
       inbox.fetch(mail);
+      if (cache) take_finished_transfers(monotonic_seconds());
       bool has_work = scheduler_.has_work() || scheduler_.num_in_flight() > 0;
       if (mail.empty() && !has_work) {
+        if (cache) {
+          begin_transfers(monotonic_seconds());
+          update_stats(0);
+        }
         executor_->idle();
         inbox.wait();
         continue;
@@ -56,13 +87,16 @@ void EngineLoop::run(Inbox& inbox, OutputQueue& queue) {
         update_stats(0);
         publish(inbox, queue);
       }
+      bool stuck = false;
       if (scheduler_.has_work() || scheduler_.num_in_flight() > 0) {
-        step();
+        stuck = !step();
       } else {
         update_stats(0);
       }
       publish(inbox, queue);
+      if (stuck) inbox.wait(kLongestWait);
     }
+    inbox.close();
     end_all(FinishReason::kAbort, "");
     update_stats(0);
     publish(inbox, queue);
@@ -90,13 +124,31 @@ void EngineLoop::take(Mail& mail) {
     auto it = requests_.find(id);
     if (it != requests_.end()) end_request(*it->second, FinishReason::kAbort, "");
   }
-  if (mail.abort_before == 0) return;
-  for (auto& [id, request] : requests_) {
-    if (id < mail.abort_before) end_request(*request, FinishReason::kAbort, "");
+  if (mail.abort_before != 0) {
+    for (auto& [id, request] : requests_) {
+      if (id < mail.abort_before) end_request(*request, FinishReason::kAbort, "");
+    }
   }
+  for (EngineTask& task : mail.tasks) task(this);
+  mail.tasks.clear();
 }
 
-void EngineLoop::step() {
+void EngineLoop::take_finished_transfers(double now) {
+  transfer_results_.clear();
+  executor_->finished(transfer_results_);
+  for (const TransferResult& result : transfer_results_) scheduler_.prefix_cache()->finished(result, now);
+}
+
+void EngineLoop::begin_transfers(double now) {
+  PrefixCache* cache = scheduler_.prefix_cache();
+  if (!cache) return;
+  cache->maintain(now);
+  transfers_.clear();
+  cache->take_transfers(transfers_);
+  for (const Transfer& transfer : transfers_) executor_->begin(transfer);
+}
+
+bool EngineLoop::step() {
   double start = monotonic_seconds();
   {
     std::lock_guard lock(stats_mutex_);
@@ -109,12 +161,23 @@ void EngineLoop::step() {
       if (mode == DraftMode::kDraft) speculator_->draft(scheduler_);
       if (mode == DraftMode::kShadow) speculator_->shadow(scheduler_);
     }
+    scheduler_.fetch(start);
     scheduler_.plan(proposal_);
-    TACO_CHECK(!proposal_.empty(), "there are sequences, but none can run");
+    if (proposal_.empty()) {
+      begin_transfers(start);
+      update_stats(0);
+      const bool busy = scheduler_.prefix_cache() && scheduler_.prefix_cache()->busy();
+      // What a fetch has given up at its end is there for the next plan.
+      idle_plans_ = busy ? 0 : idle_plans_ + 1;
+      TACO_CHECK(busy || idle_plans_ < 3, "there are sequences, but none can run");
+      return !busy;
+    }
+    idle_plans_ = 0;
     submit(start);
   }
   if (runs_ahead_) run_ahead(start);
   complete_oldest();
+  return true;
 }
 
 // Gives the executor the step after the one that it is at, unless that must wait for the one's result.
@@ -127,8 +190,13 @@ void EngineLoop::run_ahead(double now) {
     draft_next_ = mode == DraftMode::kDraft;
     if (draft_next_) return;  // drafts need the tokens of the step in flight
   }
+  scheduler_.fetch(now);
   scheduler_.plan(proposal_);
-  if (!proposal_.empty() && proposal_.preempt.empty()) submit(now);
+  if (!proposal_.empty() && proposal_.preempt.empty()) {
+    submit(now);
+  } else {
+    begin_transfers(now);
+  }
   if (mode == DraftMode::kShadow) speculator_->shadow(scheduler_);
 }
 
@@ -142,6 +210,19 @@ void EngineLoop::submit(double now) {
     scheduler_.rollback();
     throw;
   }
+  submitted_[plan.number % 2] = now;
+  begin_transfers(now);
+}
+
+// Of a step that computed hardly anything else.
+void EngineLoop::measure_prefill(const StepPlan& plan, double now) {
+  int32_t rows = 0;
+  for (const SeqStep& part : plan.seqs) {
+    const bool decodes = part.draft || (part.count == 1 && !part.samplers.empty());
+    if (!decodes) rows += part.count;
+  }
+  const double begin = std::max(last_end_, submitted_[plan.number % 2]);
+  if (rows * 2 > plan.num_tokens) scheduler_.measured_prefill(rows, now - begin);
 }
 
 void EngineLoop::complete_oldest() {
@@ -157,6 +238,8 @@ void EngineLoop::complete_oldest() {
   }
   runs_.push_back(output.sampled.size());
   const StepPlan& plan = scheduler_.oldest_plan();
+  if (scheduler_.prefix_cache()) measure_prefill(plan, now);
+  last_end_ = now;
   scheduler_.commit(choices_, sampled_);
   collect_prompt_logprobs(plan, output.prompt_logprobs);
   for (size_t i = 0; i < sampled_.size(); ++i) {
@@ -298,6 +381,7 @@ void EngineLoop::collect(EngineRequest& request, int sequence, int index) {
   output.index = index;
   output.cumulative_logprob = seq.cumulative_logprob;
   output.num_prompt_tokens = request.prompt_len;
+  output.num_cached_tokens = request.num_cached_tokens;
   output.num_output_tokens = seq.output_len();
   output.times = request.times;
   if (seq.status == SeqStatus::kFinished) output.speculation = seq.speculated;
@@ -386,6 +470,8 @@ void EngineLoop::die(const std::string& reason, Mail& mail, Inbox& inbox, Output
   scheduler_.abandon();
   add_requests(mail);
   inbox.die(reason, mail);
+  inbox.close();
+  for (EngineTask& task : mail.tasks) task(nullptr);
   add_requests(mail);
   {
     std::lock_guard lock(stats_mutex_);
@@ -410,7 +496,15 @@ void EngineLoop::update_stats(double step_end) {
   stats_.waiting = scheduler_.num_requests() - stats_.running;
   stats_.num_blocks = scheduler_.pool().size();
   if (speculator_) stats_.speculation = speculator_->stats();
-  stats_.free_blocks = scheduler_.pool().num_free();
+  stats_.free_blocks = scheduler_.pool().num_available();
+  if (const PrefixCache* cache = scheduler_.prefix_cache()) {
+    stats_.prefix_cache = cache->stats();
+    std::vector<std::string>& lines = scheduler_.hit_counter().lines();
+    log_lines_.insert(log_lines_.end(), lines.begin(), lines.end());
+    if (std::ssize(log_lines_) > kMaxLogLines)
+      log_lines_.erase(log_lines_.begin(), log_lines_.end() - kMaxLogLines);
+    lines.clear();
+  }
   if (const BlockPool* host = scheduler_.host_pool()) {
     stats_.swap_blocks = host->size();
     stats_.free_swap_blocks = host->num_free();
@@ -418,6 +512,7 @@ void EngineLoop::update_stats(double step_end) {
   stats_.steps = num_steps_;
   stats_.preemptions = scheduler_.num_preemptions();
   stats_.prompt_tokens = scheduler_.num_prompt_tokens();
+  stats_.prompt_tokens_computed = scheduler_.num_prompt_tokens_computed();
   stats_.generation_tokens = scheduler_.num_generation_tokens();
   if (step_end != 0) stats_.last_step_end = step_end;
   stats_.current_step_start = 0;
@@ -426,6 +521,18 @@ void EngineLoop::update_stats(double step_end) {
 EngineStats EngineLoop::stats() const {
   std::lock_guard lock(stats_mutex_);
   return stats_;
+}
+
+std::vector<std::string> EngineLoop::take_log_lines() {
+  std::lock_guard lock(stats_mutex_);
+  return std::exchange(log_lines_, {});
+}
+
+void EngineLoop::reset_prefix_cache() { scheduler_.prefix_cache()->reset(); }
+
+CacheReport EngineLoop::cache_report(int hottest) const {
+  const PrefixCache& cache = *scheduler_.prefix_cache();
+  return {cache.stats(), cache.hottest(hottest)};
 }
 
 }  // namespace taco

@@ -21,7 +21,11 @@ namespace taco {
 // from its history, when drafts are to be made, or when somebody would have to be preempted (n may free
 // blocks).
 //
-// All functions but stats() and scheduler().check_admissible() belong to the engine thread.
+// With a prefix cache: finished transfers of blocks are taken before a step is planned, new ones are begun
+// after it was submitted. Where nobody can run but for blocks that are on their way, the thread waits for
+// them as for mail.
+//
+// All functions but stats(), take_log_lines() and scheduler().check_admissible() belong to the engine thread.
 class EngineLoop {
  public:
   // config.drafter null: nobody drafts.
@@ -32,6 +36,9 @@ class EngineLoop {
   void run(Inbox& inbox, OutputQueue& queue);
 
   EngineStats stats() const;
+  std::vector<std::string> take_log_lines();
+  void reset_prefix_cache();
+  CacheReport cache_report(int hottest) const;
   const Scheduler& scheduler() const { return scheduler_; }
   int vocab_size() const { return executor_->vocab_size(); }
 
@@ -40,10 +47,13 @@ class EngineLoop {
 
   void add_requests(Mail& mail);
   void take(Mail& mail);
-  void step();
+  void take_finished_transfers(double now);
+  void begin_transfers(double now);
+  bool step();  // false: nobody can run before a transfer has finished
   void run_ahead(double now);
   void submit(double now);  // the proposal
   void complete_oldest();
+  void measure_prefill(const StepPlan& plan, double now);
   void mark_scheduled(const Proposal& proposal, double now);
   void collect_prompt_logprobs(const StepPlan& plan, std::vector<PromptLogprobs>& collected);
   // A sequence's tokens of a step: one, or the run that a draft gave.
@@ -79,12 +89,18 @@ class EngineLoop {
   std::vector<OutputQueue::Item> items_;
   std::vector<EngineRequest*> finished_;
   int64_t newly_scheduled_ = 0;
+  std::vector<Transfer> transfers_;
+  std::vector<TransferResult> transfer_results_;
 
+  double submitted_[2] = {0, 0};  // when, of the steps in flight, by the parity of their numbers
+  double last_end_ = 0;           // of a step
+  int idle_plans_ = 0;            // in a row, without a transfer under way
   bool dead_ = false;
   uint64_t num_steps_ = 0;
   EngineStats totals_;  // finished_*, of the engine thread
   mutable std::mutex stats_mutex_;
   EngineStats stats_;
+  std::vector<std::string> log_lines_;  // likewise under stats_mutex_
 };
 
 }  // namespace taco

@@ -33,6 +33,24 @@ void Inbox::abort_all() {
   arrived_.notify_one();
 }
 
+void Inbox::ask(EngineTask task) {
+  {
+    std::lock_guard lock(mutex_);
+    if (dead_) fail(ErrorCode::kUnavailable, "the engine is dead: ", death_reason_);
+    if (stopped_ || closed_) fail(ErrorCode::kUnavailable, "the engine has been shut down");
+    mail_.tasks.push_back(std::move(task));
+  }
+  arrived_.notify_one();
+}
+
+void Inbox::wake() {
+  {
+    std::lock_guard lock(mutex_);
+    woken_ = true;
+  }
+  arrived_.notify_one();
+}
+
 void Inbox::stop() {
   {
     std::lock_guard lock(mutex_);
@@ -48,9 +66,25 @@ void Inbox::fetch(Mail& mail) {
   if (!mail_.empty()) std::swap(mail, mail_);
 }
 
-void Inbox::wait() {
+void Inbox::wait(std::chrono::duration<double> at_most) {
   std::unique_lock lock(mutex_);
-  arrived_.wait(lock, [&] { return !mail_.empty(); });
+  const auto ready = [&] { return !mail_.empty() || woken_; };
+  if (at_most == std::chrono::duration<double>::max()) {
+    arrived_.wait(lock, ready);
+  } else {
+    arrived_.wait_for(lock, at_most, ready);
+  }
+  woken_ = false;
+}
+
+void Inbox::close() {
+  std::vector<EngineTask> tasks;
+  {
+    std::lock_guard lock(mutex_);
+    closed_ = true;
+    tasks.swap(mail_.tasks);
+  }
+  for (EngineTask& task : tasks) task(nullptr);
 }
 
 void Inbox::account(int64_t scheduled, int64_t finished) {

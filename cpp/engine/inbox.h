@@ -2,6 +2,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -10,12 +11,20 @@
 
 namespace taco {
 
+class EngineLoop;
+
+// Something for the engine thread to do between two steps; null: it will never run again.
+using EngineTask = std::function<void(EngineLoop*)>;
+
 struct Mail {
   std::vector<std::unique_ptr<EngineRequest>> submissions;
   std::vector<RequestId> aborts;
   RequestId abort_before = 0;  // all requests with a smaller number
+  std::vector<EngineTask> tasks;
   bool stop = false;
-  bool empty() const { return submissions.empty() && aborts.empty() && abort_before == 0 && !stop; }
+  bool empty() const {
+    return submissions.empty() && aborts.empty() && abort_before == 0 && tasks.empty() && !stop;
+  }
 };
 
 class Inbox {
@@ -28,13 +37,20 @@ class Inbox {
   RequestId submit(Make&& make);
   void abort(RequestId request);
   void abort_all();
+  // Throws kUnavailable where no thread would do it.
+  void ask(EngineTask task);
   void stop();
+  // Ends a wait, this one or the next. Any thread.
+  void wake();
 
-  // For the engine thread. fetch never waits; wait returns when there is something.
+  // For the engine thread. fetch never waits; wait returns when there is something, somebody says wake, or
+  // the time is over.
   void fetch(Mail& mail);
-  void wait();
+  void wait(std::chrono::duration<double> at_most = std::chrono::duration<double>::max());
   // `scheduled` requests left the queue, `finished` are done (their last output is published).
   void account(int64_t scheduled, int64_t finished);
+  // The engine thread ends here: what it was still asked to do is told so.
+  void close();
   // Nothing is accepted any more; what had been submitted and not yet fetched is in `mail`.
   void die(const std::string& reason, Mail& mail);
 
@@ -51,7 +67,7 @@ class Inbox {
   RequestId next_request_ = 1;
   int64_t num_waiting_ = 0;  // submitted and never scheduled
   int64_t num_unfinished_ = 0;
-  bool draining_ = false, stopped_ = false, dead_ = false;
+  bool draining_ = false, stopped_ = false, dead_ = false, closed_ = false, woken_ = false;
   std::string death_reason_;
 };
 

@@ -47,15 +47,16 @@ NullExecutor::NullExecutor(int vocab_size, int max_model_len, int block_size, in
       step_seconds_(step_seconds),
       eos_token_id_(eos_token_id),
       max_in_flight_(max_in_flight),
-      num_host_blocks_(num_host_blocks) {
+      num_host_blocks_(num_host_blocks),
+      slots_(static_cast<size_t>(std::max<int64_t>(num_blocks * block_size, 0)), 0),
+      host_slots_(static_cast<size_t>(std::max<int64_t>(num_host_blocks * block_size, 0)), 0),
+      transfers_(block_size, slots_, host_slots_) {
   TACO_REQUIRE(vocab_size >= 1 && max_model_len >= 1 && block_size >= 1 && num_blocks >= 1,
                "vocab_size, max_model_len, block_size and num_blocks must be at least 1");
   TACO_REQUIRE(eos_token_id < vocab_size, "eos_token_id ", eos_token_id, " is not below vocab_size ",
                vocab_size);
   TACO_REQUIRE(max_in_flight == 1 || max_in_flight == 2, "max_in_flight must be 1 or 2, not ", max_in_flight);
   TACO_REQUIRE(num_host_blocks >= 0, "num_host_blocks must be at least 0, not ", num_host_blocks);
-  host_slots_.assign(static_cast<size_t>(num_host_blocks * block_size), 0);
-  slots_.assign(static_cast<size_t>(num_blocks * block_size), 0);
   written_step_.assign(static_cast<size_t>(num_blocks), 0);
   written_by_.assign(static_cast<size_t>(num_blocks), 0);
 }
@@ -80,18 +81,16 @@ NullExecutor::Seen& NullExecutor::find(const SeqStep& step) {
   const Sequence& seq = *step.sequence;
   auto [it, is_new] = seen_.try_emplace(seq.id, Seen{0, num_steps_, 0, kEmptyHash});
   Seen& seen = it->second;
+  TACO_CHECK(is_new || seen.last_step < num_steps_, "sequence ", seq.id, " is twice in a step");
   if (step.start == 0) {
     seen = Seen{0, num_steps_, 0, kEmptyHash};
-  } else if (is_new) {  // forked, or forgotten
+  } else if (is_new || step.start != seen.computed) {  // forked, forgotten, preempted or found in the cache
+    check_all_slots(step);
     std::span<const int32_t> tokens(seq.tokens);
     seen.computed = step.start;
     seen.hash = hash_of(tokens.first(static_cast<size_t>(step.start)));
-    if (step.start >= seq.prompt_len) seen.prompt_hash = hash_of(seq.prompt());
+    seen.prompt_hash = step.start >= seq.prompt_len ? hash_of(seq.prompt()) : 0;
   }
-  TACO_CHECK(is_new || seen.last_step < num_steps_ || step.start == 0, "sequence ", seq.id,
-             " is twice in a step");
-  TACO_CHECK(step.start == seen.computed, "sequence ", seq.id, " goes on at ", step.start, ", but ended at ",
-             seen.computed);
   if (step.start > 0) {
     TACO_CHECK(slot(seq, step.start - 1) == seen.hash, "sequence ", seq.id, ": the cache at position ",
                step.start - 1, " is not what the sequence put there");
@@ -256,6 +255,7 @@ StepOutput NullExecutor::collect() {
 }
 
 void NullExecutor::move_blocks(const StepPlan& plan) {
+  for (uint64_t id : plan.wait_for) transfers_.wait_for(id);
   auto at = [&](std::vector<uint64_t>& slots, int64_t num_blocks, BlockId block) {
     TACO_CHECK(block >= 0 && block < num_blocks, "block ", block, " of ", num_blocks);
     return slots.begin() + int64_t{block} * block_size_;

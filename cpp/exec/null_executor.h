@@ -9,14 +9,16 @@
 #include <vector>
 
 #include "exec/executor.h"
+#include "exec/null_transfers.h"
 
 namespace taco {
 
 // token = f(hash of the prompt, position). It keeps a cache like a real one: the slot of token t holds a hash
 // of the tokens 0 .. t, made from the slot of token t - 1 as found through the block table. Each step is
-// checked, and fails with kInternal, when it does not go on where the sequence's last step ended (or, after a
-// preemption, at 0), when the sequence's output is not what was sampled (a token lost, doubled or of another
-// stream), when blocks do not cover it, or when a slot does not hold what the sequence put there.
+// checked, and fails with kInternal, when the sequence's output is not what was sampled (a token lost,
+// doubled or of another stream), when blocks do not cover it, or when the slot before the step does not hold
+// what the sequence put there; where a sequence does not go on where its last step ended (preempted, or found
+// in the prefix cache), all slots before the step must hold what its tokens say.
 //
 // With two steps in flight it must be called as a device would have to be: a pending token must be one that
 // the step before samples and that was not collected yet, a known one must have been collected.
@@ -42,6 +44,10 @@ class NullExecutor : public Executor {
   int max_in_flight() const override { return max_in_flight_; }
   void submit(const StepPlan& plan) override;
   StepOutput collect() override;
+  void begin(const Transfer& transfer) override { transfers_.begin(transfer); }
+  void finished(std::vector<TransferResult>& results) override { transfers_.finished(results); }
+  void on_finished(std::function<void()> wake) override { transfers_.on_finished(std::move(wake)); }
+  NullTransfers& transfers() { return transfers_; }
 
   // Checks every slot of each sequence in each step, not only the last: O(length).
   void set_thorough(bool thorough) { thorough_ = thorough; }
@@ -89,8 +95,9 @@ class NullExecutor : public Executor {
   uint64_t random_ = 0;
   std::deque<InFlight> in_flight_;  // submitted and not collected; the oldest first
   std::chrono::steady_clock::time_point device_free_;
-  std::vector<uint64_t> slots_;         // [num_blocks * block_size]
-  std::vector<uint64_t> host_slots_;    // [num_host_blocks * block_size]
+  std::vector<uint64_t> slots_;       // [num_blocks * block_size]
+  std::vector<uint64_t> host_slots_;  // [num_host_blocks * block_size]
+  NullTransfers transfers_;
   std::vector<uint64_t> written_step_;  // by block: when, and by whom it was last written
   std::vector<SeqId> written_by_;
   std::unordered_map<SeqId, Seen> seen_;

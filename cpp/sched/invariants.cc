@@ -8,22 +8,38 @@ namespace taco {
 
 namespace {
 
-void check_pool(const BlockPool& pool, const std::vector<int32_t>& holders) {
+// holders: of each block, in block tables. may_pin: fetches of the prefix cache may hold more.
+void check_pool(const BlockPool& pool, const std::vector<int32_t>& holders, bool may_pin = false) {
   std::vector<bool> is_free(holders.size());
   for (BlockId block : pool.free_list()) {
     TACO_CHECK(block >= 0 && block < pool.size() && !is_free[static_cast<size_t>(block)], "block ", block,
                " twice in the free list");
     is_free[static_cast<size_t>(block)] = true;
   }
-  int64_t used = 0;
+  int64_t used = 0, idle = 0;
   for (size_t i = 0; i < holders.size(); ++i) {
     auto block = static_cast<BlockId>(i);
-    TACO_CHECK(pool.ref_count(block) == holders[i], "block ", block, " has ", holders[i],
-               " holders, stored are ", pool.ref_count(block));
-    TACO_CHECK(is_free[i] == (holders[i] == 0), "block ", block, " with ", holders[i], " holders");
-    used += holders[i] > 0;
+    const int32_t users = pool.num_users(block);
+    TACO_CHECK(users == holders[i] || (may_pin && users > holders[i]), "block ", block, " has ", holders[i],
+               " holders, stored are ", users);
+    TACO_CHECK(is_free[i] == (pool.ref_count(block) == 0), "block ", block, " with ", holders[i], " holders");
+    used += users > 0;
+    idle += pool.is_idle(block);
   }
-  TACO_CHECK(pool.num_free() + used == pool.size());
+  TACO_CHECK(pool.num_idle() == idle && pool.num_free() + idle + used == pool.size());
+}
+
+// What is attached to the prefix cache is the cache's own.
+void check_attachment(const Scheduler& s, const SeqState& seq) {
+  if (seq.attachment.detached) return;
+  TACO_CHECK(seq.attachment.blocks * s.config().block_size <= seq.num_committed &&
+                 seq.num_committed <= seq.num_computed,
+             "sequence ", seq.id, " has ", seq.attachment.blocks, " blocks in the cache, ", seq.num_committed,
+             " of ", seq.num_computed, " tokens are committed");
+  for (int32_t i = 0; i < seq.attachment.blocks; ++i) {
+    TACO_CHECK(s.pool().is_kept(seq.blocks.at(static_cast<size_t>(i))), "sequence ", seq.id, ": block ", i,
+               " is not the cache's");
+  }
 }
 
 // Each host block is moved to once, and no device block is written twice before the step.
@@ -123,6 +139,7 @@ void check_invariants(const Scheduler& s) {
       TACO_CHECK(block >= 0 && block < s.pool().size());
       ++holders[static_cast<size_t>(block)];
     }
+    if (s.prefix_cache() != nullptr) check_attachment(s, *seq);
     std::sort(table.begin(), table.end());
     TACO_CHECK(std::adjacent_find(table.begin(), table.end()) == table.end(), "a block is twice in a table");
   }
@@ -138,7 +155,9 @@ void check_invariants(const Scheduler& s) {
                " host blocks");
     hold_on_host(seq);
   }
-  check_pool(s.pool(), holders);
+  const PrefixCache* cache = s.prefix_cache();
+  check_pool(s.pool(), holders, cache != nullptr && cache->stats().fetches > 0);
+  if (cache != nullptr) cache->check();
   if (s.host_pool() != nullptr) check_pool(*s.host_pool(), host_holders);
   check_pending(s, num_pending);
   for (int age = 0; age < s.num_in_flight(); ++age) {

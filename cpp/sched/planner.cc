@@ -10,11 +10,12 @@ Scheduler::Planner::Planner(const Scheduler& scheduler, Proposal& out)
     : s_(scheduler),
       out_(out),
       budget_(scheduler.config_.max_num_batched_tokens),
-      free_(scheduler.pool_.num_free()),
+      free_(scheduler.pool_.num_available()),
       num_slots_(scheduler.num_slots_),
       alive_(scheduler.running_.size()) {
   out.preempt.clear();
   out.admit.clear();
+  out.hits.clear();
   out.items.clear();
   out.num_tokens = 0;
   out.prompt_first = out.has_trees = false;
@@ -39,8 +40,9 @@ int32_t Scheduler::Planner::holders(BlockId block) const {
   return s_.pool_.ref_count(block) - s_.given_up_[static_cast<size_t>(block)];
 }
 
+// What only the prefix cache holds then counts as free.
 void Scheduler::Planner::give_up(BlockId block) {
-  if (holders(block) == 1) ++free_;
+  if (s_.pool_.num_users(block) - s_.given_up_[static_cast<size_t>(block)] == 1) ++free_;
   s_.given_up_list_.push_back(block);
   ++s_.given_up_[static_cast<size_t>(block)];
 }
@@ -83,7 +85,7 @@ void Scheduler::Planner::forget_preemptions() {
   s_.given_up_list_.clear();
   out_.preempt.clear();
   alive_ = s_.running_.size();
-  free_ = s_.pool_.num_free();
+  free_ = s_.pool_.num_available();
   num_slots_ = s_.num_slots_;
 }
 
@@ -93,8 +95,34 @@ void Scheduler::Planner::schedule(SeqState& seq, int32_t count) {
   budget_ -= count;
 }
 
-// Whether the waiting sequence can be admitted now, with all its known tokens, as far as slots and blocks go.
-bool Scheduler::Planner::fits(const SeqState& seq) const {
+// Those who wait for blocks of a lower tier are passed over.
+const SeqState* Scheduler::Planner::first_waiting() const {
+  for (const SeqState* seq : s_.waiting_) {
+    if (!awaits_fetch(*seq)) return seq;
+  }
+  return nullptr;
+}
+
+// With as many cached tokens as there are blocks for: never fewer than would fit without a cache.
+void Scheduler::Planner::look_up(const SeqState& seq, int64_t room, Admission& admission) const {
+  const bool loading = seq.fetch.state == FetchState::kNearby;
+  const int32_t bs = s_.config_.block_size;
+  for (int32_t max_tokens = seq.len() - 1;;) {
+    const PrefixCache::Match match = s_.cache_->match(seq.owner->cache_root, seq.tokens, max_tokens);
+    const int32_t tokens = match.tokens(bs, loading);
+    const int32_t blocks = tokens / bs, tail = tokens % bs;
+    // What a victim of this plan holds now will be idle when it is attached.
+    int64_t taken = match.idle_blocks - (loading ? 0 : match.loading_idle);
+    if (!out_.preempt.empty()) taken = blocks + (tail > 0);
+    admission.hit = {tokens, max_tokens, loading};
+    admission.blocks = blocks_for(seq.len(), bs) - blocks + taken;
+    // The tail costs a block more than computing it, for as long as it takes to copy it.
+    if (tail == 0 || admission.blocks <= room) return;
+    max_tokens = blocks * bs;
+  }
+}
+
+bool Scheduler::Planner::fits(const SeqState& seq, Admission& admission) const {
   if (num_slots_ + slots_of(seq) > s_.config_.max_num_seqs) return false;
   int64_t spare = 0;
   int64_t others = static_cast<int64_t>(alive_ + out_.admit.size());
@@ -105,16 +133,20 @@ bool Scheduler::Planner::fits(const SeqState& seq) const {
     if (seq.status == SeqStatus::kPreempted) spare = std::max(spare, others);
     spare += slots_of(seq) - 1;  // each fork will soon want a block of its own
   }
-  return free_ - blocks_for(seq.len(), s_.config_.block_size) >= spare;
+  const int64_t room = free_ - spare;
+  admission = {{}, blocks_for(seq.len(), s_.config_.block_size)};
+  if (room > 0 && s_.looks_up(seq)) look_up(seq, room, admission);
+  return admission.blocks <= room;
 }
 
 // The first in the queue takes the place of running sequences of lower priority, if that is enough to admit
 // it.
 void Scheduler::Planner::displace_by_priority() {
-  if (s_.waiting_.empty() || alive_ == 0) return;
-  const SeqState& head = **s_.waiting_.begin();
-  while (!fits(head)) {
-    if (alive_ == 0 || !may_displace(head.key, s_.running_[alive_ - 1]->key)) {
+  const SeqState* head = first_waiting();
+  if (head == nullptr || alive_ == 0) return;
+  Admission admission;
+  while (!fits(*head, admission)) {
+    if (alive_ == 0 || !may_displace(head->key, s_.running_[alive_ - 1]->key)) {
       forget_preemptions();
       return;
     }
@@ -127,11 +159,12 @@ void Scheduler::Planner::displace_by_priority() {
 // long as any of them runs. It goes first instead, and they get what is left; but never in two steps in a
 // row.
 int32_t Scheduler::Planner::tokens_kept_for_a_whole_prompt() {
-  if (s_.last_was_prompt_first_ || s_.waiting_.empty()) return 0;
-  const SeqState& head = **s_.waiting_.begin();
-  int32_t len = head.len() - head.num_computed;
-  if (len > budget_ || len + static_cast<int64_t>(alive_) <= budget_ || !fits(head)) return 0;
-  return len;
+  const SeqState* head = s_.last_was_prompt_first_ ? nullptr : first_waiting();
+  if (head == nullptr || head->len() - head->num_computed + static_cast<int64_t>(alive_) <= budget_) return 0;
+  Admission admission;
+  if (!fits(*head, admission)) return 0;
+  const int32_t left = admission.left(*head);
+  return left <= budget_ && left + static_cast<int64_t>(alive_) > budget_ ? left : 0;
 }
 
 void Scheduler::Planner::plan_last_tokens(int32_t budget) {
@@ -152,9 +185,8 @@ void Scheduler::Planner::plan_last_tokens(int32_t budget) {
   }
 }
 
-// How many of its known tokens the sequence may compute in this step; 0: none.
-int32_t Scheduler::Planner::chunk(const SeqState& seq) const {
-  int32_t left = seq.len() - seq.num_computed;
+// How many of its `left` known tokens the sequence may compute in this step; 0: none.
+int32_t Scheduler::Planner::chunk(const SeqState& seq, int32_t left) const {
   if (left <= budget_) return left;
   // Without chunking, only what no step could hold is cut: prompt and output of a preempted sequence.
   bool may_cut =
@@ -166,7 +198,7 @@ void Scheduler::Planner::plan_known_tokens() {
   for (size_t i = 0; i < alive_ && budget_ > 0; ++i) {
     SeqState& seq = *s_.running_[i];
     if (seq.len() - seq.num_computed <= 1) continue;
-    int32_t count = chunk(seq);
+    int32_t count = chunk(seq, seq.len() - seq.num_computed);
     if (count == 0) break;
     int64_t num_blocks = blocks_for(seq.num_computed + count, s_.config_.block_size);
     int64_t needed = blocks_needed(seq, num_blocks, count);
@@ -177,13 +209,17 @@ void Scheduler::Planner::plan_known_tokens() {
 }
 
 void Scheduler::Planner::plan_admissions() {
+  Admission admission;
   for (SeqState* seq : s_.waiting_) {
-    if (budget_ == 0 || !fits(*seq)) return;
-    int32_t count = chunk(*seq);
+    if (budget_ == 0) return;
+    if (awaits_fetch(*seq)) continue;
+    if (!fits(*seq, admission)) return;
+    int32_t count = chunk(*seq, admission.left(*seq));
     if (count == 0) return;
-    take(*seq, blocks_needed(*seq, blocks_for(seq->len(), s_.config_.block_size), count), count);
+    free_ -= admission.blocks;
     num_slots_ += slots_of(*seq);
     out_.admit.push_back(seq);
+    out_.hits.push_back(admission.hit);
     schedule(*seq, count);
     if (displaced_) return;  // those who had to give way come before the rest of the queue
   }

@@ -23,7 +23,16 @@ class Scheduler::Planner {
   void preempt_last();
   void forget_preemptions();
   void schedule(SeqState& seq, int32_t count);
-  bool fits(const SeqState& seq) const;
+  // Whether the waiting sequence can be admitted now, with all its known tokens, as far as slots and blocks
+  // go.
+  struct Admission {
+    Proposal::Hit hit;
+    int64_t blocks = 0;  // that the pool will have less to give
+    int32_t left(const SeqState& seq) const { return seq.len() - seq.num_computed - hit.tokens; }
+  };
+  bool fits(const SeqState& seq, Admission& admission) const;
+  void look_up(const SeqState& seq, int64_t room, Admission& admission) const;
+  const SeqState* first_waiting() const;
 
   void displace_by_priority();
   int32_t tokens_kept_for_a_whole_prompt();
@@ -31,7 +40,7 @@ class Scheduler::Planner {
   void plan_known_tokens();
   void plan_admissions();
   void plan_drafts();
-  int32_t chunk(const SeqState& seq) const;
+  int32_t chunk(const SeqState& seq, int32_t left) const;
 
   const Scheduler& s_;
   Proposal& out_;

@@ -24,6 +24,7 @@ Scheduler::Scheduler(const SchedulerConfig& config) : config_(config), pool_(con
   watermark_blocks_ =
       static_cast<int64_t>(std::floor(config.watermark * static_cast<double>(config.num_blocks)));
   given_up_.assign(static_cast<size_t>(config.num_blocks), 0);
+  if (config.prefix_cache) cache_.emplace(*config.prefix_cache, pool_);
   if (config.num_swap_blocks > 0) {
     host_pool_.emplace(config.num_swap_blocks);
     host_block_of_.assign(static_cast<size_t>(config.num_blocks), -1);
@@ -78,7 +79,10 @@ void Scheduler::finish(SeqState& seq, FinishReason reason) {
     num_slots_ -= slots_of(seq);
   } else if (request.forked || seq.index == 0) {
     waiting_.erase(&seq);
+    if (awaits_fetch(seq) && seq.fetch.id != 0) cache_->cancel_fetch(seq.fetch.id);
   }
+  // The run of accepted drafts that it ends with.
+  if (reason != FinishReason::kError) publish(seq);
   release_table(pool_, seq.blocks);
   if (!seq.host_blocks.empty()) release_table(*host_pool_, seq.host_blocks);
   if (seq.tokens.back() == kPendingToken) seq.tokens.pop_back();
@@ -97,7 +101,7 @@ bool Scheduler::swaps(const SeqState& seq) const {
   if (!host_pool_ || seq.num_computed == 0) return false;
   switch (config_.preemption_mode) {
     case PreemptionMode::kAuto:
-      return seq.owner->num_unfinished > 1;
+      return !cache_ && seq.owner->num_unfinished > 1;
     case PreemptionMode::kRecompute:
       return false;
     case PreemptionMode::kSwap:
@@ -140,8 +144,9 @@ void Scheduler::swap_in(SeqState& seq, Flight& flight) {
 void Scheduler::preempt(SeqState& seq, Flight& flight) {
   stop_sequence(seq);
   num_slots_ -= slots_of(seq);
-  if (!swaps(seq) || !swap_out(seq, flight)) seq.num_computed = 0;
+  if (!swaps(seq) || !swap_out(seq, flight)) seq.num_computed = seq.num_committed = 0;
   release_table(pool_, seq.blocks);
+  detach(seq);
   seq.status = SeqStatus::kPreempted;
   waiting_.insert(&seq);
   ++num_preemptions_;
@@ -171,11 +176,15 @@ const StepPlan& Scheduler::reserve(const Proposal& proposal) {
 
   for (SeqState* seq : proposal.preempt) preempt(*seq, flight);
   for (const BlockMove& move : plan.swap_out) host_block_of_[static_cast<size_t>(move.device)] = -1;
-  for (SeqState* seq : proposal.admit) {
-    flight.admitted.emplace_back(seq, seq->status);
+  for (size_t i = 0; i < proposal.admit.size(); ++i) {
+    SeqState* seq = proposal.admit[i];
+    const Proposal::Hit& hit = proposal.hits[i];
+    flight.admitted.push_back({seq, seq->status, hit.tokens});
     waiting_.erase(seq);
     run_sequence(*seq);
     num_slots_ += slots_of(*seq);
+    // Before anybody takes a block from the pool, which may be one that the cache has found for this one.
+    if (cache_) attach(*seq, hit, flight);
   }
   size_t first_admitted = proposal.items.size() - proposal.admit.size();
   plan.seqs.resize(proposal.items.size());
@@ -188,6 +197,13 @@ const StepPlan& Scheduler::reserve(const Proposal& proposal) {
     plan.seqs[i].draft = drafts ? seq->draft.get() : nullptr;
     describe_step(*seq, count, flight, plan.seqs[i]);
     ++seq->owner->num_in_flight;
+  }
+  if (cache_) {
+    cache_->take_evictions(plan.number, plan.swap_out, plan.wait_for);
+    for (BlockId block : pinned_) pool_.release(block);
+    pinned_.clear();
+    std::sort(plan.wait_for.begin(), plan.wait_for.end());
+    plan.wait_for.erase(std::unique(plan.wait_for.begin(), plan.wait_for.end()), plan.wait_for.end());
   }
 #ifdef TACO_CHECK_STEPS
   check_invariants(*this);
@@ -239,6 +255,8 @@ void Scheduler::fork(Request& request) {
     if (seq.status == SeqStatus::kFinished) continue;
     seq.blocks = fork_table(pool_, first.blocks, blocks_for(first.num_computed, config_.block_size));
     seq.num_computed = seq.computed_once = first.num_computed;
+    seq.attachment = first.attachment;
+    seq.num_committed = first.num_committed;
     run_sequence(seq);
     ++num_slots_;
   }
@@ -253,8 +271,10 @@ void Scheduler::advance() {
     const SeqStep& step = flight.plan.seqs[i];
     int32_t end = step.start + (step.draft ? 1 : step.count);
     seq.num_computed = end;
-    int32_t new_from = std::max(step.start, seq.computed_once);
-    num_prompt_tokens_ += static_cast<uint64_t>(std::max(std::min(end, seq.prompt_len) - new_from, 0));
+    const int32_t prompt_end = std::min(end, seq.prompt_len);
+    auto count = [&](int32_t from) { return static_cast<uint64_t>(std::max(prompt_end - from, 0)); };
+    num_prompt_tokens_ += count(seq.computed_once);
+    num_prompt_tokens_computed_ += count(std::max(step.start, seq.computed_once));
     seq.computed_once = std::max(seq.computed_once, end);
     if (step.prompt_logprobs) seq.prompt_logprobs_from = std::max(seq.prompt_logprobs_from, end + 1);
     if (!step.samplers.empty() && !seq.owner->forked) fork(*seq.owner);
@@ -265,6 +285,7 @@ void Scheduler::advance() {
   for (SeqState* seq : flight.swapped_in) {
     if (!seq->host_blocks.empty()) release_table(*host_pool_, seq->host_blocks);
   }
+  for (const Flight::Admission& admission : flight.admitted) count_hit(admission);
   last_was_prompt_first_ = flight.prompt_first;
   flight.advanced = true;
 }
@@ -302,7 +323,19 @@ void Scheduler::commit(std::span<const Choice> choices, std::vector<SeqState*>& 
       seq.tokens.back() = choices[i].token;
       seq.cumulative_logprob += static_cast<double>(choices[i].logprob);
       ++num_generation_tokens_;
+      seq.num_committed = seq.num_computed;
+      // With drafts, after it has been said which of them were accepted.
+      if (cache_ && !(seq.draft && seq.draft->size > 0)) publish(seq);
     }
+  }
+  if (cache_) {
+    for (size_t i = 0; i < flight.undo.size(); ++i) {
+      SeqState& seq = *flight.undo[i].seq;
+      if (!flight.plan.seqs[i].samplers.empty() || seq.status != SeqStatus::kRunning) continue;
+      seq.num_committed = seq.num_computed;
+      publish(seq);
+    }
+    cache_->stepped(flight.plan.number);
   }
   land(flight);
 }
@@ -311,6 +344,7 @@ void Scheduler::extend(SeqState& seq, int32_t token, float logprob) {
   TACO_CHECK(seq.status == SeqStatus::kRunning && seq.num_computed + 1 == seq.len(), "sequence ", seq.id,
              " has nothing to extend");
   ++seq.num_computed;
+  ++seq.num_committed;
   ++seq.computed_once;
   seq.tokens.push_back(token);
   seq.cumulative_logprob += static_cast<double>(logprob);
@@ -320,6 +354,7 @@ void Scheduler::extend(SeqState& seq, int32_t token, float logprob) {
 void Scheduler::settle(SeqState& seq) {
   seq.draft->size = 0;
   if (seq.status != SeqStatus::kRunning) return;
+  publish(seq);
   shrink_table(pool_, seq.blocks, blocks_for(seq.len(), config_.block_size));
 }
 
@@ -347,16 +382,20 @@ void Scheduler::rollback() {
     --seq.owner->num_in_flight;
   }
   for (auto it = flight.admitted.rbegin(); it != flight.admitted.rend(); ++it) {
-    auto [seq, status] = *it;
+    SeqState* seq = it->seq;
     stop_sequence(*seq);
     num_slots_ -= slots_of(*seq);
-    seq->status = status;
+    seq->status = it->before;
     waiting_.insert(seq);
+    release_table(pool_, seq->blocks);
+    if (it->cached_tokens > 0) seq->num_computed = seq->num_committed = 0;
+    detach(*seq);
   }
   for (SeqState* seq : flight.swapped_out) {  // nobody knows whether the moves were made
     release_table(*host_pool_, seq->host_blocks);
     seq->num_computed = 0;
   }
+  if (cache_) cache_->rolled_back(flight.plan.number);
   --num_flights_;
   --num_steps_;
 #ifdef TACO_CHECK_STEPS

@@ -23,6 +23,12 @@
 // has been served, preempt nobody, and their blocks go back with the step. A step with drafts is not run
 // ahead of.
 //
+// With a prefix cache (cache/prefix_cache.h) an admitted sequence takes the cached blocks of its tokens and
+// computes the rest; commit publishes what is full. Blocks that only the cache holds count as free: taking
+// them is what evicts. Who is preempted finds its blocks in the cache again, if nobody needed them more, so
+// that kAuto never swaps. What lower tiers have is fetched while its request waits in the queue; the others
+// pass it.
+//
 // There is no prefill and no decode phase: a sequence has tokens known and tokens computed, and gets some of
 // the step's budget. Running sequences that lack one token come first, then known tokens, in the policy's
 // order. A sequence holds blocks for all its known tokens from its admission on, so that blocks can run out
@@ -36,13 +42,15 @@
 #include <vector>
 
 #include "cache/block_table.h"
+#include "cache/prefix_cache.h"
+#include "sched/prefix_hits.h"
 #include "sched/request.h"
 #include "sched/step_plan.h"
 
 namespace taco {
 
 enum class PreemptionMode : uint8_t {
-  kAuto,       // swap for requests with several unfinished sequences, recompute for all others
+  kAuto,       // without a prefix cache swap for requests with several unfinished sequences; else recompute
   kRecompute,  // always
   kSwap,       // always; recompute where the swap space is full
 };
@@ -59,6 +67,7 @@ struct SchedulerConfig {
   int64_t num_swap_blocks = 0;  // on the host; 0: no swapping in any mode
   PreemptionMode preemption_mode = PreemptionMode::kAuto;
   int max_sampled_rows = 0;  // of a step with drafts; 0: nobody drafts
+  std::optional<PrefixCacheConfig> prefix_cache;
 };
 
 // What plan decided, by reference to the sequences concerned.
@@ -68,8 +77,15 @@ struct Proposal {
     int32_t count;
     bool drafts = false;  // the last known token and count - 1 nodes of the sequence's draft
   };
+  // What an admitted sequence takes from the prefix cache.
+  struct Hit {
+    int32_t tokens = 0;      // that need not be computed
+    int32_t max_tokens = 0;  // that may be taken; 0: it does not look
+    bool loading = false;    // also blocks whose load is under way
+  };
   std::vector<SeqState*> preempt;  // in the order in which they lose their blocks
   std::vector<SeqState*> admit;    // the last items, in the same order
+  std::vector<Hit> hits;           // of `admit`
   std::vector<Item> items;
   int32_t num_tokens = 0;
   bool prompt_first = false;  // a whole prompt took the place of running sequences
@@ -100,6 +116,13 @@ class Scheduler {
   // Ends one sequence in whatever state it is, in a step or not, and gives its blocks back. Idempotent.
   void finish(SeqState& seq, FinishReason reason);
 
+  // With a prefix cache, before plan: begins to bring back from lower tiers what the first in the queue want,
+  // and sees which of those who wait for it need wait no longer. now: monotonic seconds. Where it begins
+  // something, the transfers must be begun before it is called again.
+  void fetch(double now);
+  // Rows of prompts in a step that was made of little else, and what it took.
+  void measured_prefill(int64_t tokens, double seconds);
+
   void plan(Proposal& proposal) const;
   // At most two steps are in flight, and the older one must be advanced. The plan stays good until the step's
   // commit, and is not changed by it.
@@ -125,9 +148,10 @@ class Scheduler {
   int64_t num_running_requests() const { return num_running_requests_; }
   int64_t num_requests() const { return num_requests_; }
   uint64_t num_preemptions() const { return num_preemptions_; }
-  // Prompt tokens computed and tokens sampled; what is computed again after a preemption does not count
-  // again.
+  // Prompt tokens computed or found in the prefix cache, those of them that were computed, and tokens
+  // sampled; what is computed again after a preemption does not count again.
   uint64_t num_prompt_tokens() const { return num_prompt_tokens_; }
+  uint64_t num_prompt_tokens_computed() const { return num_prompt_tokens_computed_; }
   uint64_t num_generation_tokens() const { return num_generation_tokens_; }
 
   // For the invariant checks and tests.
@@ -139,6 +163,10 @@ class Scheduler {
   const std::vector<SeqState*>& running() const { return running_; }
   const std::set<SeqState*, Before>& waiting() const { return waiting_; }
   const BlockPool* host_pool() const { return host_pool_ ? &*host_pool_ : nullptr; }
+  // Null without one. What is done to it between plan and reserve voids the plan.
+  PrefixCache* prefix_cache() { return cache_ ? &*cache_ : nullptr; }
+  const PrefixCache* prefix_cache() const { return cache_ ? &*cache_ : nullptr; }
+  HitCounter& hit_counter() { return hit_counter_; }
   int num_slots() const { return num_slots_; }
 
   struct Undo {  // of one item's reservation
@@ -148,8 +176,13 @@ class Scheduler {
   };
   struct Flight {  // a step between reserve and commit
     StepPlan plan;
-    std::vector<Undo> undo;                                 // one for each of plan.seqs
-    std::vector<std::pair<SeqState*, SeqStatus>> admitted;  // and what they were before
+    std::vector<Undo> undo;  // one for each of plan.seqs
+    struct Admission {
+      SeqState* seq;
+      SeqStatus before;
+      int32_t cached_tokens;
+    };
+    std::vector<Admission> admitted;
     std::vector<SeqState*> swapped_out, swapped_in;
     std::vector<SeqState*> samplers;  // in the plan's order
     bool prompt_first = false;
@@ -166,6 +199,12 @@ class Scheduler {
   const Flight& oldest() const { return flight(0); }
   void run_sequence(SeqState& seq);   // into running_
   void stop_sequence(SeqState& seq);  // out of running_
+  bool looks_up(const SeqState& seq) const;
+  void begin_fetch(SeqState& seq, double now);
+  void attach(SeqState& seq, const Proposal::Hit& hit, Flight& flight);
+  void publish(SeqState& seq);
+  void count_hit(const Flight::Admission& admission);
+  void detach(SeqState& seq);
   void preempt(SeqState& seq, Flight& flight);
   bool swaps(const SeqState& seq) const;
   bool swap_out(SeqState& seq, Flight& flight);
@@ -184,7 +223,11 @@ class Scheduler {
   std::set<SeqState*, Before> waiting_;  // likewise
   int num_slots_ = 0;                    // of max_num_seqs; an unforked request takes best_of
   int64_t num_requests_ = 0, num_running_requests_ = 0;
-  uint64_t num_preemptions_ = 0, num_prompt_tokens_ = 0, num_generation_tokens_ = 0;
+  uint64_t num_preemptions_ = 0, num_prompt_tokens_ = 0, num_prompt_tokens_computed_ = 0,
+           num_generation_tokens_ = 0;
+  std::optional<PrefixCache> cache_;
+  HitCounter hit_counter_;
+  double seconds_per_prompt_token_ = 0;  // as measured; 0: not yet
 
   Flight flights_[2];
   int oldest_flight_ = 0, num_flights_ = 0;
@@ -192,6 +235,7 @@ class Scheduler {
   bool last_was_prompt_first_ = false;
   std::vector<bool> sampled_;           // scratch of commit
   std::vector<BlockId> host_block_of_;  // scratch of reserve, by device block: moved by this plan to; else -1
+  std::vector<BlockId> pinned_;         // scratch of reserve: what copies read
 
   // The planner's scratch, empty between plans: holds on blocks that the plan would give up.
   mutable std::vector<int32_t> given_up_;

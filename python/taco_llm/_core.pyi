@@ -242,6 +242,7 @@ class NullExecutor(Executor):
         num_blocks: int = 65536,
         step_seconds: float = 0.0,
         eos_token_id: int = -1,
+        num_host_blocks: int = 0,
     ) -> None: ...
 
 class Vocabulary:
@@ -483,10 +484,83 @@ class Output:
     num_prompt_tokens: int
     num_output_tokens: int
     num_cached_tokens: int
+    """Of the prompt, found in the prefix cache when the request was first admitted."""
     speculation: SequenceSpeculation
     """Of the whole sequence, with its finish_reason."""
     times: tuple[float, float, float, float, float]
     """arrival, first scheduled, first token, last token, finished: time.monotonic(); 0: not yet."""
+
+class PrefixCachingConfig:
+    enabled: bool
+    host_blocks: int
+    """Of the executor's host blocks, behind those of swap_blocks."""
+    disk_blocks: int
+    """Slots of the executor's disk store; needs host_blocks."""
+    block_bytes: int
+    """Of one block in all layers; needed with host_blocks."""
+    min_accesses: int
+    """Blocks that fewer requests used leave the device without a copy."""
+    max_idle_blocks: int
+    """That nobody uses and the device still keeps; -1: all that there is room for."""
+    lazy: bool
+    """Requests may be admitted while their blocks are being loaded."""
+    log_hits: bool
+    """A line for Engine.take_log_lines() each 100 blocks of prompts."""
+    def __init__(self, **fields: Any) -> None: ...
+
+class PrefixCacheStats:
+    """Dictionaries have the keys "device", "host" and "disk". Speeds are bytes (prefill: tokens) per second, as
+    measured; 0: not yet."""
+
+    entries: int
+    """Blocks of tokens that some tier holds."""
+    blocks: dict[str, int]
+    """That hold an entry, by tier; one entry may have several."""
+    capacity: dict[str, int]
+    idle_blocks: int
+    """On the device, held by no sequence."""
+    clean_idle_blocks: int
+    loading_blocks: int
+    fetches: int
+    """Under way, like `transfers`."""
+    transfers: int
+    lookups: int
+    """Of requests; one that was preempted counts once."""
+    tokens_queried: int
+    tokens_hit: dict[str, int]
+    blocks_queried: int
+    blocks_hit: dict[str, int]
+    published: int
+    exchanged: int
+    evicted: dict[str, int]
+    dropped: int
+    stored: int
+    loaded: int
+    written: int
+    read: int
+    stored_by_steps: int
+    failed: int
+    fetches_started: int
+    fetches_declined: int
+    """Computing was faster."""
+    resets: int
+    store_speed: float
+    load_speed: float
+    write_speed: float
+    read_speed: float
+    prefill_speed: float
+
+class HotPrefix:
+    digest: str
+    """In hexadecimal: of the root and all tokens up to the prefix's end."""
+    tokens: int
+    accesses: int
+    tier: str
+    """The highest that holds its last block: "device", "host" or "disk"."""
+
+class CacheReport:
+    stats: PrefixCacheStats
+    hottest: list[HotPrefix]
 
 class EngineStats:
     running: int
@@ -499,6 +573,8 @@ class EngineStats:
     steps: int
     preemptions: int
     prompt_tokens: int
+    """Computed, or found in the prefix cache."""
+    prompt_tokens_computed: int
     generation_tokens: int
     finished_stop: int
     finished_length: int
@@ -510,6 +586,8 @@ class EngineStats:
     death_reason: str
     speculation: SpeculationStats
     """All 0 without speculation."""
+    prefix_cache: PrefixCacheStats
+    """All 0 without a prefix cache."""
 
 class Engine:
     """Takes the executor over. All methods are thread-safe and release the GIL where they wait."""
@@ -529,12 +607,21 @@ class Engine:
         preemption_mode: str = "auto",
         speculation: SpeculationConfig | None = None,
         drafter: Drafter | None = None,
+        prefix_caching: PrefixCachingConfig | None = None,
     ) -> None:
         """drafter: of speculation's method, made and perhaps taught before; None: the engine makes it."""
     def submit(
-        self, prompt: Sequence[int], params: SamplingParams, priority: int = 0, name_space: int = 0
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        priority: int = 0,
+        name_space: int = 0,
+        cache_root: bytes | None = None,
     ) -> int:
-        """name_space: requests of different ones (tenants) learn nothing from each other's texts; 64 bits."""
+        """name_space: requests of different ones (tenants) learn nothing from each other's texts; 64 bits.
+
+        cache_root: a digest of 32 bytes of all that K and V depend on besides the tokens, and of who may share
+        them: requests share cached blocks only if theirs are the same. None: 32 zeros."""
     def abort(self, request: int) -> None: ...
     def abort_all(self) -> None: ...
     def poll(self, timeout: float = 0.0) -> list[Output]: ...
@@ -542,6 +629,12 @@ class Engine:
     def drain(self, timeout: float) -> bool: ...
     def shutdown(self) -> None: ...
     def stats(self) -> EngineStats: ...
+    def reset_prefix_cache(self) -> bool:
+        """Forgets all that is cached; what runs goes on. False without a prefix cache."""
+    def cache_report(self, hottest: int = 20) -> CacheReport:
+        """The cache now, with its most used prefixes. ValueError without a prefix cache."""
+    def take_log_lines(self) -> list[str]:
+        """What the engine has to say to its operator since the last call. At most 1000 lines wait."""
     @property
     def max_model_len(self) -> int: ...
     @property

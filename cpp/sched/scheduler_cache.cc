@@ -1,0 +1,121 @@
+// What the scheduler does with the prefix cache.
+#include <algorithm>
+
+#include "base/error.h"
+#include "sched/scheduler.h"
+
+namespace taco {
+
+namespace {
+constexpr int kMaxFetches = 8;           // of waiting requests at once
+constexpr double kWaitForRoom = 0.05;    // seconds that a request waits at most for a fetch to begin
+constexpr double kOldPartOfSpeed = 0.7;  // of a mean over steps
+}  // namespace
+
+// Whether it may use cached tokens. Prompt logprobs need logits of every position.
+bool Scheduler::looks_up(const SeqState& seq) const {
+  if (!cache_ || !seq.host_blocks.empty()) return false;
+  return seq.params->prompt_logprobs < 0 || seq.index > 0 || seq.prompt_logprobs_from >= seq.prompt_len;
+}
+
+void Scheduler::measured_prefill(int64_t tokens, double seconds) {
+  if (tokens <= 0 || seconds <= 0) return;
+  const double measured = seconds / static_cast<double>(tokens);
+  const double old = seconds_per_prompt_token_;
+  seconds_per_prompt_token_ = old == 0 ? measured : kOldPartOfSpeed * old + (1 - kOldPartOfSpeed) * measured;
+  if (cache_) cache_->measured_prefill(tokens, seconds);
+}
+
+void Scheduler::fetch(double now) {
+  if (!cache_) return;
+  int slots = std::max(config_.max_num_seqs - num_slots_, 1);
+  int fetches = 0;
+  for (SeqState* seq : waiting_) {
+    if (slots <= 0 || fetches >= kMaxFetches) return;
+    slots -= slots_of(*seq);
+    FetchWish& wish = seq->fetch;
+    if (wish.state == FetchState::kNotAsked || wish.state == FetchState::kNoRoom) {
+      begin_fetch(*seq, now);
+    } else if (wish.state == FetchState::kOpen || wish.state == FetchState::kNearby) {
+      const double remaining = cache_->remaining(wish.id, now);
+      if (remaining <= 0) {
+        wish.state = FetchState::kDone;
+      } else if (cache_->config().lazy) {
+        const bool near = remaining <= wish.tokens_left * seconds_per_prompt_token_;
+        wish.state = near ? FetchState::kNearby : FetchState::kOpen;
+      }
+    }
+    fetches += awaits_fetch(*seq);
+  }
+}
+
+void Scheduler::begin_fetch(SeqState& seq, double now) {
+  FetchWish& wish = seq.fetch;
+  const int32_t max_tokens = looks_up(seq) ? seq.len() - 1 : 0;
+  const PrefixCache::Match match = cache_->match(seq.owner->cache_root, seq.tokens, max_tokens);
+  if (match.lower_blocks + match.loading_blocks == 0) {
+    wish.state = FetchState::kDone;
+    return;
+  }
+  // Those that run must not be preempted for what is to run later.
+  const int64_t spare = watermark_blocks_ + static_cast<int64_t>(running_.size());
+  uint64_t id = 0;
+  switch (cache_->fetch(seq.owner->cache_root, seq.tokens, max_tokens, spare, now, id)) {
+    case PrefixCache::Fetch::kNone:
+      wish.state = FetchState::kDone;
+      break;
+    case PrefixCache::Fetch::kNoRoom:
+      if (wish.state != FetchState::kNoRoom) wish.no_room_since = now;
+      // Without a move under way nothing makes room but the steps of others.
+      wish.state = FetchState::kNoRoom;
+      if (!cache_->busy() || now - wish.no_room_since > kWaitForRoom) wish.state = FetchState::kDone;
+      break;
+    case PrefixCache::Fetch::kStarted: {
+      const int32_t blocks = match.device_blocks + match.loading_blocks + match.lower_blocks;
+      wish.state = FetchState::kOpen;
+      wish.id = id;
+      wish.device_blocks = match.device_blocks;
+      wish.tokens_left = seq.len() - blocks * config_.block_size;
+      break;
+    }
+  }
+}
+
+void Scheduler::attach(SeqState& seq, const Proposal::Hit& hit, Flight& flight) {
+  const int32_t tokens = cache_->attach(seq.owner->cache_root, seq.tokens, hit.max_tokens, hit.loading,
+                                        seq.blocks, seq.attachment, flight.plan.wait_for);
+  TACO_CHECK(tokens == hit.tokens, "the plan counts on ", hit.tokens, " cached tokens, the cache gives ",
+             tokens);
+  if (tokens == 0) return;
+  seq.num_computed = seq.num_committed = tokens;
+  if (tokens % config_.block_size == 0) return;
+  // The step copies the tail's block before it writes. Nobody may get it before that.
+  pool_.retain(seq.blocks.back());
+  pinned_.push_back(seq.blocks.back());
+}
+
+// Of the tokens whose K and V are there, and good.
+void Scheduler::publish(SeqState& seq) {
+  if (!cache_ || seq.status != SeqStatus::kRunning || seq.attachment.detached) return;
+  const int32_t full = seq.num_committed / config_.block_size;
+  if (full > seq.attachment.blocks) cache_->publish(seq.tokens, full, seq.blocks, seq.attachment);
+}
+
+// Its blocks were given back.
+void Scheduler::detach(SeqState& seq) {
+  const bool counted = seq.attachment.counted;
+  seq.attachment = {};
+  seq.attachment.counted = counted;
+  seq.fetch = {};
+}
+
+void Scheduler::count_hit(const Flight::Admission& admission) {
+  if (!cache_ || admission.before != SeqStatus::kWaiting) return;
+  const SeqState& seq = *admission.seq;
+  seq.owner->num_cached_tokens = admission.cached_tokens;
+  const int64_t hit = admission.cached_tokens / config_.block_size;
+  const int64_t on_device = seq.fetch.id != 0 ? std::min<int64_t>(hit, seq.fetch.device_blocks) : hit;
+  hit_counter_.count(blocks_for(seq.prompt_len, config_.block_size), on_device, hit - on_device);
+}
+
+}  // namespace taco
