@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 
+#include "backend/copy_stream.h"
 #include "backend/ops.h"
 #include "backend/sample.h"
 
@@ -76,6 +77,21 @@ class Backend {
   // A mark in the order of the ops, and waiting for it. Marks grow from 1; nothing is before mark 0.
   virtual uint64_t mark() { return 0; }
   virtual void wait(uint64_t mark) {}
+
+  // Copies beside the ops (copy_stream.h): a stream of them; the point that the ops have come to; ops that
+  // wait for a point in a copy stream. `fence` must have been made before the call, never later.
+  virtual std::unique_ptr<CopyStream> make_copy_stream() { return make_host_copy_stream(); }
+  virtual std::shared_ptr<Fence> fence() { return make_host_fence(); }
+  virtual void wait_for(const Fence& fence) {}
+  // In the order of the ops.
+  virtual void copy_rows(CopyDirection direction, const RowCopies& copies) {
+    taco::copy_rows(direction, copies);
+  }
+  // Makes memory of the host's own (whole pages) fast for the copies above, or takes that back; from any
+  // thread. Throws kResourceExhausted.
+  virtual bool needs_pinning() const { return false; }
+  virtual void pin_host(void* data, size_t bytes) {}
+  virtual void unpin_host(void* data) noexcept {}
 
   // Once for each step, before its ops (and before a graph is captured or replayed for it).
   virtual void begin_step(const StepShape&) {}

@@ -51,6 +51,15 @@ class ProfilingBackend final : public Backend {
   }
   uint64_t mark() override { return inner_->mark(); }
   void wait(uint64_t mark) override { inner_->wait(mark); }
+  std::unique_ptr<CopyStream> make_copy_stream() override { return inner_->make_copy_stream(); }
+  std::shared_ptr<Fence> fence() override { return inner_->fence(); }
+  void wait_for(const Fence& fence) override { inner_->wait_for(fence); }
+  void copy_rows(CopyDirection direction, const RowCopies& copies) override {
+    inner_->copy_rows(direction, copies);
+  }
+  bool needs_pinning() const override { return inner_->needs_pinning(); }
+  void pin_host(void* data, size_t bytes) override { inner_->pin_host(data, bytes); }
+  void unpin_host(void* data) noexcept override { inner_->unpin_host(data); }
   void begin_step(const StepShape& shape) override { inner_->begin_step(shape); }
   int host_threads() const override { return inner_->host_threads(); }
   void host_parallel(int64_t count, const std::function<void(int64_t, int)>& fn) override;

@@ -61,8 +61,16 @@ ModelExecutor::ModelExecutor(std::shared_ptr<const Model> model, const ModelExec
   kv_data_ = device_memory(model_->backend, bytes);
   cache_ = {kv_data_.get(), kv_dtype_of(*model_, config_.kv_dtype), config_.num_blocks, config_.block_size};
   if (config_.num_host_blocks > 0) {
-    swap_ = host_memory(model_->backend, block_bytes(*model_, config_.block_size, config_.kv_dtype) *
-                                             static_cast<size_t>(config_.num_host_blocks));
+    const size_t block = block_bytes(*model_, config_.block_size, config_.kv_dtype);
+    const size_t layers = model_->spec.layers.size();
+    host_blocks_ = std::make_shared<HostBlocks>(model_->backend, config_.num_host_blocks, block);
+    transfers_ = std::make_unique<KvTransfer>(
+        model_->backend,
+        KvTransfer::DeviceBlocks{.data = static_cast<char*>(kv_data_.get()),
+                                 .layers = static_cast<int>(layers),
+                                 .num_blocks = config_.num_blocks,
+                                 .layer_bytes = block / layers},
+        host_blocks_, KvTransfer::Options{.disk = config_.disk, .by_layer = config_.loads_by_layer});
   }
   logits_rows_ = std::min(limits(config_).max_rows, limits(config_).max_seqs + config_.max_draft_rows);
   if (!backend.samples()) logits_rows_ = std::min(logits_rows_, kMaxLogitsRows);
@@ -78,10 +86,19 @@ ModelExecutor::ModelExecutor(std::shared_ptr<const Model> model, const ModelExec
   }
 }
 
+ModelExecutor::~ModelExecutor() {
+  if (!host_blocks_) return;
+  try {
+    model_->backend->synchronize();  // steps that swap may be under way
+  } catch (const std::exception&) {  // the device is lost, and so are its copies
+  }
+}
+
 size_t ModelExecutor::profile(std::shared_ptr<const Model> model, ModelExecutorConfig config) {
   Backend& backend = *model->backend;
   const size_t before = backend.memory().available;
   config.num_blocks = 1;
+  config.num_host_blocks = 0;
   ModelExecutor executor(model, config);
   const size_t kv = block_bytes(*model, config.block_size, config.kv_dtype);
   const size_t after = backend.memory().available;
@@ -173,19 +190,54 @@ double ModelExecutor::time_step(int sequences, int rows, int context) {
 
 void ModelExecutor::move_blocks(const StepPlan& plan) {
   if (plan.swap_out.empty() && plan.swap_in.empty()) return;
-  Backend& backend = *model_->backend;
-  const size_t layers = model_->spec.layers.size();
-  const size_t bytes = kv_block_bytes(model_->spec, config_.block_size, cache_.dtype) / layers;
-  for (size_t i = 0; i < layers; ++i) {
-    char* device = static_cast<char*>(kv_layer(model_->spec, cache_, i).data);
-    char* host = static_cast<char*>(swap_.get()) + i * bytes;
-    auto on_host = [&](const BlockMove& move) {
-      return host + static_cast<size_t>(move.host) * layers * bytes;
-    };
-    auto on_device = [&](const BlockMove& move) { return device + static_cast<size_t>(move.device) * bytes; };
-    for (const BlockMove& move : plan.swap_out) backend.download_async(on_host(move), on_device(move), bytes);
-    for (const BlockMove& move : plan.swap_in) backend.upload_async(on_device(move), on_host(move), bytes);
+  const size_t layers = model_->spec.layers.size(), bytes = host_blocks_->block_bytes() / layers;
+  auto move = [&](CopyDirection direction, const std::vector<BlockMove>& moves) {
+    if (moves.empty()) return;
+    std::vector<PlacePair> places;
+    for (const BlockMove& m : moves) {
+      if (!host_blocks_->wait(m.host)) {
+        fail(ErrorCode::kResourceExhausted,
+             "host memory for KV blocks could not be had: lower --swap-space or "
+             "--cpu-prefill-memory-utilization");
+      }
+      places.push_back({static_cast<char*>(kv_data_.get()) + static_cast<size_t>(m.device) * bytes,
+                        host_blocks_->block(m.host)});
+    }
+    model_->backend->copy_rows(direction, {.places = places,
+                                           .rows = static_cast<int>(layers),
+                                           .bytes = bytes,
+                                           .device_pitch = bytes * static_cast<size_t>(config_.num_blocks),
+                                           .host_pitch = bytes});
+  };
+  move(CopyDirection::kToHost, plan.swap_out);
+  move(CopyDirection::kToDevice, plan.swap_in);
+}
+
+void ModelExecutor::begin(const Transfer& transfer) {
+  TACO_CHECK(transfers_, "there are no host blocks to move to or from");
+  transfers_->begin(transfer);
+}
+void ModelExecutor::finished(std::vector<TransferResult>& results) {
+  if (transfers_) transfers_->finished(results);
+}
+void ModelExecutor::on_finished(std::function<void()> wake) {
+  if (transfers_) transfers_->on_finished(std::move(wake));
+}
+
+// Before any op of the step. The loads that its layers must wait for are given back.
+KvTransfer::Loads ModelExecutor::wait_for(const StepPlan& plan) {
+  if (plan.wait_for.empty()) return {};
+  TACO_CHECK(transfers_, "a step waits for a transfer, and there are none");
+  KvTransfer::Loads loads = transfers_->wait_for(plan.wait_for);
+  // What reads a loaded block ahead of the layers (a copy of a shared one) needs all of it at once.
+  bool at_once = plan.seqs.empty();
+  for (const BlockCopy& copy : plan.copies) at_once |= KvTransfer::writes(loads, copy.from);
+  for (const BlockMove& move : plan.swap_out) at_once |= KvTransfer::writes(loads, move.device);
+  if (at_once) {
+    transfers_->wait_all(loads);
+    loads.clear();
   }
+  return loads;
 }
 
 void ModelExecutor::copy_blocks(const std::vector<BlockCopy>& copies) {
@@ -409,14 +461,16 @@ bool ModelExecutor::can_replay(const StepPlan& plan, const Sampling& sampling) c
   return true;
 }
 
-void ModelExecutor::run_ops(const DecoderBatch& batch, bool all_logits) {
+void ModelExecutor::run_ops(const DecoderBatch& batch, bool all_logits, const KvTransfer::Loads& loads) {
   if (device_sampler_) {
     model_->backend->patch_ids({.ids = inputs_.ids(),
                                 .source = inputs_.sources(),
                                 .rows = batch.rows,
                                 .results = device_sampler_->results()});
   }
-  decoder_.forward(batch, cache_);
+  Decoder::LayerHook wait;
+  if (!loads.empty()) wait = [&](size_t layer) { transfers_->wait_layer(loads, static_cast<int>(layer)); };
+  decoder_.forward(batch, cache_, wait);
   if (all_logits) decoder_.logits(inputs_.sampled_rows(), batch.rows, logits_.get());
 }
 
@@ -439,18 +493,19 @@ void ModelExecutor::submit(const StepPlan& plan) {
   TACO_CHECK(static_cast<int>(pending_.size()) < max_in_flight(), pending_.size(), " steps are in flight");
   Pending& step = pending_.emplace_back();
   try {
+    const KvTransfer::Loads loads = wait_for(plan);
     move_blocks(plan);
     copy_blocks(plan.copies);
     if (plan.seqs.empty()) return;
     const Sampling sampling = sampling_of(plan);
-    const bool replay = can_replay(plan, sampling);
+    const bool replay = loads.empty() && can_replay(plan, sampling);
     const int64_t rows = device_sampler_ ? padded(plan.num_tokens) : plan.num_tokens;
     const DecoderBatch& batch = inputs_.build(plan, rows, sampling.rows);
     model_->backend->begin_step(inputs_.shape());
     if (replay) {
       run_graph(batch);
     } else {
-      run_ops(batch, false);
+      run_ops(batch, false, loads);
       prompt_logprobs(plan, step.output);
     }
     if (sampling.rows.empty()) return;

@@ -8,6 +8,8 @@
 
 #include "exec/device_sampler.h"
 #include "exec/executor.h"
+#include "exec/host_blocks.h"
+#include "exec/kv_transfer.h"
 #include "exec/sampler.h"
 #include "exec/step_inputs.h"
 #include "model/decoder.h"
@@ -23,16 +25,19 @@ struct ModelExecutorConfig {
   int max_num_seqs = 256;
   bool enforce_eager = false;         // no captured graphs
   int max_seq_len_to_capture = 8192;  // steps with longer sequences run op by op
-  int64_t num_host_blocks = 0;        // swap space
+  int64_t num_host_blocks = 0;        // swap space and the host tier of the prefix cache
   int max_draft_rows = 0;             // of all drafts of a step; 0: steps have none
   // Lossy (TypicalAcceptance in sampler.h); steps with drafts are then sampled on the host.
   bool typical_acceptance = false;
   float typical_threshold = 0.09f, typical_alpha = 0.3f;
+  DiskAccess disk = {};        // the tier below the host blocks; empty: none
+  bool loads_by_layer = true;  // steps may wait for a load layer by layer: it is copied that way
 };
 
 class ModelExecutor final : public Executor {
  public:
   ModelExecutor(std::shared_ptr<const Model> model, const ModelExecutorConfig& config);
+  ~ModelExecutor() override;
 
   static size_t block_bytes(const Model& model, int block_size, std::optional<DType> kv_dtype);
   // Device memory, in bytes, that steps take beside weights and KV cache: activations, logits, workspaces.
@@ -53,6 +58,9 @@ class ModelExecutor final : public Executor {
   double time_step(int sequences, int rows, int context) override;
   std::vector<int> step_sizes() const override;
   void idle() override { model_->backend->idle(); }
+  void begin(const Transfer& transfer) override;
+  void finished(std::vector<TransferResult>& results) override;
+  void on_finished(std::function<void()> wake) override;
 
   // Logits [tokens, vocab] of one sequence in chunks, over the first blocks of the cache: for tests and
   // evaluation, while no engine uses this executor. chunks: token counts that add up, or empty for one chunk
@@ -93,10 +101,11 @@ class ModelExecutor final : public Executor {
   Sequence made_up_sequence(int number, int length, int prompt_len, int64_t first_block, int blocks) const;
   Sampling sampling_of(const StepPlan& plan) const;
   bool can_replay(const StepPlan& plan, const Sampling& sampling) const;
-  void run_ops(const DecoderBatch& batch, bool all_logits);
+  void run_ops(const DecoderBatch& batch, bool all_logits, const KvTransfer::Loads& loads = {});
   void run_graph(const DecoderBatch& batch);
   void move_blocks(const StepPlan& plan);
   void copy_blocks(const std::vector<BlockCopy>& copies);
+  KvTransfer::Loads wait_for(const StepPlan& plan);
   void sample_on_host(const Sampling& sampling, Pending& step);
   void sample_on_device(const Sampling& sampling, bool have_logits, Pending& step);
   // The logits of chosen rows of the last forward (at most logits_rows_ of them) in host memory.
@@ -113,7 +122,7 @@ class ModelExecutor final : public Executor {
   ModelExecutorConfig config_;
   std::shared_ptr<void> kv_data_;
   KvCache cache_;
-  std::shared_ptr<void> swap_;  // host [num_host_blocks][layers][bytes of a layer's block]
+  std::shared_ptr<HostBlocks> host_blocks_;  // null: none
   StepInputs inputs_;
   Decoder decoder_;
   std::vector<Pending> pending_;  // the oldest first
@@ -122,6 +131,7 @@ class ModelExecutor final : public Executor {
   std::vector<float> host_logits_;                  // where the device's memory cannot be read
   std::vector<std::unique_ptr<Sampler>> samplers_;  // one per host thread
   std::unique_ptr<DeviceSampler> device_sampler_;   // null: sampling is the host's
+  std::unique_ptr<KvTransfer> transfers_;           // null: no host blocks
   std::map<int64_t, Captured> graphs_;              // by padded rows
   uint64_t graphs_generation_ = 0;                  // Backend::memory_generation when they were captured
 };

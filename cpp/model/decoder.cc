@@ -216,6 +216,7 @@ void Decoder::attention(size_t index, const void* in, const DecoderBatch& batch,
     norm_heads(w.q_norm, 0, a.num_heads);
     norm_heads(w.k_norm, q_dim, a.num_kv_heads);
   }
+  if (*before_cache_) (*before_cache_)(index);
   const RopeSpec* rope = a.rope >= 0 ? &s.ropes[a.rope] : nullptr;
   backend_.rope_and_cache({.qkv = qkv_.get(),
                            .rows = batch.rows,
@@ -439,8 +440,9 @@ void Decoder::layer(size_t index, const DecoderBatch& batch, const KvCache& cach
   }
 }
 
-void Decoder::forward(const DecoderBatch& batch, const KvCache& cache) {
+void Decoder::forward(const DecoderBatch& batch, const KvCache& cache, const LayerHook& before_cache) {
   TACO_CHECK(batch.rows > 0 && batch.rows <= max_rows_, "rows ", batch.rows, ", room for ", max_rows_);
+  before_cache_ = &before_cache;
   embed(batch);
   for (size_t i = 0; i < model_->layers.size(); ++i) layer(i, batch, cache);
 }

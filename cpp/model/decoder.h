@@ -1,6 +1,7 @@
 // Runs a ModelSpec's layers over backend ops: one decoder for every architecture.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <vector>
@@ -36,8 +37,10 @@ class Decoder {
  public:
   Decoder(std::shared_ptr<const Model> model, int max_rows, int max_positions);
 
-  // Runs all layers; the residual stream of every row stays inside for `logits`.
-  void forward(const DecoderBatch& batch, const KvCache& cache);
+  // Runs all layers; the residual stream of every row stays inside for `logits`. before_cache(layer) is
+  // called before the ops that read and write a layer's part of the cache.
+  using LayerHook = std::function<void(size_t layer)>;
+  void forward(const DecoderBatch& batch, const KvCache& cache, const LayerHook& before_cache = {});
 
   // Logits [count, vocab] of chosen rows of the last forward. index: [count] row numbers; both in the
   // backend's memory.
@@ -75,6 +78,7 @@ class Decoder {
   Buffer normed_, normed2_, block_out_;
   Buffer latents_, qkv_, heads_, inner_, router_, shared_;
   Buffer picked_, picked_block_, projected_;  // rows chosen for the logits
+  const LayerHook* before_cache_ = nullptr;   // of the forward under way
   bool pending_ = false;                      // block_out_ has not been added to residual_ yet
 };
 

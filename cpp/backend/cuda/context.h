@@ -44,10 +44,13 @@ struct Context {
   int device = 0;
   cudaStream_t stream = nullptr;
   int num_sms = 0;
-  int capability = 0;   // 80, 89, 90; lowered by TACO_CUDA_ISA=80 for tests of the older paths
-  size_t max_smem = 0;  // bytes a block can have
+  int capability = 0;    // 80, 89, 90; lowered by TACO_CUDA_ISA=80 for tests of the older paths
+  size_t max_smem = 0;   // bytes a block can have
+  size_t max_pitch = 0;  // bytes between rows of a pitched copy
   bool batch_invariant = false;
   bool pdl = true;  // programmatic dependent launch; TACO_PDL=0 turns it off
+  // The stream waits for a copy stream next: the first kernel after that must not start early.
+  mutable bool behind_fence = false;
   std::shared_ptr<CublasLt> lt;
   std::shared_ptr<Uploader> uploader;  // made with the first weight
   std::shared_ptr<MoeTables> moe_tables;

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "backend/cuda/copy_stream.h"
 #include "backend/cuda/linear/cublaslt.h"
 #include "backend/cuda/linear/linear.h"
 #include "backend/cuda/moe/moe.h"
@@ -51,6 +52,7 @@ CudaBackend::CudaBackend(const CudaOptions& options) {
   if (env_is("TACO_CUDA_ISA", "80")) ctx_.capability = 80;
   ctx_.pdl = !env_is("TACO_PDL", "0");
   ctx_.max_smem = properties.sharedMemPerBlockOptin;
+  ctx_.max_pitch = properties.memPitch;
   ctx_.batch_invariant = options.batch_invariant;
   TACO_CUDA_CHECK(cudaStreamCreateWithFlags(&ctx_.stream, cudaStreamNonBlocking));
   for (cudaEvent_t& event : events_)
@@ -136,9 +138,29 @@ void CudaBackend::wait(uint64_t mark) {
   TACO_CUDA_CHECK(cudaEventSynchronize(events_[mark % kMarks]));
 }
 
+std::unique_ptr<CopyStream> CudaBackend::make_copy_stream() { return make_cuda_copy_stream(ctx_); }
+std::shared_ptr<Fence> CudaBackend::fence() { return std::make_shared<CudaFence>(ctx_.stream, false); }
+void CudaBackend::wait_for(const Fence& fence) {
+  TACO_CUDA_CHECK(cudaStreamWaitEvent(ctx_.stream, static_cast<const CudaFence&>(fence).event(), 0));
+  ctx_.behind_fence = true;
+}
+void CudaBackend::copy_rows(CopyDirection direction, const RowCopies& copies) {
+  issue_copies(direction, copies, ctx_, ctx_.stream);
+}
+void CudaBackend::pin_host(void* data, size_t bytes) {
+  TACO_CUDA_CHECK(cudaSetDevice(ctx_.device));
+  const cudaError_t error = cudaHostRegister(data, bytes, cudaHostRegisterDefault);
+  if (error == cudaSuccess) return;
+  cudaGetLastError();
+  fail(ErrorCode::kResourceExhausted, "cannot pin ", bytes >> 20,
+       " MiB of host memory: ", cudaGetErrorString(error));
+}
+void CudaBackend::unpin_host(void* data) noexcept { cudaHostUnregister(data); }
+
 std::unique_ptr<Graph> CudaBackend::capture(const std::function<void()>& ops) {
   auto graph = std::make_unique<CudaGraph>();
   cudaGraph_t recorded = nullptr;
+  ctx_.behind_fence = false;  // a graph begins when all before it has ended
   TACO_CUDA_CHECK(cudaStreamBeginCapture(ctx_.stream, cudaStreamCaptureModeThreadLocal));
   try {
     ops();
@@ -155,6 +177,7 @@ std::unique_ptr<Graph> CudaBackend::capture(const std::function<void()>& ops) {
   return graph;
 }
 void CudaBackend::replay(Graph& graph) {
+  ctx_.behind_fence = false;
   TACO_CUDA_CHECK(cudaGraphLaunch(static_cast<CudaGraph&>(graph).exec, ctx_.stream));
 }
 

@@ -32,6 +32,13 @@ class CudaBackend final : public Backend {
   void upload_rows_async(void* device, size_t pitch, const void* source, size_t width, int64_t rows) override;
   uint64_t mark() override;
   void wait(uint64_t mark) override;
+  std::unique_ptr<CopyStream> make_copy_stream() override;
+  std::shared_ptr<Fence> fence() override;
+  void wait_for(const Fence& fence) override;
+  void copy_rows(CopyDirection direction, const RowCopies& copies) override;
+  bool needs_pinning() const override { return true; }
+  void pin_host(void* data, size_t bytes) override;
+  void unpin_host(void* data) noexcept override;
   void begin_step(const StepShape& shape) override { attention_->begin_step(shape); }
   bool has_graphs() const override { return true; }
   uint64_t memory_generation() const override { return Scratch::generation(); }

@@ -51,7 +51,8 @@ void launch(const Context& ctx, void (*kernel)(Params...), dim3 grid, dim3 block
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &attribute;
-  config.numAttrs = ctx.pdl && ctx.capability >= 90 ? 1 : 0;
+  config.numAttrs = ctx.pdl && ctx.capability >= 90 && !ctx.behind_fence ? 1 : 0;
+  ctx.behind_fence = false;
   TACO_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(std::forward<Args>(args))...));
 }
 

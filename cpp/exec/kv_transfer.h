@@ -1,0 +1,115 @@
+// Carries out transfers of KV blocks (cache/transfer.h) beside the steps.
+#pragma once
+
+#include <array>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "backend/backend.h"
+#include "cache/transfer.h"
+#include "exec/host_blocks.h"
+
+namespace taco {
+
+// What kWrite and kRead go through, a block [layers][bytes of a layer] at a time, on a thread that does
+// nothing else. They return whether it was done.
+struct DiskAccess {
+  std::function<bool(int64_t slot, const DiskRecord& record, std::span<const char> block)> write;
+  std::function<bool(int64_t slot, const DiskRecord& expected, std::span<char> block)> read;
+};
+
+// Three threads, begun when there is something for them: loads, stores and the disk do not wait for each
+// other. Each takes what is urgent (a step waits for it) first, then the oldest; reads from the disk before
+// writes. A load goes layer by layer, and a step may follow it a layer behind.
+//
+// begin, finished and the waiting calls are for the thread of the backend's ops.
+class KvTransfer {
+ public:
+  struct DeviceBlocks {
+    char* data;  // [layers][num_blocks][layer_bytes]
+    int layers;
+    int64_t num_blocks;
+    size_t layer_bytes;
+  };
+  struct Options {
+    DiskAccess disk = {};
+    bool by_layer = true;  // a step may follow a load; else all layers of a block are copied together
+    // A copy call's share of a transfer: layers enough to be worth a call, and few enough that what is urgent
+    // does not wait long behind it.
+    size_t group_bytes = size_t{8} << 20;
+  };
+  KvTransfer(std::shared_ptr<Backend> backend, const DeviceBlocks& device, std::shared_ptr<HostBlocks> host,
+             Options options);
+  // What has begun ends first; what has not is dropped.
+  ~KvTransfer();
+  KvTransfer(const KvTransfer&) = delete;
+
+  void begin(const Transfer& transfer);
+  void finished(std::vector<TransferResult>& results);
+  void on_finished(std::function<void()> wake) { wake_ = std::move(wake); }
+
+  struct Job;
+  using Loads = std::vector<std::shared_ptr<Job>>;
+  // Ops that follow come after these stores. Of the loads among `ids`, those that are not known to have
+  // ended: the step waits for each layer of them before it reads it.
+  Loads wait_for(std::span<const uint64_t> ids);
+  // Throws kUnavailable if a load has failed.
+  void wait_layer(const Loads& loads, int layer);
+  void wait_all(const Loads& loads);
+  static bool writes(const Loads& loads, BlockId device_block);
+
+ private:
+  using JobPtr = std::shared_ptr<Job>;
+  enum LaneKind { kLoads, kStores, kDisk, kNumLanes };
+  // Copies on their way in the device's queue.
+  struct InFlight {
+    JobPtr job;
+    std::shared_ptr<Fence> fence;
+    bool last;
+  };
+  struct Lane {
+    std::deque<JobPtr> waiting;  // the oldest first; with those that have begun
+    std::deque<InFlight> in_flight;
+    std::unique_ptr<CopyStream> stream;
+    std::thread thread;
+  };
+  static LaneKind lane_of(TransferKind kind);
+  void check(const Transfer& transfer) const;
+  void run_copies(Lane& lane);
+  void run_disk(Lane& lane);
+  JobPtr next(const Lane& lane) const;
+  bool ready(const Job& job) const;
+  void reap(Lane& lane);
+  void abandon(Lane& lane, const JobPtr& job);
+  void prepare(Job& job, CopyStream& stream);
+  void copy_group(Lane& lane, const JobPtr& job, std::unique_lock<std::mutex>& lock);
+  bool disk_move(const Job& job, size_t index);
+  void finish(Lane& lane, const JobPtr& job, double seconds);
+  void wake(std::unique_lock<std::mutex>& lock);
+  void make_urgent(Job& job);
+  void wait_issued(const Job& job, int layer);
+
+  std::shared_ptr<Backend> backend_;
+  DeviceBlocks device_;
+  std::shared_ptr<HostBlocks> host_;
+  Options options_;
+  std::function<void()> wake_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable work_, progress_;    // for the threads here; for the ops' thread
+  std::unordered_map<uint64_t, JobPtr> jobs_;  // that have not finished
+  uint64_t last_id_ = 0;
+  std::array<Lane, kNumLanes> lanes_;
+  std::vector<TransferResult> results_;
+  bool to_wake_ = false, stop_ = false;
+};
+
+}  // namespace taco

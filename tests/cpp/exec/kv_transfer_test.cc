@@ -1,0 +1,331 @@
+// Transfers beside the steps, on the CPU backend: contents against a naive model, order, the disk, failures.
+#include "exec/kv_transfer.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <future>
+#include <map>
+#include <random>
+#include <set>
+
+#include "base/error.h"
+
+namespace taco {
+namespace {
+
+using namespace std::chrono_literals;
+
+// A device of its own with bytes that say where they came from.
+struct Rig {
+  Rig(int layers, int64_t device_blocks, int64_t host_blocks, size_t layer_bytes,
+      KvTransfer::Options options = {})
+      : layers(layers), device_blocks(device_blocks), layer_bytes(layer_bytes) {
+    device.resize(static_cast<size_t>(layers) * static_cast<size_t>(device_blocks) * layer_bytes);
+    host = std::make_shared<HostBlocks>(backend, host_blocks, layer_bytes * static_cast<size_t>(layers));
+    transfers = std::make_unique<KvTransfer>(
+        backend,
+        KvTransfer::DeviceBlocks{
+            .data = device.data(), .layers = layers, .num_blocks = device_blocks, .layer_bytes = layer_bytes},
+        host, std::move(options));
+    transfers->on_finished([this] { ++wakes; });
+  }
+  char* device_at(BlockId block, int layer) {
+    return device.data() +
+           (static_cast<size_t>(layer) * static_cast<size_t>(device_blocks) + static_cast<size_t>(block)) *
+               layer_bytes;
+  }
+  char* host_at(BlockId block, int layer) {
+    return host->block(block) + static_cast<size_t>(layer) * layer_bytes;
+  }
+  static char value(uint32_t content, int layer, size_t i) {
+    return static_cast<char>(content * 131u + static_cast<uint32_t>(layer) * 29u +
+                             static_cast<uint32_t>(i) * 7u + (content >> 8) * 17u);
+  }
+  void fill(bool on_device, BlockId block, uint32_t content) {
+    for (int l = 0; l < layers; ++l)
+      for (size_t i = 0; i < layer_bytes; ++i)
+        (on_device ? device_at(block, l) : host_at(block, l))[i] = value(content, l, i);
+  }
+  bool holds(bool on_device, BlockId block, uint32_t content) {
+    for (int l = 0; l < layers; ++l)
+      for (size_t i = 0; i < layer_bytes; ++i)
+        if ((on_device ? device_at(block, l) : host_at(block, l))[i] != value(content, l, i)) return false;
+    return true;
+  }
+  uint64_t begin(TransferKind kind, std::vector<BlockMove> moves, uint64_t after = 0) {
+    Transfer t;
+    t.id = ++last_id, t.kind = kind, t.moves = std::move(moves), t.after = after;
+    transfers->begin(t);
+    return t.id;
+  }
+  uint64_t begin_disk(TransferKind kind, std::vector<DiskMove> moves, uint64_t after = 0) {
+    Transfer t;
+    t.id = ++last_id, t.kind = kind, t.disk = std::move(moves), t.after = after;
+    t.records.resize(t.disk.size());
+    transfers->begin(t);
+    return t.id;
+  }
+  // Until these have finished, with their results.
+  std::map<uint64_t, TransferResult> collect(std::set<uint64_t> ids) {
+    const auto deadline = std::chrono::steady_clock::now() + 20s;
+    while (!ids.empty() && std::chrono::steady_clock::now() < deadline) {
+      std::vector<TransferResult> got;
+      transfers->finished(got);
+      for (TransferResult& r : got) results[r.id] = r;
+      std::erase_if(ids, [&](uint64_t id) { return results.count(id) > 0; });
+      if (!ids.empty()) std::this_thread::sleep_for(200us);
+    }
+    EXPECT_TRUE(ids.empty()) << ids.size() << " transfers did not finish";
+    return results;
+  }
+
+  std::shared_ptr<Backend> backend = make_cpu_backend(1);
+  int layers;
+  int64_t device_blocks;
+  size_t layer_bytes;
+  std::vector<char> device;
+  std::shared_ptr<HostBlocks> host;
+  std::atomic<int> wakes{0};
+  uint64_t last_id = 0;
+  std::map<uint64_t, TransferResult> results;
+  std::unique_ptr<KvTransfer> transfers;  // the first to go
+};
+
+// Blocks that open transfers touch: a new transfer may come `after` one of them, and must stay away from
+// others.
+struct Claims {
+  std::map<uint64_t, std::pair<std::set<BlockId>, std::set<BlockId>>>
+      open;  // device, host blocks by transfer
+  // The transfers that touch one of these blocks.
+  std::set<uint64_t> of(const BlockMove& move) const {
+    std::set<uint64_t> found;
+    for (const auto& [id, blocks] : open)
+      if (blocks.first.count(move.device) || blocks.second.count(move.host)) found.insert(id);
+    return found;
+  }
+};
+
+class KvTransferRandom : public ::testing::TestWithParam<std::tuple<int, int, bool>> {};
+
+TEST_P(KvTransferRandom, ContentsAreThoseOfANaiveModel) {
+  const auto [layers, layer_bytes, by_layer] = GetParam();
+  constexpr int kDevice = 24, kHost = 20;
+  KvTransfer::Options options;
+  options.by_layer = by_layer;
+  options.group_bytes = static_cast<size_t>(layer_bytes) * 5;  // several groups for most transfers
+  Rig rig(layers, kDevice, kHost, static_cast<size_t>(layer_bytes), options);
+  std::mt19937 random(static_cast<unsigned>(layers * 1000 + layer_bytes));
+  std::vector<uint32_t> device(kDevice), host(kHost);
+  uint32_t content = 0;
+  for (BlockId b = 0; b < kDevice; ++b) rig.fill(true, b, device[static_cast<size_t>(b)] = ++content);
+  for (BlockId b = 0; b < kHost; ++b) rig.fill(false, b, host[static_cast<size_t>(b)] = ++content);
+  Claims claims;
+  int chained = 0, steps = 0;
+  for (int round = 0; round < 400; ++round) {
+    const TransferKind kind = random() % 2 ? TransferKind::kLoad : TransferKind::kStore;
+    std::vector<BlockMove> moves;
+    std::set<BlockId> devices, hosts;
+    std::set<uint64_t> before;
+    const size_t wanted = 1 + random() % 6;
+    for (int attempt = 0; attempt < 12 && moves.size() < wanted; ++attempt) {
+      const BlockMove move{static_cast<BlockId>(random() % kDevice), static_cast<BlockId>(random() % kHost)};
+      if (devices.count(move.device) || hosts.count(move.host)) continue;
+      std::set<uint64_t> all = claims.of(move);
+      all.insert(before.begin(), before.end());
+      if (all.size() > 1) continue;
+      before = all;
+      moves.push_back(move);
+      devices.insert(move.device), hosts.insert(move.host);
+    }
+    if (!moves.empty()) {
+      const uint64_t id = rig.begin(kind, moves, before.empty() ? 0 : *before.begin());
+      chained += !before.empty();
+      claims.open[id] = {devices, hosts};
+      for (const BlockMove& m : moves) {
+        auto d = static_cast<size_t>(m.device), h = static_cast<size_t>(m.host);
+        if (kind == TransferKind::kLoad) device[d] = host[h];
+        if (kind == TransferKind::kStore) host[h] = device[d];
+      }
+    }
+    std::vector<TransferResult> got;
+    rig.transfers->finished(got);
+    for (const TransferResult& r : got) {
+      EXPECT_TRUE(r.failed.empty());
+      EXPECT_GE(r.seconds, 0);
+      claims.open.erase(r.id);
+    }
+    if (random() % 4 != 0 || claims.open.empty()) continue;
+    // A step that waits for one of them, layer by layer if it is a load, and then writes what was moved.
+    const uint64_t id =
+        std::next(claims.open.begin(), static_cast<long>(random() % claims.open.size()))->first;
+    const KvTransfer::Loads loads = rig.transfers->wait_for(std::vector<uint64_t>{id});
+    const std::set<BlockId> blocks = claims.open[id].first;
+    for (int l = 0; l < layers; ++l) {
+      rig.transfers->wait_layer(loads, l);
+      for (BlockId b : blocks) {
+        if (loads.empty() || claims.of({b, -1}) != std::set<uint64_t>{id}) continue;
+        for (size_t i = 0; i < rig.layer_bytes; i += 3)
+          ASSERT_EQ(rig.device_at(b, l)[i], Rig::value(device[static_cast<size_t>(b)], l, i));
+      }
+    }
+    for (BlockId b : blocks)
+      if (claims.of({b, -1}) == std::set<uint64_t>{id}) {
+        rig.fill(true, b, device[static_cast<size_t>(b)] = ++content);
+        ++steps;
+      }
+    claims.open.erase(id);
+  }
+  std::set<uint64_t> left;
+  for (const auto& [id, blocks] : claims.open) left.insert(id);
+  rig.collect(left);
+  EXPECT_GT(chained, 20);
+  EXPECT_GT(steps, 20);
+  EXPECT_GT(rig.wakes, 0);
+  for (BlockId b = 0; b < kDevice; ++b) EXPECT_TRUE(rig.holds(true, b, device[static_cast<size_t>(b)])) << b;
+  for (BlockId b = 0; b < kHost; ++b) EXPECT_TRUE(rig.holds(false, b, host[static_cast<size_t>(b)])) << b;
+}
+// Bytes of a layer: 2 heads of 8 in float32, float16 and FP8 with blocks of 8, 16 and 32 tokens, and odd
+// ones.
+INSTANTIATE_TEST_SUITE_P(All, KvTransferRandom,
+                         ::testing::Combine(::testing::Values(1, 2, 3, 7),
+                                            ::testing::Values(256, 1024, 4096, 333), ::testing::Bool()));
+
+TEST(KvTransfer, StoresAndLoadsRunBesideASlowDisk) {
+  std::promise<void> gate;
+  std::shared_future<void> open = gate.get_future().share();
+  KvTransfer::Options options;
+  options.disk.read = [open](int64_t, const DiskRecord&, std::span<char>) {
+    open.wait();
+    return true;
+  };
+  Rig rig(3, 4, 4, 64, options);
+  rig.fill(true, 1, 11);
+  const uint64_t read = rig.begin_disk(TransferKind::kRead, {{0, 5}});
+  const uint64_t behind = rig.begin(TransferKind::kLoad, {{0, 0}}, read);
+  const uint64_t store = rig.begin(TransferKind::kStore, {{1, 2}});
+  const uint64_t load = rig.begin(TransferKind::kLoad, {{3, 2}}, store);
+  rig.collect({store, load});
+  EXPECT_TRUE(rig.holds(true, 3, 11));
+  EXPECT_EQ(rig.results.count(read) + rig.results.count(behind), 0u);
+  gate.set_value();
+  rig.collect({read, behind});
+}
+
+TEST(KvTransfer, ReadsComeBetweenTheBlocksOfAWrite) {
+  std::mutex mutex;
+  std::vector<int64_t> order;
+  std::promise<void> gate, entered;
+  std::shared_future<void> open = gate.get_future().share();
+  auto note = [&](int64_t slot) {
+    std::lock_guard lock(mutex);
+    order.push_back(slot);
+    return order.size() == 1;
+  };
+  KvTransfer::Options options;
+  options.disk.write = [&](int64_t slot, const DiskRecord&, std::span<const char>) {
+    if (note(slot)) entered.set_value(), open.wait();
+    return true;
+  };
+  options.disk.read = [&](int64_t slot, const DiskRecord&, std::span<char>) {
+    note(slot);
+    return true;
+  };
+  Rig rig(1, 1, 4, 64, options);
+  const uint64_t write = rig.begin_disk(TransferKind::kWrite, {{0, 1}, {1, 2}, {2, 3}});
+  entered.get_future().wait();
+  const uint64_t read = rig.begin_disk(TransferKind::kRead, {{3, 100}});
+  gate.set_value();
+  rig.collect({write, read});
+  EXPECT_EQ(order, (std::vector<int64_t>{1, 100, 2, 3}));
+}
+
+TEST(KvTransfer, WhatFailsOnDiskIsNotLoadedOrWrittenOn) {
+  KvTransfer::Options options;
+  options.disk.read = [](int64_t slot, const DiskRecord&, std::span<char> block) {
+    if (slot == 7) throw std::runtime_error("broken");
+    std::fill(block.begin(), block.end(), static_cast<char>(slot));
+    return slot != 8;
+  };
+  std::set<int64_t> written;
+  options.disk.write = [&](int64_t slot, const DiskRecord&, std::span<const char>) {
+    written.insert(slot);
+    return true;
+  };
+  Rig rig(2, 8, 8, 32, options);
+  for (BlockId b = 0; b < 8; ++b) rig.fill(true, b, 100);
+  const uint64_t read = rig.begin_disk(TransferKind::kRead, {{0, 6}, {1, 7}, {2, 8}, {3, 9}});
+  const uint64_t load = rig.begin(TransferKind::kLoad, {{0, 0}, {1, 1}, {2, 2}, {3, 3}}, read);
+  const uint64_t write = rig.begin_disk(TransferKind::kWrite, {{1, 20}, {3, 21}}, read);
+  const uint64_t next = rig.begin(TransferKind::kStore, {{5, 5}}, load);
+  rig.collect({read, load, write, next});
+  EXPECT_EQ(rig.results[read].failed, (std::vector<uint8_t>{0, 1, 1, 0}));
+  EXPECT_EQ(rig.results[load].failed, (std::vector<uint8_t>{0, 1, 1, 0}));
+  EXPECT_EQ(rig.results[write].failed, (std::vector<uint8_t>{1, 0}));
+  EXPECT_TRUE(rig.results[next].failed.empty());
+  EXPECT_EQ(written, (std::set<int64_t>{21}));
+  EXPECT_EQ(rig.device_at(0, 1)[5], 6);
+  EXPECT_TRUE(rig.holds(true, 1, 100) && rig.holds(true, 2, 100));
+  EXPECT_EQ(rig.device_at(3, 0)[31], 9);
+  // Long finished: nothing to wait for.
+  EXPECT_TRUE(rig.transfers->wait_for(std::vector<uint64_t>{read, load, next}).empty());
+}
+
+TEST(KvTransfer, AStepThatNeedsWhatFailedIsTold) {
+  std::promise<void> gate;
+  std::shared_future<void> open = gate.get_future().share();
+  KvTransfer::Options options;
+  options.disk.read = [open](int64_t, const DiskRecord&, std::span<char>) {
+    open.wait();
+    return false;
+  };
+  Rig rig(2, 4, 4, 32, options);
+  const uint64_t read = rig.begin_disk(TransferKind::kRead, {{0, 6}});
+  const uint64_t load = rig.begin(TransferKind::kLoad, {{0, 0}}, read);
+  const KvTransfer::Loads loads = rig.transfers->wait_for(std::vector<uint64_t>{load});
+  ASSERT_EQ(loads.size(), 1u);
+  EXPECT_TRUE(KvTransfer::writes(loads, 0));
+  EXPECT_FALSE(KvTransfer::writes(loads, 1));
+  gate.set_value();
+  EXPECT_THROW(rig.transfers->wait_layer(loads, 0), Error);
+}
+
+TEST(KvTransfer, RefusesWhatCannotBe) {
+  Rig rig(2, 4, 4, 32);
+  EXPECT_THROW(rig.begin(TransferKind::kLoad, {{4, 0}}), Error);
+  EXPECT_THROW(rig.begin(TransferKind::kLoad, {{0, 4}}), Error);
+  EXPECT_THROW(rig.begin(TransferKind::kStore, {{-1, 0}}), Error);
+  EXPECT_THROW(rig.begin_disk(TransferKind::kRead, {{0, 0}}), Error);
+  EXPECT_THROW(rig.begin_disk(TransferKind::kWrite, {{0, 0}}), Error);
+  EXPECT_THROW(rig.transfers->wait_for(std::vector<uint64_t>{99}), Error);
+  const uint64_t id = rig.begin(TransferKind::kStore, {{0, 0}});
+  rig.last_id = id - 1;
+  EXPECT_THROW(rig.begin(TransferKind::kStore, {{0, 0}}), Error);  // a number twice
+  rig.collect({id});
+}
+
+TEST(KvTransfer, EndsWithTransfersOpen) {
+  for (int round = 0; round < 20; ++round) {
+    KvTransfer::Options options;
+    options.disk.write = [](int64_t, const DiskRecord&, std::span<const char>) {
+      std::this_thread::sleep_for(1ms);
+      return true;
+    };
+    options.disk.read = [](int64_t, const DiskRecord&, std::span<char>) { return true; };
+    options.group_bytes = 1;
+    Rig rig(4, 64, 64, 4096, options);
+    uint64_t last = 0;
+    for (BlockId b = 0; b < 64; ++b) {
+      rig.begin(TransferKind::kStore, {{b, b}});
+      last = rig.begin_disk(TransferKind::kWrite, {{b, b}}, rig.last_id);
+      rig.begin(TransferKind::kLoad, {{b, b}}, last);
+    }
+    if (round % 2) std::this_thread::sleep_for(std::chrono::microseconds(round * 150));
+  }
+}
+
+}  // namespace
+}  // namespace taco
