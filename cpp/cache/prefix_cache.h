@@ -28,10 +28,11 @@
 // Between the brackets nothing else of this class is called but match().
 #pragma once
 
+#include <array>
 #include <cstdint>
-#include <memory>
+#include <limits>
 #include <span>
-#include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -40,12 +41,11 @@
 #include "cache/block_pool.h"
 #include "cache/block_table.h"
 #include "cache/prefix_cache_stats.h"
+#include "cache/prefix_tree.h"
+#include "cache/tier_slots.h"
 #include "cache/transfer.h"
 
 namespace taco {
-
-using EntryId = int32_t;
-constexpr EntryId kNoEntry = -1;
 
 struct PrefixCacheConfig {
   int block_size = 16;  // tokens
@@ -64,6 +64,8 @@ struct PrefixCacheConfig {
   int64_t max_idle_blocks = -1;
   // For the scheduler: a request may be admitted while its fetch is still loading (see attach).
   bool lazy = true;
+  // For tests: the keys of the tree's hash (0: random), and which of its bits count.
+  uint64_t seed = 0, hash_mask = ~uint64_t{0};
 };
 
 class PrefixCache final : public BlockKeeper {
@@ -73,7 +75,7 @@ class PrefixCache final : public BlockKeeper {
   ~PrefixCache() override;
   PrefixCache(const PrefixCache&) = delete;
   PrefixCache& operator=(const PrefixCache&) = delete;
-  const PrefixCacheConfig& config() const;
+  const PrefixCacheConfig& config() const { return config_; }
 
   // -- Looking
 
@@ -189,8 +191,124 @@ class PrefixCache final : public BlockKeeper {
   void give_up_one() override;
 
  private:
-  class Impl;
-  std::unique_ptr<Impl> impl_;
+  // A block under way. Its entry may be gone by the time that it arrives.
+  struct Move {
+    EntryRef entry;
+    BlockId device = -1;
+    int32_t host = -1, slot = -1;
+    bool holds_device = false;  // the transfer is a user of the device block
+  };
+  struct Running {
+    TransferKind kind;
+    std::vector<Move> moves;
+    double done_at = 0.0;  // as estimated
+  };
+  // What steps store themselves, until they are collected.
+  struct StepStores {
+    uint64_t step;
+    std::vector<Move> moves;
+  };
+  struct FetchStep {
+    EntryRef entry;
+    BlockId reserved = -1;  // to load into
+    BlockId held = -1;      // the entry's device block
+    int32_t pinned = -1;    // its host block
+  };
+  struct FetchState {
+    uint64_t id = 0;
+    std::vector<FetchStep> path;  // from the first block on
+    size_t next = 0;              // of path: all before is on the device
+    bool waits_for_reads = false;
+  };
+  static constexpr uint64_t kAnyAge = std::numeric_limits<uint64_t>::max();
+
+  // prefix_cache.cc: device tier
+  EntryId entry_on(BlockId block) const;
+  void touch(std::span<const EntryId> path);  // the first will count as the last used
+  void set_device(EntryId id, BlockId block, Presence presence);
+  void clear_device(EntryId id);
+  // The entries of the prompt go to path_. Returns the tail's, or kNoEntry.
+  EntryId match_path(const Digest& root, std::span<const int32_t> tokens, int32_t max_tokens,
+                     Match& match) const;
+
+  // prefix_cache_tiers.cc: who leaves which tier
+  bool has_host() const { return host_.size() > 0; }
+  bool has_disk() const { return has_disk_; }
+  bool worth_a_copy(const Entry& entry) const {
+    return entry.accesses >= static_cast<uint32_t>(config_.min_accesses);
+  }
+  bool may_leave_host(EntryId id) const;
+  bool may_leave_disk(EntryId id) const;
+  // To be called whenever an entry changed: lists and heaps that it belongs to.
+  void refresh(EntryId id);
+  int32_t take_host(uint64_t older_than);
+  int32_t take_slot(uint64_t older_than);
+  void clear_host(EntryId id);
+  void clear_slot(EntryId id);
+  // The idle block leaves the device; the step at hand stores it if `by_step` and it is worth it.
+  void evict_device(EntryId id, bool by_step);
+  bool drop_if_nowhere(EntryId id);  // true: it is gone
+  void drop(EntryId id);             // with all below
+  void drop_disk_below(EntryId id);  // the disk's copies of all below; what is nowhere then is dropped
+
+  // prefix_cache_moves.cc: transfers
+  void begin(TransferKind kind, std::vector<Move> moves, double now);
+  DiskRecord record_of(EntryId id);
+  int64_t max_moves() const;  // in one transfer
+  int64_t under_way(TransferKind kind) const;
+  void trim();
+  void clean(double now);
+  void want_on_disk(EntryId id);
+  void write_out(double now);
+  bool store_later(EntryId id, std::vector<Move>& moves);
+  void set_on_disk(EntryId id, int32_t slot, Presence presence);
+  void stored(const Move& move, bool ok);
+  void loaded(const Move& move, bool ok);
+  void written(const Move& move, bool ok);
+  void was_read(const Move& move, bool ok);
+  void measured(TransferKind kind, int64_t blocks, double seconds);
+
+  // prefix_cache_fetch.cc
+  double seconds_for(TransferKind kind, int64_t blocks) const;
+  size_t worth_fetching(std::span<const EntryId> path, size_t first, double now) const;
+  BlockId take_clean_device_block();
+  void read_path(FetchState& fetch, double now);
+  bool advance_fetch(FetchState& fetch, double now);  // true: it has ended
+  void cut_fetch(FetchState& fetch, size_t length);
+  void end_fetch(FetchState& fetch);
+  void advance_fetches(double now);
+
+  PrefixCacheConfig config_;
+  BlockPool& pool_;
+  PrefixTree tree_;
+  bool has_disk_;
+  uint64_t epoch_ = 1, clock_ = 0, next_id_ = 1;
+
+  std::vector<EntryId> entry_on_;  // of each device block; kNoEntry
+  std::vector<uint64_t>
+      in_transfer_;  // of each device block: the unfinished transfer that reads or writes it, or 0
+  IdleList idle_;
+  DirtyList dirty_;
+  TierSlots host_, disk_;
+  LruHeap<&Entry::in_host_heap> host_lru_;
+  LruHeap<&Entry::in_disk_heap> disk_lru_;
+
+  std::vector<Move> evicted_;  // by the allocations since take_evictions
+  std::vector<StepStores> unstepped_;
+  std::vector<uint64_t> overtaken_;  // unfinished stores of blocks that were given up
+  std::unordered_map<uint64_t, Running> running_;
+  std::vector<Transfer> outbox_;
+  std::vector<EntryRef> to_disk_;  // a queue, from to_disk_done_ on
+  size_t to_disk_done_ = 0;
+  std::vector<FetchState> fetches_;
+  std::vector<Digest> keys_;  // of entries on disk, by id
+
+  PrefixCacheStats stats_;
+  int64_t num_loading_ = 0;
+  std::array<double, kNumTransferKinds> speed_{};    // bytes a second; 0: not known
+  std::array<double, kNumTransferKinds> free_at_{};  // when what is under way will be done
+  double prefill_seconds_ = 0.0;                     // of a token; 0: not known
+  mutable std::vector<EntryId> path_;
 };
 
 }  // namespace taco

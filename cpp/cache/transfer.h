@@ -16,6 +16,7 @@ enum class TransferKind : uint8_t {
   kWrite,  // host -> disk
   kRead,   // disk -> host
 };
+constexpr int kNumTransferKinds = 4;
 
 struct DiskMove {
   BlockId host;
@@ -29,6 +30,10 @@ struct DiskRecord {
   std::vector<int32_t> tokens;
 };
 
+// Stores and loads begin after all steps that were submitted before them. Those of one kind are carried out
+// in the order in which they were begun, of different kinds in any order. Nothing that a transfer writes is
+// in another unfinished one, and nothing that it reads is written meanwhile, but for device blocks that a
+// step overtakes (StepPlan::wait_for).
 struct Transfer {
   uint64_t id = 0;  // from 1; no two in an executor's life are equal
   TransferKind kind = TransferKind::kStore;
