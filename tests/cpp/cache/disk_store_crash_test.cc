@@ -155,8 +155,8 @@ TEST_F(DiskStoreTest, KillNineLosesTheBlockBeingWrittenAtMost) {
     if (open_slot >= 0) {  // empty, as it was, or as it was to be
       int before = expected.contains(open_slot) ? expected[open_slot] : -1, now = -1;
       if (there.contains(open_slot)) {
-        now = there[open_slot] == record(open_number < 0 ? before : open_number).key ? open_number : before;
-        ASSERT_GE(now, 0);
+        now = before >= 0 && there[open_slot] == record(before).key ? before : open_number;
+        ASSERT_GE(now, 0) << "a slot that was empty and is to be";
         ASSERT_EQ(there[open_slot], record(now).key);
       }
       expected[open_slot] = now;
