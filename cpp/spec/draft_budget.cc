@@ -22,15 +22,15 @@ constexpr int kUnsteady = 1;
 // Ordinary steps of about this size that must have been measured by the running engine, and the least
 // distance of attempts to get them.
 constexpr int kMeasured = 3, kProbeDistance = 64;
-// One of so many speculative steps (times the root of the number of sequences) may be wider than what seems
-// best, if no step of that width was measured yet.
-constexpr double kWidenDistance = 32;
-// With more sequences than this a step that does not pay costs more than finding out first.
-constexpr int kMany = 16;
-constexpr int kProbeDistanceOfMany = 16;
-// Steps after a change of the number of sequences in which drafts wait for ordinary steps to be measured.
-constexpr int kPatience = 32;
-// The allowance: in ordinary steps of one sequence; what is added in each step; the most that gains make of
+// One of so many speculative steps may be wider than what seems best, if no step of that width was measured
+// yet, and if what it seems to lose is at most this share of the steps since the last one (of many sequences,
+// whose steps tell more: divided by the root of their number).
+constexpr int kWidenDistance = 32;
+constexpr double kWidenShare = 0.05;
+// With more sequences than this a step that does not pay costs more than finding out first: attempts to
+// measure ordinary steps come sooner, and for so many steps after a change of their number drafts wait.
+constexpr int kMany = 16, kProbeDistanceOfMany = 16, kPatience = 32;
+// The allowance in ordinary steps of one sequence, what each step adds to it, and the most that gains make of
 // it.
 constexpr double kAllowance = 10, kRefill = 0.005, kMostAllowance = 4;
 // Statistics look back so many steps.
@@ -121,7 +121,7 @@ DraftMode DraftBudget::next(int sequences, int64_t kv_tokens, int other_rows) {
   if ((wait || !paying) && since_draft_ < interval(sequences, kv_tokens)) return step_mode_;
   since_draft_ = 0;
   step_mode_ = wait || !speculating_ ? DraftMode::kShadow : DraftMode::kDraft;
-  widening_ = step_mode_ == DraftMode::kDraft && ++since_wide_ >= kWidenDistance * std::sqrt(sequences);
+  widening_ = step_mode_ == DraftMode::kDraft && ++since_wide_ % kWidenDistance == 0;
   return step_mode_;
 }
 
@@ -220,6 +220,8 @@ void DraftBudget::widen(int sequences, int other_rows, int64_t kv_tokens, int ma
   if (wanted > most) return;
   const Choice wide = likeliest(sequences, other_rows, kv_tokens, wanted);
   if (wide.drafts < wanted || wide.seconds > max_seconds) return;
+  const double steps = wide.seconds / choice.seconds - (sequences + wide.sum_p) / (sequences + choice.sum_p);
+  if (steps > kWidenShare * since_wide_ / std::sqrt(sequences)) return;
   choice = wide;
   since_wide_ = 0;
 }

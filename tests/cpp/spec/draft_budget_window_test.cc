@@ -150,7 +150,8 @@ TEST(DraftBudgetWindow, TextsTurnWorthless) {
       Engine engine(world);
       for (int window = 0; window < 3; ++window) engine.run_window(100, 300, budget);
       good = false;
-      EXPECT_GE(engine.run_window(80, 300, budget).speedup(), 0.985);
+      // The allowance of 64 is 1.25 of the 80 steps.
+      EXPECT_GE(engine.run_window(80, 300, budget).speedup(), sequences > 64 ? 0.985 : 0.98);
     }
   }
 }
