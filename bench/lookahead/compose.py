@@ -5,8 +5,10 @@
 
 An event simulation: `batch` slots, each with a request of the streams; a step takes what the table says,
 drafts are accepted as the streams decide, and the budget controller (the engine's own) sees what it would see
-in the engine. Slots are kept full; what comes after the last request was started is not counted, nor are the
-first steps. "fixed" verifies every draft, without the controller. Prompts cost nothing here.
+in the engine: costs as start-up finds them, ordinary steps that run ahead except for the first, drafts that
+are only followed made while a step runs. Slots are kept full; what comes after the last request was started
+is not counted, nor are the first steps. "fixed" verifies every draft, without the controller. Prompts cost
+nothing here; in the windows of teacher_forced.py, which begin with all requests' prompts, they do.
 
 cost.json comes from step_cost.py; `--fit` takes a formula instead: seconds of a step, a KV token and a row,
 and what running ahead hides of a step.
@@ -43,6 +45,7 @@ class Table:
 
     def __init__(self, data: dict[str, Any], batch: int) -> None:
         self.batch = batch
+        self.padding: list[int] = data.get("padding", [])
         self.by_nodes: dict[int, list[tuple[float, float]]] = {}
         for row in data["steps"]:
             if row["batch"] == batch:
@@ -51,17 +54,23 @@ class Table:
             raise SystemExit(f"the cost table has no steps of {batch} sequences without drafts")
         for points in self.by_nodes.values():
             points.sort()
-        self.nodes = sorted(self.by_nodes)
+        # The widest number of drafts for each padded size: what is measured costs the same for all of them.
+        self.nodes = sorted({self.padded(batch * (n + 1)): n for n in sorted(self.by_nodes)}.values())
         # What the engine takes beside the executor: measured at one context, the same at all of them.
         ordinary, speculative = [0.0], [0.0]
         for row in data.get("engine", ()):
             if row["batch"] == batch:
-                alone = self.executor(max(row["nodes"], 0), row["context"])
+                alone = self.executor(batch * max(row["nodes"], 0), row["context"])
                 (ordinary if row["nodes"] < 0 else speculative).append(row["seconds"] - alone)
         self.ordinary_extra, self.speculative_extra = ordinary[-1], streams.mean(speculative[1:])
 
-    def executor(self, nodes: float, context: float) -> float:
-        return interpolate([(float(n), self.at(n, context)) for n in self.nodes], nodes)
+    def padded(self, rows: int) -> int:
+        i = bisect_left(self.padding, rows)
+        return self.padding[i] if i < len(self.padding) else rows
+
+    def executor(self, drafts: int, context: float) -> float:
+        points = [(float(self.padded(self.batch * (n + 1))), self.at(n, context)) for n in self.nodes]
+        return interpolate(points, self.padded(self.batch + drafts))
 
     def at(self, nodes: int, context: float) -> float:
         points = self.by_nodes[nodes]
@@ -72,11 +81,16 @@ class Table:
         plain = self.by_nodes[0]
         return seconds + interpolate(plain, context) - interpolate(plain, there)
 
-    def seconds(self, speculative: bool, drafts: int, kv_tokens: int) -> float:
-        context = kv_tokens / self.batch
+    def seconds(self, speculative: bool, drafts: int, kv_tokens: int, sequences: int = 0) -> float:
+        context = kv_tokens / (sequences or self.batch)
         if not speculative:
             return self.executor(0, context) + self.ordinary_extra
-        return self.executor(drafts / self.batch, context) + self.speculative_extra
+        return self.executor(drafts, context) + self.speculative_extra
+
+    def prompt_row(self) -> float:
+        """Seconds of a prompt's token, about: what the widest steps cost a row."""
+        rows = self.batch * (self.nodes[-1] + 1)
+        return self.at(self.nodes[-1], 0) / rows
 
 
 class Fit:
@@ -85,24 +99,41 @@ class Fit:
     def __init__(self, step: float, kv: float, row: float, hidden: float, batch: int) -> None:
         self.step, self.kv, self.row, self.hidden, self.batch = step, kv, row, hidden, batch
 
-    def seconds(self, speculative: bool, drafts: int, kv_tokens: int) -> float:
+    def seconds(self, speculative: bool, drafts: int, kv_tokens: int, sequences: int = 0) -> float:
         extra = 0.0 if speculative else -self.hidden
-        return self.step + extra + self.kv * kv_tokens + self.row * (self.batch + drafts)
+        return self.step + extra + self.kv * kv_tokens + self.row * ((sequences or self.batch) + drafts)
+
+    def prompt_row(self) -> float:
+        return self.row
 
 
 Cost = Table | Fit
 
 
-def measurements(cost: Cost) -> list[tuple[bool, int, int, int, float]]:
-    """What the engine would find at start-up."""
+Measurement = tuple[bool, int, int, int, float]
+
+
+def measurements(cost: Cost) -> list[Measurement]:
+    """What the engine would find at start-up: steps that are waited for."""
     batch, rows = cost.batch, []
     for context in (128, 1024):
         for nodes in (0, 1, 3, 7, 15):
-            for speculative in (False, True):
-                if speculative or nodes == 0:
-                    seconds = cost.seconds(speculative, nodes * batch, context * batch)
-                    rows.append((speculative, batch * (nodes + 1), batch, context * batch, seconds))
+            seconds = cost.seconds(True, nodes * batch, context * batch)
+            rows.append((nodes > 0, batch * (nodes + 1), batch, context * batch, seconds))
     return rows
+
+
+def start_up(data: dict[str, Any], max_rows: int) -> _core.StepCost:
+    """The same for the batch sizes that an engine measures, as far as the table has them."""
+    cost = _core.StepCost()
+    for speculative in (False, True):
+        cost.set_padding(speculative, data.get("padding", []))
+    found: list[Measurement] = []
+    for batch in (1, 4, 16, 64, 256):
+        if any(row["batch"] == batch for row in data["steps"]):
+            found += [m for m in measurements(Table(data, batch)) if m[1] <= min(max_rows, 2048)]
+    cost.set_measurements(found)
+    return cost
 
 
 @dataclass
@@ -128,7 +159,18 @@ class Tally:
 
 
 @dataclass
+class Step:
+    speculative: bool
+    seconds: float
+    ordinary_seconds: float
+    tokens: int
+    drafts: int
+
+
+@dataclass
 class Simulation:
+    """An engine: what its controller learns in one run it knows in the next."""
+
     cost: Cost
     drafter: _core.Drafter
     options: replay.Options
@@ -137,75 +179,128 @@ class Simulation:
     draft_seconds: float = 5e-6  # for a sequence
     skip: int = 100  # steps that are not counted
     max_rows: int = 8192
+    batched: int = 8192  # tokens of a step with prompts
+    known: _core.StepCost | None = None  # at start-up; None: of this batch size
+    name_space: int = 0
 
-    def run(self, rows: Sequence[Stream], *, first_id: int = 1, until_first_end: bool = False) -> Tally:
-        """first_id: of the rows at the drafter, which knows each sequence once. until_first_end: all rows
-        start together, and the first one's end is the end."""
-        batch = self.cost.batch
+    def __post_init__(self) -> None:
         config = _core.SpeculationConfig(method="lookahead", cost_model=self.controlled)
-        table = _core.StepCost()
-        table.set_measurements(measurements(self.cost))
-        budget = _core.DraftBudget(config, table, self.runs_ahead)
+        if self.known is None:
+            self.known = _core.StepCost()
+            self.known.set_measurements(measurements(self.cost))
+        self.budget = _core.DraftBudget(config, self.known, self.runs_ahead)
+        self.waited = True  # for the last step
+
+    def begin(self, number: int, row: Stream) -> Slot:
+        self.drafter.begin(number, row.prompt, self.name_space)
+        self.drafter.commit(number, row.output[:1])
+        return Slot(number, row)
+
+    def step(self, slots: Sequence[Slot], prompt_rows: int = 0) -> Step:
+        budget, batch = self.budget, len(slots)
+        kv_tokens = sum(len(slot.row.prompt) + slot.done for slot in slots)
+        mode = budget.next(batch, kv_tokens, prompt_rows)
+        trees: list[_core.DraftTree] = []
+        drafts = 0
+        if mode != "none":
+            least = budget.threshold(batch, kv_tokens)
+            for slot in slots:
+                left = len(slot.row.output) - slot.done
+                depth = max(1, min(self.options.depth, left))
+                last = slot.row.output[slot.done - 1]
+                trees.append(self.drafter.draft(slot.number, last, depth, self.options.nodes, least))
+            ids = [slot.number for slot in slots]
+            drafts = budget.select(trees, ids, prompt_rows, kv_tokens, self.max_rows + prompt_rows)[0]
+        tokens = 0
+        for i, slot in enumerate(slots):
+            output = slot.row.output
+            accepted, deepest = 0, 0
+            if trees:
+                ahead = output[slot.done : slot.done + self.options.depth]
+                accepted, deepest = replay.walk(trees[i], ahead)
+                budget.verified(slot.number, trees[i], deepest)
+                self.drafter.verified(slot.number, trees[i], accepted)
+            run = output[slot.done : slot.done + accepted + 1]
+            self.drafter.commit(slot.number, run)
+            budget.committed(slot.number, run)
+            slot.done += len(run)
+            tokens += len(run)
+        speculative = drafts > 0 or (self.runs_ahead and mode == "draft")
+        waits = speculative or (self.runs_ahead and self.waited)
+        self.waited = speculative
+        seconds = self.cost.seconds(waits, drafts, kv_tokens, batch) + prompt_rows * self.cost.prompt_row()
+        drafting = self.draft_seconds * batch if trees else 0.0
+        hidden = drafting if self.runs_ahead and not speculative else 0.0
+        budget.observe(
+            speculative,
+            batch + drafts + prompt_rows,
+            batch + (prompt_rows > 0),
+            kv_tokens,
+            tokens,
+            seconds,
+            drafting - hidden,
+            hidden,
+            prompt_rows,
+        )
+        ordinary = self.cost.seconds(False, 0, kv_tokens, batch) / batch * tokens
+        return Step(speculative, seconds + drafting - hidden, ordinary, tokens, drafts)
+
+    def prompts(self, rows: Sequence[tuple[int, Stream]]) -> list[Slot]:
+        """All requests come at once: their prompts are computed, and whoever is ready generates."""
+        slots: list[Slot] = []
+        waiting, computed = list(rows)[::-1], 0
+        while waiting:
+            room, prompt_rows, ready = self.batched - len(slots), 0, []
+            while waiting and prompt_rows < room:
+                part = min(room - prompt_rows, len(waiting[-1][1].prompt) - computed)
+                prompt_rows += part
+                computed += part
+                if computed == len(waiting[-1][1].prompt):
+                    ready.append(waiting.pop())
+                    computed = 0
+            if slots:
+                self.step(slots, prompt_rows)
+            slots += [self.begin(number, row) for number, row in ready]
+        return slots
+
+    def run(self, rows: Sequence[Stream], *, first_id: int = 1, window: bool = False) -> Tally:
+        """first_id: of the rows at the drafter, which knows each sequence once. window: all rows start
+        together, and what counts is from the last one's first token to the first one's end."""
+        batch = self.cost.batch
         waiting = list(enumerate(rows, first_id))[::-1]
         slots: list[Slot] = []
+        if window:
+            slots, waiting = self.prompts(waiting[::-1]), []
         tally = Tally()
-        step = 0
+        count = 0
         while True:
             while len(slots) < batch and waiting:
-                number, row = waiting.pop()
-                self.drafter.begin(number, row.prompt)
-                self.drafter.commit(number, row.output[:1])
-                slots.append(Slot(number, row))
-            if len(slots) < batch:
-                break
-            kv_tokens = sum(len(slot.row.prompt) + slot.done for slot in slots)
-            mode = budget.next(batch, kv_tokens)
-            trees: list[_core.DraftTree] = []
-            drafts = 0
-            if mode != "none":
-                least = budget.threshold(batch, kv_tokens)
-                for slot in slots:
-                    left = len(slot.row.output) - slot.done
-                    depth = max(1, min(self.options.depth, left))
-                    last = slot.row.output[slot.done - 1]
-                    trees.append(self.drafter.draft(slot.number, last, depth, self.options.nodes, least))
-                ids = [slot.number for slot in slots]
-                drafts = budget.select(trees, ids, 0, kv_tokens, self.max_rows)[0]
-            tokens = 0
-            for i, slot in enumerate(slots):
-                output = slot.row.output
-                accepted, deepest = 0, 0
-                if trees:
-                    ahead = output[slot.done : slot.done + self.options.depth]
-                    accepted, deepest = replay.walk(trees[i], ahead)
-                    budget.verified(slot.number, trees[i], deepest)
-                    self.drafter.verified(slot.number, trees[i], accepted)
-                run = output[slot.done : slot.done + accepted + 1]
-                self.drafter.commit(slot.number, run)
-                budget.committed(slot.number, run)
-                slot.done += len(run)
-                tokens += len(run)
-            speculative = drafts > 0 or (self.runs_ahead and mode == "draft")
-            seconds = self.cost.seconds(speculative, drafts, kv_tokens)
-            drafting = self.draft_seconds * batch if trees else 0.0
-            budget.observe(speculative, batch + drafts, batch, kv_tokens, tokens, seconds, drafting)
-            step += 1
-            if step > self.skip:
-                tally.seconds += seconds + drafting
-                tally.ordinary_seconds += self.cost.seconds(False, 0, kv_tokens) / batch * tokens
-                tally.tokens += tokens
-                tally.drafts += drafts
-                tally.steps += 1
-                tally.speculative_steps += speculative
+                slots.append(self.begin(*waiting.pop()))
             ended = [slot for slot in slots if slot.done >= len(slot.row.output)]
-            if ended and until_first_end:
-                ended, waiting = list(slots), []
-            for slot in ended:
-                self.drafter.end(slot.number)
-                budget.end(slot.number)
+            if len(slots) < batch or (window and ended):
+                break
+            step = self.step(slots)
+            count += 1
+            if count > self.skip:
+                tally.seconds += step.seconds
+                tally.ordinary_seconds += step.ordinary_seconds
+                tally.tokens += step.tokens
+                tally.drafts += step.drafts
+                tally.steps += 1
+                tally.speculative_steps += step.speculative
+            for slot in [slot for slot in slots if slot.done >= len(slot.row.output)]:
+                if window:
+                    break
+                self.end(slot)
                 slots.remove(slot)
-        tally.budget = budget.stats
+        for slot in slots:
+            self.end(slot)
+        tally.budget = self.budget.stats
         return tally
+
+    def end(self, slot: Slot) -> None:
+        self.drafter.end(slot.number)
+        self.budget.end(slot.number)
 
 
 def main() -> int:

@@ -101,6 +101,7 @@ def main() -> int:
         batched=max(8192, args.draft_rows),
         draft_rows=args.draft_rows,
     )
+    result["padding"] = executor.step_sizes
     for number, context in enumerate((ENGINE_CONTEXT, *args.context)):
         for batch in args.batch:
             for nodes in args.nodes:

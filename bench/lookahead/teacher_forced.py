@@ -7,7 +7,11 @@ A logit bias makes the model say one token only, and the drafter is wrapped so t
 the recorded text accepts it (ReplayDrafter): everything that an engine does is done and takes its time, only
 the words are another model's. For each batch so many requests start together; what counts is the time from
 the last one's first token to the first one's last, so that the batch is whole and no prompt is computed. The
-same window is simulated with the costs of step_cost.py, measured on the same machine.
+same windows are simulated with the costs of step_cost.py, measured on the same machine.
+
+Windows of a batch are of different requests as long as there are enough of the test half; then of both halves
+(without --warm). Each batch size has its own name space: what it drafts from is what its own windows brought.
+--details writes what each window did, and its course, as JSON lines.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import compose
@@ -33,20 +37,62 @@ class Window:
     tokens: int
     seconds: float
     steps: int
-    draft_seconds: float = 0.0  # for a sequence of a step
+    speculative_steps: int = 0
+    draft_seconds: float = 0.0  # for a sequence of a speculative step
     expected: float = 0.0
     realised: float = 0.0
+    course: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
         return self.tokens / self.seconds
 
 
-def run(engine: _core.Engine, rows: Sequence[Stream]) -> Window:
+def total(windows: Sequence[Window]) -> Window:
+    return Window(
+        tokens=sum(w.tokens for w in windows),
+        seconds=sum(w.seconds for w in windows),
+        steps=sum(w.steps for w in windows),
+        speculative_steps=sum(w.speculative_steps for w in windows),
+        draft_seconds=streams.mean([w.draft_seconds for w in windows if w.speculative_steps > 0]),
+        expected=windows[-1].expected,
+        realised=windows[-1].realised,
+    )
+
+
+def point(stats: _core.EngineStats, begin: _core.EngineStats) -> dict[str, float]:
+    """Where a window stands; of the controller: what it takes an ordinary step for, its allowance."""
+    now, then = stats.speculation, begin.speculation
+    return {
+        "running": stats.running,
+        "steps": stats.steps - begin.steps,
+        "seconds": round(stats.last_step_end - (begin.last_step_end or stats.last_step_end), 6),
+        "tokens": stats.generation_tokens - begin.generation_tokens,
+        "ordinary_steps": now.ordinary_steps - then.ordinary_steps,
+        "speculative_steps": now.speculative_steps - then.speculative_steps,
+        "drafted": now.drafted - then.drafted,
+        "accepted": now.accepted - then.accepted,
+        "draft_seconds": round(now.draft_seconds - then.draft_seconds, 6),
+        "hidden_draft_seconds": round(now.hidden_draft_seconds - then.hidden_draft_seconds, 6),
+        "expected_speedup": round(now.expected_speedup, 4),
+        "realised_speedup": round(now.realised_speedup, 4),
+        "ordinary_step_seconds": round(now.ordinary_step_seconds, 6),
+        "allowance": round(now.allowance, 4),
+    }
+
+
+def run(engine: _core.Engine, rows: Sequence[Stream], name_space: int) -> Window:
     """One request for each row."""
-    before = engine.stats().generation_tokens
+    submitted = engine.stats()
+    course: list[dict[str, float]] = []
+
+    def record(every: int) -> None:
+        stats = engine.stats()
+        if not course or stats.steps - submitted.steps >= course[-1]["steps"] + every:
+            course.append(point(stats, submitted))
+
     for row in rows:
-        engine.submit(row.prompt, lab.forced_params(len(row.output)))
+        engine.submit(row.prompt, lab.forced_params(len(row.output)), name_space=name_space)
     started: set[int] = set()
     deadline = time.monotonic() + 120
     while len(started) < len(rows):
@@ -54,26 +100,30 @@ def run(engine: _core.Engine, rows: Sequence[Stream]) -> Window:
             started.add(output.request)
             if output.request_finished:
                 raise SystemExit("a request ended before all had begun: take longer ones (--least)")
+        record(1)
         if time.monotonic() > deadline:
             raise SystemExit("the requests do not run together: the batch is too large for the cache")
     begin = engine.stats()
     while not any(output.request_finished for output in engine.poll(0.002)):
-        pass
+        record(8)
     end = engine.stats()
+    course.append(point(end, submitted))
     engine.abort_all()
     while engine.stats().running:
         engine.poll(0.01)
     lab.drop_outputs(engine)
-    assert end.generation_tokens > begin.generation_tokens >= before
-    steps = end.steps - begin.steps
-    drafting = end.speculation.draft_seconds - begin.speculation.draft_seconds
+    assert end.generation_tokens > begin.generation_tokens >= submitted.generation_tokens
+    last = point(end, begin)
+    speculative = int(last["speculative_steps"])
     return Window(
-        tokens=end.generation_tokens - begin.generation_tokens,
+        tokens=int(last["tokens"]),
         seconds=end.last_step_end - begin.last_step_end,
-        steps=steps,
-        draft_seconds=drafting / max(steps * len(rows), 1),
-        expected=end.speculation.expected_speedup,
-        realised=end.speculation.realised_speedup,
+        steps=int(last["steps"]),
+        speculative_steps=speculative,
+        draft_seconds=last["draft_seconds"] / max(speculative * len(rows), 1),
+        expected=last["expected_speedup"],
+        realised=last["realised_speedup"],
+        course=course,
     )
 
 
@@ -94,23 +144,28 @@ def main() -> int:
     parser.add_argument(
         "--repeats", type=int, default=2, help="windows of each batch, of other requests each"
     )
+    parser.add_argument("--details", type=Path, help="JSON lines: each window's course")
     args = parser.parse_args()
     batches = [int(word) for word in args.batch.split(",")]
     data = json.loads(args.cost.read_text())
     options = replay.Options()
+    tables = {batch: compose.Table(data, batch) for batch in batches}
 
     rows = [row for row in streams.read(args.streams) if not row.looping]
     warm = streams.warm_half(rows) if args.warm else []
     seen: set[tuple[int, ...]] = set()
-    test: list[Stream] = []
-    for row in rows:
+    halves: dict[str, list[Stream]] = {"test": [], "warm": []}
+    for row in sorted(rows, key=lambda row: row.half):  # the test half's version of what both have
         key = tuple(row.prompt)
-        fits = len(row.output) >= args.least and len(row.prompt) <= args.most
-        if row.half == "test" and fits and key not in seen:
+        if len(row.output) >= args.least and len(row.prompt) <= args.most and key not in seen:
             seen.add(key)
-            test.append(row)
+            halves[row.half].append(row)
+    wanted = {batch: batch * args.repeats for batch in batches}
+    test = halves["test"]
+    if max(wanted.values()) > len(test) and not args.warm:
+        test = test + halves["warm"]
     if len(test) < max(batches):
-        raise SystemExit(f"only {len(test)} requests of the test half are long enough for a window")
+        raise SystemExit(f"only {len(test)} requests are long enough for a window")
 
     place = lab.Lab(args.model, device=args.device)
     largest = max(batches)
@@ -137,57 +192,80 @@ def main() -> int:
         for batch in batches
     }
     engine = engine_of(None)
-    ordinary = {batch: [run(engine, part) for part in chosen[batch]] for batch in batches}
+    # Requests serve several batch sizes, none of which may know texts from another.
+    space = {batch: 0 if args.warm else batch for batch in batches}
+    ordinary = {batch: [run(engine, part, space[batch]) for part in chosen[batch]] for batch in batches}
     engine.shutdown()
     del engine
     inner = replay.make_drafter(args.drafter, options)
     replay.warm_up(inner, warm)
     engine = engine_of(_core.replay_drafter(inner, texts, lab.FORCED))
-    speculative = {batch: [run(engine, part) for part in chosen[batch]] for batch in batches}
+    speculative = {batch: [run(engine, part, space[batch]) for part in chosen[batch]] for batch in batches}
     engine.shutdown()
     del engine
 
-    print(
-        "| batch | off tok/s | on tok/s | speedup | simulated off | simulated on | simulated | difference |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
     drafter = replay.make_drafter(args.drafter, options)
     replay.warm_up(drafter, warm)
+    simulation = compose.Simulation(
+        tables[batches[0]],
+        drafter,
+        options,
+        controlled=True,
+        runs_ahead=place.device != "cpu",
+        skip=0,
+        max_rows=args.draft_rows,
+        known=compose.start_up(data, args.draft_rows),
+    )
+    print(
+        "| batch | windows | off tok/s | on tok/s | speedup | simulated off | simulated on | simulated "
+        "| measured on, against simulated | tokens a step | simulated | speculative steps | simulated |"
+    )
+    print("|" + "---|" * 13)
+    details: list[dict[str, object]] = []
     for batch in batches:
-        off = Window(*(sum(getattr(w, k) for w in ordinary[batch]) for k in ("tokens", "seconds", "steps")))
-        on = Window(*(sum(getattr(w, k) for w in speculative[batch]) for k in ("tokens", "seconds", "steps")))
-        cost = compose.Table(data, batch)
+        off, on = total(ordinary[batch]), total(speculative[batch])
+        simulation.cost = tables[batch]
+        simulation.name_space = space[batch]
+        simulation.draft_seconds = on.draft_seconds or 5e-6
         tallies = []
         for number, part in enumerate(chosen[batch]):
-            tallies.append(
-                compose.Simulation(
-                    cost,
-                    drafter,
-                    options,
-                    controlled=True,
-                    runs_ahead=place.device != "cpu",
-                    draft_seconds=streams.mean([w.draft_seconds for w in speculative[batch]]),
-                    skip=0,
-                    max_rows=args.draft_rows,
-                ).run(part, first_id=(batch << 32) + (number << 20), until_first_end=True)
-            )
-        tokens = sum(t.tokens for t in tallies)
+            first = (batch << 32) + (number << 20)
+            tallies.append(simulation.run(part, first_id=first, window=True))
+        tokens, steps = sum(t.tokens for t in tallies), sum(t.steps for t in tallies)
         simulated = tokens / sum(t.seconds for t in tallies)
         simulated_off = tokens / sum(t.ordinary_seconds for t in tallies)
         measured = on.rate / off.rate
         predicted = simulated / simulated_off
+        fresh = sum(row.half == "warm" for part in chosen[batch] for row in part)
+        both = f" ({fresh} requests of the other half)" if fresh else ""
         print(
-            f"| {batch} | {off.rate:.0f} | {on.rate:.0f} | **{measured:.2f}** | {simulated_off:.0f} "
-            f"| {simulated:.0f} | **{predicted:.2f}** | {100 * (measured / predicted - 1):+.1f} % |",
+            f"| {batch} | {len(chosen[batch])}{both} | {off.rate:.0f} | {on.rate:.0f} | **{measured:.2f}** "
+            f"| {simulated_off:.0f} | {simulated:.0f} | **{predicted:.2f}** "
+            f"| {100 * (measured / predicted - 1):+.1f} % | {on.tokens / on.steps / batch:.2f} "
+            f"| {tokens / steps / batch:.2f} | {on.speculative_steps} of {on.steps} "
+            f"| {sum(t.speculative_steps for t in tallies)} of {steps} |",
             flush=True,
         )
-        last = speculative[batch][-1]
-        print(
-            f"  tokens a step {on.tokens / on.steps / batch:.2f} (simulated "
-            f"{tokens / sum(t.steps for t in tallies) / batch:.2f}), the engine expected {last.expected:.2f} "
-            f"and saw {last.realised:.2f}, drafting {1e6 * last.draft_seconds:.1f} us a sequence",
-            file=sys.stderr,
-        )
+        for number, (without, window, tally) in enumerate(
+            zip(ordinary[batch], speculative[batch], tallies, strict=True)
+        ):
+            speedup, expected = window.rate / without.rate, tally.speedup
+            print(
+                f"  {batch}, window {number}: {speedup:.2f} (simulated {expected:.2f}), "
+                f"{window.speculative_steps} of {window.steps} steps speculative "
+                f"({tally.speculative_steps} of {tally.steps}), {window.tokens / window.steps / batch:.2f} "
+                f"tokens a step ({tally.tokens / tally.steps / batch:.2f}), the engine expected "
+                f"{window.expected:.2f} and saw {window.realised:.2f}, "
+                f"drafting {1e6 * window.draft_seconds:.1f} us a sequence",
+                file=sys.stderr,
+            )
+            row = {"batch": batch, "window": number, "speedup": speedup, "simulated": expected}
+            row["simulated_steps"] = [tally.speculative_steps, tally.steps]
+            row["ordinary"] = {k: v for k, v in vars(without).items() if k != "course"}
+            row["speculative"] = vars(window)
+            details.append(row)
+    if args.details:
+        args.details.write_text("".join(json.dumps(row) + "\n" for row in details))
     return 0
 
 

@@ -42,6 +42,9 @@ nb::dict stats(const Budget& self) {
   d["shadow_nodes"] = s.shadow_nodes;
   d["step_seconds"] = s.step_seconds;
   d["draft_seconds"] = s.draft_seconds;
+  d["hidden_draft_seconds"] = s.hidden_draft_seconds;
+  d["ordinary_step_seconds"] = s.ordinary_step_seconds;
+  d["allowance"] = s.allowance;
   d["expected_speedup"] = s.expected_speedup;
   d["realised_speedup"] = s.realised_speedup;
   d["total_speedup"] = s.total_speedup;

@@ -224,7 +224,8 @@ void bind_model(nb::module_& m) {
             nb::gil_scoped_release release;
             return executor->time_step(sequences, rows, context);
           },
-          "sequences"_a, "rows"_a, "context"_a);
+          "sequences"_a, "rows"_a, "context"_a)
+      .def_prop_ro("step_sizes", [](ModelExecutorHandle& self) { return self.get()->step_sizes(); });
 
   nb::class_<NullExecutorHandle, ExecutorHandle>(m, "NullExecutor")
       .def(

@@ -214,7 +214,12 @@ void bind_stats(nb::module_& m) {
       .def_ro("draft_seconds", &S::draft_seconds)
       .def_ro("cache_bytes", &S::cache_bytes)
       .def_ro("expected_speedup", &S::expected_speedup)
-      .def_ro("realised_speedup", &S::realised_speedup);
+      .def_ro("realised_speedup", &S::realised_speedup)
+      .def_ro("ordinary_steps", &S::ordinary_steps)
+      .def_ro("speculative_steps", &S::speculative_steps)
+      .def_ro("hidden_draft_seconds", &S::hidden_draft_seconds)
+      .def_ro("ordinary_step_seconds", &S::ordinary_step_seconds)
+      .def_ro("allowance", &S::allowance);
 
   nb::class_<SpeculationMeter>(m, "SpeculationMeter")
       .def(nb::init<int64_t>(), "log_interval"_a = 0)

@@ -236,6 +236,11 @@ const SpeculationStats& Speculator::stats() {
   out.draft_seconds = budget.draft_seconds;
   out.expected_speedup = budget.expected_speedup;
   out.realised_speedup = budget.realised_speedup;
+  out.ordinary_steps = budget.ordinary_steps;
+  out.speculative_steps = budget.speculative_steps;
+  out.hidden_draft_seconds = budget.hidden_draft_seconds;
+  out.ordinary_step_seconds = budget.ordinary_step_seconds;
+  out.allowance = budget.allowance;
   out.cache_bytes = drafter_->memory_bytes();
   return out;
 }

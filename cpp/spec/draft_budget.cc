@@ -399,7 +399,8 @@ void DraftBudget::observe(const StepOutcome& step) {
   const bool steady = speculative || !runs_ahead_ || ordinary_run_ > kUnsteady;
   const bool settled = cost_->first_runs(step.kind, step.size.rows) == 0;
   if (steady) cost_->observe(step.kind, step.size, step.seconds);
-  stats_.draft_seconds += step.draft_seconds + step.hidden_draft_seconds;
+  stats_.draft_seconds += step.draft_seconds;
+  stats_.hidden_draft_seconds += step.hidden_draft_seconds;
   if (step.decoding < 1) return;
   if (const double drafting = step.draft_seconds + step.hidden_draft_seconds; drafting > 0) {
     // A machine that was descheduled meanwhile may not make drafting look dear for long.
@@ -412,6 +413,7 @@ void DraftBudget::observe(const StepOutcome& step) {
     since_ordinary_ = 0;
     force_ordinary(probe_steps(step.decoding));
   }
+  stats_.ordinary_step_seconds = ordinary_seconds(step.decoding, step.size.kv_tokens, step.decoding);
   // What prompts in the step cost is too uncertain to judge drafts by.
   if (step.other_rows > step.decoding) return;
   const double other = other_seconds(step.decoding, step.other_rows, step.size.kv_tokens);
@@ -435,6 +437,7 @@ void DraftBudget::observe(const StepOutcome& step) {
     const double begin = kAllowance / std::sqrt(step.decoding);
     allowance_ = std::min(1.0, allowance_ + kRefill / begin);
   }
+  stats_.allowance = allowance_;
 }
 
 }  // namespace taco

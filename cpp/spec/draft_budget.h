@@ -45,7 +45,10 @@ struct BudgetStats {
   uint64_t ordinary_steps = 0, speculative_steps = 0;
   uint64_t drafted = 0, accepted = 0, rejected = 0;  // nodes that steps verified; drafted is the sum
   uint64_t shadow_nodes = 0;                         // judged by the text without being verified
-  double step_seconds = 0, draft_seconds = 0;
+  double step_seconds = 0;
+  double draft_seconds = 0, hidden_draft_seconds = 0;  // as in StepOutcome
+  double ordinary_step_seconds = 0;  // what an ordinary step would have taken, at the last one
+  double allowance = 1;              // what is left, as a share of what it begins with
   // Decoding speed against ordinary steps of the same sequences, over about the last 500 steps: as decisions
   // promised, and as it came out. Prompts' rows count on neither side.
   double expected_speedup = 1, realised_speedup = 1;

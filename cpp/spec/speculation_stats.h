@@ -43,10 +43,13 @@ struct SpeculationStats {
   uint64_t reports = 0;  // multiples of the log interval that `iterations` has passed
   HitAverages reported;  // the averages at the last of them
 
-  double draft_seconds = 0;  // of the engine thread, for drafting
+  double draft_seconds = 0;  // that steps waited for drafts
   size_t cache_bytes = 0;    // held by the drafter
   // Step time per token without speculation over step time per token with it; 0: not known.
   double expected_speedup = 0, realised_speedup = 0;
+  // Of the budget controller; draft_budget.h.
+  uint64_t ordinary_steps = 0, speculative_steps = 0;
+  double hidden_draft_seconds = 0, ordinary_step_seconds = 0, allowance = 0;
 };
 
 // Counts iterations. Belongs to the engine thread.

@@ -230,6 +230,9 @@ class ModelExecutor(Executor):
     def time_step(self, sequences: int, rows: int, context: int) -> float:
         """Seconds of a step in which each sequence computes so many rows (a token and its drafts) after so
         much context; 0: it does not fit. Like `forward`, before an Engine takes the executor over."""
+    @property
+    def step_sizes(self) -> list[int]:
+        """The numbers of rows that steps are padded to; empty: they are not."""
 
 class NullExecutor(Executor):
     """token = f(hash of the prompt, position): an oracle for servers and schedulers, without a model."""
@@ -453,6 +456,12 @@ class SpeculationStats:
     expected_speedup: float
     """0: not known; likewise realised_speedup."""
     realised_speedup: float
+    ordinary_steps: int
+    speculative_steps: int
+    """Of the budget controller, as the rest: cpp/spec/draft_budget.h."""
+    hidden_draft_seconds: float
+    ordinary_step_seconds: float
+    allowance: float
 
 class SpeculationMeter:
     """Counts iterations, for replays: the engine has its own."""
