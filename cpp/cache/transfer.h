@@ -37,9 +37,9 @@ struct DiskRecord {
 struct Transfer {
   uint64_t id = 0;  // from 1; no two in an executor's life are equal
   TransferKind kind = TransferKind::kStore;
-  std::vector<BlockMove> moves;     // kStore, kLoad
-  std::vector<DiskMove> disk;       // kWrite, kRead
-  std::vector<DiskRecord> records;  // of `disk`: to write, or the keys that are expected
+  std::vector<BlockMove> moves = {};     // kStore, kLoad
+  std::vector<DiskMove> disk = {};       // kWrite, kRead
+  std::vector<DiskRecord> records = {};  // of `disk`: to write, or the keys that are expected
   uint64_t after = 0;  // begins when that transfer has finished, whatever became of it; 0: at once
 };
 
