@@ -56,24 +56,24 @@ void Speculator::measure(Executor& executor) {
     for (const int sequences : {1, 4})
       for (const int rows : {1, 2, 4, 8, 16}) sizes.push_back({sequences, rows, 128});
 
+  // Runs that a size takes about, with those that set it up. The very first one of all may take far longer.
+  constexpr double kRuns = 8;
   const double begin = monotonic_seconds();
   std::vector<StepMeasurement> measured;
-  double slowest = 0;  // seconds of a size
-  int most_rows = 1;
+  StepMeasurement widest{.size = {.rows = 1}};
   for (const Size& size : sizes) {
     const int rows = size.sequences * size.rows;
     if (rows > max_rows_) continue;
-    const double now = monotonic_seconds();
-    // At worst so many times as long as the longest so far, as it has times its rows.
-    if (now + slowest * std::max(1.0, static_cast<double>(rows) / most_rows) > begin + budget) continue;
+    // At worst a step takes so many times as long as another, as it has times its rows.
+    const double expected = widest.seconds * std::max(1.0, static_cast<double>(rows) / widest.size.rows);
+    if (monotonic_seconds() + kRuns * expected > begin + budget) continue;
     const double seconds = executor.time_step(size.sequences, size.rows, size.context);
-    slowest = std::max(slowest, monotonic_seconds() - now);
     if (seconds <= 0) continue;
-    most_rows = std::max(most_rows, rows);
     const int64_t kv = int64_t{size.sequences} * (size.context + size.rows);
     measured.push_back({size.rows > 1 ? StepKind::kSpeculative : StepKind::kOrdinary,
                         {.rows = rows, .sequences = size.sequences, .kv_tokens = kv},
                         seconds});
+    if (rows >= widest.size.rows) widest = measured.back();
   }
   if (!measured.empty()) cost_.set_measurements(measured);
 }

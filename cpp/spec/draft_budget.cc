@@ -299,6 +299,7 @@ void DraftBudget::select(std::span<DraftTree* const> trees, std::span<const uint
   out.expected_tokens = n + choice.sum_p;
   out.expected_seconds = choice.seconds;
   out.expected_speedup = shadow ? 1 : without / taken;
+  if (!cost_->known()) return;
   expected_.add(1 / kStatsSteps, shadow ? without : taken, without);
   stats_.expected_speedup = expected_.speedup();
 }
@@ -422,13 +423,16 @@ void DraftBudget::observe(const StepOutcome& step) {
   const double measured = !settled || step.seconds > 4 * usual ? usual : step.seconds;
   const double taken = std::max(1e-9, measured - other) + step.draft_seconds;
   const double base = ordinary_seconds(step.decoding, step.size.kv_tokens, static_cast<double>(step.tokens));
-  // An ordinary step is its own measure.
-  const double without = speculative ? base : std::max(1e-9, taken - step.draft_seconds);
-  realised_.add(1 / kStatsSteps, taken, without);
-  total_seconds_ += taken;
-  total_without_ += without;
-  stats_.realised_speedup = realised_.speedup();
-  stats_.total_speedup = total_without_ / total_seconds_;
+  if (cost_->known()) {
+    // An ordinary step is its own measure, and no other is faster than one for each of its tokens.
+    const double fastest = taken * static_cast<double>(step.tokens) / step.decoding;
+    const double without = speculative ? std::min(base, fastest) : std::max(1e-9, taken - step.draft_seconds);
+    realised_.add(1 / kStatsSteps, taken, without);
+    total_seconds_ += taken;
+    total_without_ += without;
+    stats_.realised_speedup = realised_.speedup();
+    stats_.total_speedup = total_without_ / total_seconds_;
+  }
 
   // The first ordinary step after speculative ones does not run ahead yet: that is a price of those.
   const bool charged = speculative || (runs_ahead_ && ordinary_run_ <= kUnsteady);

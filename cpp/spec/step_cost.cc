@@ -265,6 +265,15 @@ double StepCost::seconds(StepKind kind, const StepSize& size) const {
   return std::min(own, own_seconds(StepKind::kSpeculative, size));
 }
 
+bool StepCost::known() const {
+  for (int kind = 0; kind < kNumStepKinds; ++kind) {
+    if (!tables_[kind].rows.empty()) return true;
+    for (const Bucket& bucket : buckets_[kind])
+      if (bucket.count >= kMinSamples) return true;
+  }
+  return false;
+}
+
 int StepCost::next_bend(StepKind kind, int rows) const {
   const std::vector<int>& sizes = padding_[index(kind)];
   int next = std::numeric_limits<int>::max();

@@ -56,6 +56,8 @@ class StepCost {
   int first_runs(StepKind kind, int rows) const;
 
   double seconds(StepKind kind, const StepSize& size) const;
+  // Whether that rests on any measurement or step.
+  bool known() const;
 
   // The next number of rows above `rows` where the slope may change, or where padding makes a step longer.
   int next_bend(StepKind kind, int rows) const;

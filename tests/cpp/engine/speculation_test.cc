@@ -2,6 +2,9 @@
 // as many steps as it must.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <thread>
+
 #include "base/error.h"
 #include "engine_test_util.h"
 #include "test_drafters.h"
@@ -21,6 +24,39 @@ EngineConfig speculating(std::shared_ptr<Drafter> drafter, int budget = 512, int
   config.speculation.cost_model = false;
   config.drafter = std::move(drafter);
   return config;
+}
+
+// A device whose first run of all takes very long, as loading its kernels does.
+class Timed : public NullExecutor {
+ public:
+  struct Asked {
+    int sequences, rows;
+  };
+  explicit Timed(std::vector<Asked>* asked)
+      : NullExecutor(kVocab, 2048, 16, 4096, 0.0, -1, 2), asked_(asked) {}
+  double time_step(int sequences, int rows, int) override {
+    if (asked_->empty()) std::this_thread::sleep_for(std::chrono::milliseconds(700));
+    asked_->push_back({sequences, rows});
+    return 5e-3 + 20e-6 * sequences * rows;
+  }
+
+ private:
+  std::vector<Asked>* asked_;
+};
+
+TEST(SpeculationStart, MeasuresWideStepsOfManySequences) {
+  std::vector<Timed::Asked> asked;
+  EngineConfig config{.max_num_batched_tokens = 4096, .max_num_seqs = 256, .speculation = {}, .drafter = {}};
+  config.speculation.method = SpeculationMethod::kNgram;
+  config.drafter = std::make_shared<OracleDrafter<decltype(&token_at)>>(3, &token_at);
+  Engine engine(std::make_unique<Timed>(&asked), nullptr, config);
+  engine.shutdown();
+  for (const auto& [sequences, rows] :
+       {Timed::Asked{1, 16}, {16, 8}, {64, 1}, {64, 2}, {64, 4}, {64, 8}, {256, 1}, {256, 2}, {256, 4}})
+    EXPECT_TRUE(std::any_of(
+        asked.begin(), asked.end(),
+        [s = sequences, r = rows](const Timed::Asked& a) { return a.sequences == s && a.rows == r; }))
+        << sequences << " sequences, " << rows << " rows";
 }
 
 TEST_P(Speculation, AnOracleTakesTheFewestSteps) {

@@ -339,6 +339,32 @@ TEST(DraftBudget, FillsPaddingForFree) {
 }
 
 // A parent's estimate bounds its children's, whatever the drafter says, and bad numbers are no drafts.
+// Statistics say nothing before anything is known of what steps cost, and nothing that cannot be.
+TEST(DraftBudget, SpeedupsAreSaneFromTheFirstStep) {
+  for (const double measured : {0.0, 1e-5, 10.0}) {
+    for (const bool cost_model : {false, true}) {
+      StepCost cost;
+      if (measured > 0) cost = linear_cost(measured, measured / 100);
+      SpeculationConfig config;
+      config.cost_model = cost_model;
+      DraftBudget budget(config, &cost, true);
+      for (int i = 0; i < 40; ++i) {
+        StepOutcome step;
+        step.kind = StepKind::kSpeculative;
+        step.size = {.rows = 8, .sequences = 2, .kv_tokens = 1000};
+        step.decoding = 2;
+        step.tokens = 2 + i % 5;
+        step.seconds = i == 0 ? 0.5 : 5e-3;
+        budget.observe(step);
+        EXPECT_GE(budget.stats().realised_speedup, 0.1);
+        EXPECT_LE(budget.stats().realised_speedup, 3);
+        EXPECT_LE(budget.stats().total_speedup, 3);
+        if (measured == 0 && i < 2) EXPECT_EQ(budget.stats().realised_speedup, 1);
+      }
+    }
+  }
+}
+
 TEST(DraftBudget, KeepsParentsAndRefusesNonsense) {
   StepCost cost = linear_cost(10, 0.01);
   DraftBudget budget({}, &cost, false);

@@ -26,6 +26,41 @@ std::vector<StepMeasurement> measure() {
   return found;
 }
 
+// A size's first runs are set up and recorded; what was measured at start-up has had them.
+TEST(StepCost, FirstRunsOfAPaddedSizeDoNotCount) {
+  StepCost cost;
+  for (const StepKind kind : {StepKind::kOrdinary, StepKind::kSpeculative})
+    cost.set_padding(kind, {8, 16, 32});
+  const StepSize small{8, 8, 800}, large{20, 4, 400};
+  cost.set_measurements(std::vector<StepMeasurement>{{StepKind::kOrdinary, small, 1e-3},
+                                                     {StepKind::kSpeculative, large, 2e-3}});
+  EXPECT_EQ(cost.first_runs(StepKind::kOrdinary, 5), 0);
+  EXPECT_EQ(cost.first_runs(StepKind::kOrdinary, 9), 2);
+  EXPECT_EQ(cost.first_runs(StepKind::kSpeculative, 30), 0);
+  EXPECT_EQ(cost.first_runs(StepKind::kSpeculative, 8), 1);
+  EXPECT_EQ(cost.first_runs(StepKind::kSpeculative, 33), 0);  // not padded
+
+  const StepSize medium{12, 12, 1200};
+  for (int i = 0; i < 2; ++i) cost.observe(StepKind::kOrdinary, medium, 1.0);
+  EXPECT_EQ(cost.observed(StepKind::kOrdinary, 12), 0);
+  EXPECT_EQ(cost.first_runs(StepKind::kOrdinary, 12), 0);
+  for (int i = 0; i < 3; ++i) cost.observe(StepKind::kOrdinary, medium, 1.2e-3);
+  EXPECT_EQ(cost.observed(StepKind::kOrdinary, 12), 3);
+  EXPECT_NEAR(cost.seconds(StepKind::kOrdinary, medium), 1.2e-3, 0.01e-3);
+}
+
+// Of a few steps the shorter ones are believed: two that were disturbed do not hide what the size takes.
+TEST(StepCost, TwoDisturbedOfTheFirstStepsDoNoHarm) {
+  StepCost cost;
+  const StepSize size{64, 64, 6400};
+  cost.set_measurements(std::vector<StepMeasurement>{{StepKind::kOrdinary, size, 8e-3}});
+  for (const double seconds : {15e-3, 12e-3, 7e-3, 7e-3, 7.1e-3}) {
+    cost.observe(StepKind::kOrdinary, size, seconds);
+    if (cost.observed(StepKind::kOrdinary, 64) >= 3)
+      EXPECT_NEAR(cost.seconds(StepKind::kOrdinary, size), 7e-3, 0.15e-3);
+  }
+}
+
 TEST(StepCost, FitsWhatWasMeasured) {
   StepCost cost;
   cost.set_measurements(measure());
