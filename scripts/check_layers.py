@@ -53,7 +53,7 @@ NOT_ARCHITECTURES = re.compile(r"llama\.cpp|llama-cpp|llama-bench", re.IGNORECAS
 # --- Python: the parts of the package (the first name below taco_llm), from the lowest floor to the highest.
 # A part may import those of lower floors; not its neighbours and nothing above.
 PYTHON_FLOORS: tuple[tuple[str, ...], ...] = (
-    ("_core", "logging", "flag_table"),
+    ("_core", "logging", "flag_table", "cache_root"),
     (
         "archs",
         "sampling_params",
@@ -65,7 +65,7 @@ PYTHON_FLOORS: tuple[tuple[str, ...], ...] = (
         "cuda",
     ),
     ("loading", "device_memory", "lookahead_config"),
-    ("tokenizer", "speculation", "lookahead"),
+    ("tokenizer", "speculation", "lookahead", "prefix_cache"),
     ("engine_args",),
     ("null_model", "prompts", "collect"),
     ("engine",),

@@ -155,7 +155,8 @@ void bind_model(nb::module_& m) {
           [](ModelExecutorHandle* self, std::shared_ptr<Model> model, int max_model_len, int block_size,
              int64_t num_blocks, const std::string& kv, int max_num_batched_tokens, int max_num_seqs,
              bool enforce_eager, int max_seq_len_to_capture, int64_t swap_blocks, int max_draft_rows,
-             const std::optional<std::pair<float, float>>& typical) {
+             const std::optional<std::pair<float, float>>& typical, int64_t host_blocks,
+             bool loads_by_layer) {
             new (self) ModelExecutorHandle();
             nb::gil_scoped_release release;
             ModelExecutorConfig config{max_model_len,
@@ -166,8 +167,9 @@ void bind_model(nb::module_& m) {
                                        max_num_seqs,
                                        enforce_eager,
                                        max_seq_len_to_capture,
-                                       swap_blocks,
+                                       swap_blocks + host_blocks,
                                        max_draft_rows};
+            config.loads_by_layer = loads_by_layer;
             if (typical) {
               config.typical_acceptance = true;
               std::tie(config.typical_threshold, config.typical_alpha) = *typical;
@@ -177,7 +179,8 @@ void bind_model(nb::module_& m) {
           "model"_a, nb::kw_only(), "max_model_len"_a, "block_size"_a = 16, "num_blocks"_a,
           "kv_dtype"_a = "auto", "max_num_batched_tokens"_a = 2048, "max_num_seqs"_a = 256,
           "enforce_eager"_a = false, "max_seq_len_to_capture"_a = 8192, "swap_blocks"_a = 0,
-          "max_draft_rows"_a = 0, "typical_acceptance"_a = nb::none())
+          "max_draft_rows"_a = 0, "typical_acceptance"_a = nb::none(), "host_blocks"_a = 0,
+          "loads_by_layer"_a = true)
       .def_static(
           "profile",
           [](std::shared_ptr<Model> model, int max_model_len, int block_size, const std::string& kv,

@@ -204,11 +204,14 @@ class ModelExecutor(Executor):
         swap_blocks: int = 0,
         max_draft_rows: int = 0,
         typical_acceptance: tuple[float, float] | None = None,
+        host_blocks: int = 0,
+        loads_by_layer: bool = True,
     ) -> None:
         """kv_dtype: "auto" (the model's), "float32", "float16", "bfloat16"; on CUDA also "fp8_e4m3" and
         "fp8_e5m2". swap_blocks: of host memory, for preemption by swapping. max_draft_rows: of all drafts of
         a step; 0: an Engine over it cannot speculate. typical_acceptance: (threshold, alpha) of lossy
-        acceptance of drafts; None: exact."""
+        acceptance of drafts; None: exact. host_blocks: of host memory, for the prefix cache, behind those of
+        swap_blocks; loads_by_layer: a step may begin when a load's first layer is there."""
     @staticmethod
     def profile(
         model: Model,
@@ -518,8 +521,8 @@ class PrefixCachingConfig:
     def __init__(self, **fields: Any) -> None: ...
 
 class PrefixCacheStats:
-    """Dictionaries have the keys "device", "host" and "disk". Speeds are bytes (prefill: tokens) per second, as
-    measured; 0: not yet."""
+    """Dictionaries have the keys "device", "host" and "disk". Speeds are bytes (prefill: tokens) per second,
+    as measured; 0: not yet."""
 
     entries: int
     """Blocks of tokens that some tier holds."""
@@ -629,8 +632,8 @@ class Engine:
     ) -> int:
         """name_space: requests of different ones (tenants) learn nothing from each other's texts; 64 bits.
 
-        cache_root: a digest of 32 bytes of all that K and V depend on besides the tokens, and of who may share
-        them: requests share cached blocks only if theirs are the same. None: 32 zeros."""
+        cache_root: a digest of 32 bytes of all that K and V depend on besides the tokens, and of who may
+        share them: requests share cached blocks only if theirs are the same. None: 32 zeros."""
     def abort(self, request: int) -> None: ...
     def abort_all(self) -> None: ...
     def poll(self, timeout: float = 0.0) -> list[Output]: ...

@@ -127,7 +127,11 @@ class AsyncLLMEngine:
                 return
             collector = stream.collector = Collector(request_id, request, self._decode, arrival)
             stream.core_id = hub.submit(
-                request.prompt_token_ids, request.core_params, priority=priority, callback=stream.receive
+                request.prompt_token_ids,
+                request.core_params,
+                priority=priority,
+                cache_root=request.cache_root,
+                callback=stream.receive,
             )
             while not collector.finished:
                 await stream.news.wait()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taco_llm import cuda, default_model, lookahead, speculation
+from taco_llm import cuda, default_model, lookahead, prefix_cache, speculation
 from taco_llm.device_memory import (
     MemoryPlan,
     check_weights,
@@ -24,7 +24,7 @@ from taco_llm.device_memory import (
 )
 from taco_llm.engine_args import EngineArgs
 from taco_llm.logging import get_logger
-from taco_llm.memory import GIB, available_bytes, plan_kv_cache, space_from_environment
+from taco_llm.memory import GIB, available_bytes, plan_kv_cache, space_from_environment, total_bytes
 
 if TYPE_CHECKING:
     from taco_llm import _core
@@ -64,12 +64,16 @@ class EngineHandle:
     hf_config: dict[str, Any] = field(default_factory=dict)
     speculation: _core.SpeculationConfig | None = None
     companion: lookahead.Companion | None = None
+    tiers: prefix_cache.Tiers = field(default_factory=prefix_cache.Tiers)
+    log: prefix_cache.EngineLog | None = None
 
     def shutdown(self) -> None:
         """Aborts what runs, stops the engine's thread and saves the draft memory; can be called again."""
         self.core.shutdown()
         if self.companion is not None:
             self.companion.stop()
+        if self.log is not None:
+            self.log.stop()
 
 
 def build(args: EngineArgs) -> EngineHandle:
@@ -148,6 +152,13 @@ def build(args: EngineArgs) -> EngineHandle:
         reserved=plan.num_blocks * block_bytes if device == "cpu" else 0,
         fingerprint=_fingerprint(checkpoint),
     )
+    tiers = prefix_cache.plan_tiers(
+        args,
+        device=device,
+        block_bytes=block_bytes,
+        total=total_bytes(),
+        available=available_bytes() - (plan.num_blocks * block_bytes if device == "cpu" else 0),
+    )
     executor = _core.ModelExecutor(
         model,
         max_model_len=plan.max_model_len,
@@ -160,10 +171,12 @@ def build(args: EngineArgs) -> EngineHandle:
         max_seq_len_to_capture=args.max_seq_len_to_capture,
         max_draft_rows=draft_rows(args, batched),
         typical_acceptance=drafting.typical_acceptance,
+        host_blocks=tiers.host_blocks,
+        loads_by_layer=not args.apc_offload_not_lazy,
         **swapped,
     )
     vocabulary = tokenizer.core_vocabulary() if tokenizer is not None else None
-    core = _engine(args, executor, vocabulary, batched, drafting, **swapped)
+    core = _engine(args, executor, vocabulary, batched, drafting, tiers, **swapped)
     checkpoint = _without_file_contents(checkpoint)
     logger.info(
         "Loaded %s: %s parameters, %.0f MB, in %.2f s, on %s",
@@ -200,6 +213,8 @@ def build(args: EngineArgs) -> EngineHandle:
         hf_config=checkpoint.hf_config,
         speculation=drafting.config,
         companion=_companion(args, core, drafting),
+        tiers=tiers,
+        log=prefix_cache.log_of(args, core),
     )
 
 
@@ -439,6 +454,7 @@ def _engine(
     vocabulary: Any,
     batched: int,
     drafting: _Drafting,
+    tiers: prefix_cache.Tiers,
     swap_blocks: int = 0,
 ) -> _core.Engine:
     from taco_llm import _core
@@ -457,6 +473,7 @@ def _engine(
         seed=args.seed,
         speculation=drafting.config,
         drafter=drafting.drafter,
+        prefix_caching=prefix_cache.settings(args, tiers),
         **swapping,
     )
 
@@ -601,14 +618,17 @@ def _build_null(args: EngineArgs) -> EngineHandle:
     length = args.max_model_len or 4096
     blocks = args.num_gpu_blocks_override or min(args.max_num_seqs, 4096) * -(-length // args.block_size)
     step = float(os.environ.get("TACO_NULL_STEP_SECONDS", "0"))
-    executor = _core.NullExecutor(VOCAB_SIZE, length, args.block_size, blocks, step)
+    tiers = prefix_cache.null_tiers(args, blocks)
+    executor = _core.NullExecutor(
+        VOCAB_SIZE, length, args.block_size, blocks, step, num_host_blocks=tiers.host_blocks
+    )
     tokenizer = None if args.skip_tokenizer_init else NullTokenizer()
     batched = batched_tokens(args, length)
     vocabulary = tokenizer.core_vocabulary() if tokenizer is not None else None
     names = [args.served_model_name] if isinstance(args.served_model_name, str) else args.served_model_name
     logger.info("Null model: no weights, answers are made up of the prompt's hash (a test model)")
     drafting = _drafting(args, reserved=0, vocab_size=VOCAB_SIZE, max_model_len=length, eos_token_ids=[])
-    core = _engine(args, executor, vocabulary, batched, drafting)
+    core = _engine(args, executor, vocabulary, batched, drafting, tiers)
     return EngineHandle(
         core=core,
         tokenizer=tokenizer,  # type: ignore[arg-type]
@@ -623,6 +643,8 @@ def _build_null(args: EngineArgs) -> EngineHandle:
         num_kv_blocks=blocks,
         speculation=drafting.config,
         companion=_companion(args, core, drafting),
+        tiers=tiers,
+        log=prefix_cache.log_of(args, core),
     )
 
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from taco_llm import prefix_cache, speculation
 from taco_llm import refusal_reasons as why
-from taco_llm import speculation
 from taco_llm.flag_table import NotBuiltError, add_flags, check_values, flag, notes, refusals
 
 __all__ = ["AsyncEngineArgs", "EngineArgs", "NotBuiltError"]
@@ -235,10 +235,9 @@ class EngineArgs:
     )
     enable_prefix_caching: bool = flag(
         False,
-        "Reuse the KV cache of prompts that begin alike.",
+        "Keep the KV cache of prompts and answers, and reuse it for prompts that begin with the same tokens.",
         PARALLEL,
         kind="bool",
-        needs="needs prefix caching, which is not built yet; leave it out",
     )
     disable_sliding_window: bool = flag(
         False, "Limit the context to the model's sliding window instead of sliding it.", PARALLEL, kind="bool"
@@ -521,23 +520,45 @@ class EngineArgs:
         kind="float",
     )
     enable_prefix_cache_offload: bool = flag(
-        False, "Move cold prefix blocks from the GPU to memory.", TACO, kind="bool", needs=why.OFFLOAD
+        False,
+        "Let blocks that must leave the prefix cache on the device move to memory, and come back on a hit.",
+        TACO,
+        kind="bool",
     )
     cpu_prefill_memory_utilization: float = flag(
-        0.3, "Part of memory for offloaded prefix blocks.", TACO, kind="float", needs=why.OFFLOAD
+        0.3,
+        "Part of the memory (of the machine, or of the container's limit) for offloaded prefix blocks; the "
+        "GPUs share it.",
+        TACO,
+        kind="float",
     )
     apc_offload_not_lazy: bool = flag(
-        False, "Load offloaded blocks at once, not layer by layer.", TACO, kind="bool", needs=why.OFFLOAD
+        False,
+        "Debugging: let a request wait until its offloaded blocks are back in all layers, instead of "
+        "beginning when the first ones are.",
+        TACO,
+        kind="bool",
     )
     apc_offload_min_access_threshold: int = flag(
-        1, "Accesses before a block is offloaded.", TACO, kind="int", needs=why.OFFLOAD
+        1, "Uses of a block before it is worth offloading; 1: every block is.", TACO, kind="int"
     )
     apc_offload_enable_hit_cnt: bool = flag(
-        False, "Log the hits of the prefix cache.", TACO, kind="bool", needs=why.OFFLOAD
+        False, "Log, every 100 blocks of prompts, how many of them the prefix cache had.", TACO, kind="bool"
     )
     apc_offload_gpu_evictor_limit: int = flag(
-        -1, "Most blocks in the GPU evictor; -1: no limit.", TACO, kind="int", needs=why.OFFLOAD
+        -1,
+        "Debugging: most unused blocks that the prefix cache keeps on the device; -1: all there are.",
+        TACO,
+        kind="int",
     )
+    prefix_cache_dir: str | None = flag(
+        None,
+        "Folder in which offloaded prefix blocks outlive the process. They are made of prompts and answers: "
+        "guard it as those.",
+        TACO,
+        metavar="DIR",
+    )
+    prefix_cache_disk_gb: float = flag(16, "GiB that --prefix-cache-dir may fill.", TACO, kind="float")
     sequence_parallel_size: int = flag(
         1,
         "Devices that share a prompt's tokens.",
@@ -622,10 +643,11 @@ class EngineArgs:
         if found := refusals(self, device or self.device):
             raise NotBuiltError("; also ".join(found))
         speculation.check(self)
+        prefix_cache.check(self)
 
     def notes(self, device: str | None = None) -> list[str]:
         """A sentence for each setting that was given and changes nothing here. device: as for check."""
-        return notes(self, device or self.device) + speculation.notes(self)
+        return notes(self, device or self.device) + speculation.notes(self) + prefix_cache.notes(self)
 
 
 def _positive(args: EngineArgs, *names: str) -> None:

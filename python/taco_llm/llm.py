@@ -208,7 +208,8 @@ class LLM:
         try:
             for request in requests:
                 collector = Collector(str(self._count), request, decode)
-                live[core.submit(request.prompt_token_ids, request.core_params)] = collector
+                ids, root = request.prompt_token_ids, request.cache_root
+                live[core.submit(ids, request.core_params, cache_root=root)] = collector
                 self._count += 1
                 collectors.append(collector)
             while live:

@@ -6,6 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from taco_llm.logging import get_logger
+
+logger = get_logger(__name__)
+
 GIB = 1 << 30
 SPACE_VARIABLES = ("TACO_CPU_KVCACHE_SPACE", "VLLM_CPU_KVCACHE_SPACE")
 _DEFAULT_LIMIT = 4 * GIB
@@ -98,6 +102,23 @@ def available_bytes(
                     break
             available = min(available, max(limit - max(used, 0), 0))
     return available
+
+
+def part_of_memory(part: float, total: int, available: int, *, what: str, flag: str) -> int:
+    """Bytes for something that the flag gives a `part` of the `total` memory that this process may have: not
+    more than half of what is `available`, which is told. what: its name, to be told."""
+    wanted, most = int(part * total), max(available, 0) // 2
+    if wanted <= most:
+        return wanted
+    logger.warning(
+        "%s gets %.2f GiB, half of the memory that is free, and not %.2f GiB (%s %g)",
+        what,
+        most / GIB,
+        wanted / GIB,
+        flag,
+        part,
+    )
+    return most
 
 
 def space_from_environment() -> int | None:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from taco_llm.cache_root import NO_ROOT
+
 if TYPE_CHECKING:
     from taco_llm import _core
 
@@ -51,13 +53,14 @@ class OutputHub:
         *,
         priority: int = 0,
         name_space: int = 0,
+        cache_root: bytes = NO_ROOT,
         callback: Callback,
     ) -> int:
         """Queues a request; `callback` gets each of its outputs, the last with request_finished.
 
         Returns the request id. Raises what the core raises: ValueError for a request it cannot take,
         RuntimeError when it takes none (draining, dead, queue full)."""
-        request_id = self.core.submit(prompt_ids, core_params, priority, name_space)
+        request_id = self.core.submit(prompt_ids, core_params, priority, name_space, cache_root)
         self._callbacks[request_id] = callback
         return request_id
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from taco_llm import cuda, engine
+from taco_llm import cuda, engine, prefix_cache
 from taco_llm.device_memory import (
     CONTEXT_BYTES,
     DTYPE_BYTES,
@@ -22,7 +22,15 @@ from taco_llm.device_memory import (
     step_estimate,
 )
 from taco_llm.engine_args import EngineArgs
-from taco_llm.memory import GIB, KvPlan, available_bytes, plan_kv_cache, space_from_environment
+from taco_llm.memory import (
+    GIB,
+    KvPlan,
+    available_bytes,
+    plan_kv_cache,
+    space_from_environment,
+    total_bytes,
+)
+from taco_llm.prefix_cache import Tiers
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,8 @@ class Plan:
     max_num_seqs: int
     kv: KvPlan
     memory: MemoryPlan | None
+    tiers: Tiers
+    prefix_caching: bool
 
     @property
     def kv_tokens(self) -> int:
@@ -70,6 +80,13 @@ class Plan:
                 "step_bytes": self.memory.step * self.memory.step_reserve,
                 "graph_bytes": self.memory.graphs,
                 "kv_cache_bytes": self.memory.kv_bytes,
+            }
+        if self.prefix_caching:
+            out["prefix_cache"] = {
+                "host_blocks": self.tiers.host_blocks,
+                "host_bytes": self.tiers.host_bytes,
+                "disk_blocks": self.tiers.disk_blocks,
+                "disk_bytes": self.tiers.disk_bytes,
             }
         return out
 
@@ -103,6 +120,16 @@ class Plan:
             ]
             if memory.others:
                 out.insert(2, row("others", memory.others, "held by other programs"))
+        for name, number, size in (
+            ("in memory", self.tiers.host_blocks, self.tiers.host_bytes),
+            ("on disk", self.tiers.disk_blocks, self.tiers.disk_bytes),
+        ):
+            if number:
+                tokens = number * self.block_size
+                out.append(row(f"  {name}", size, f"{tokens:,} tokens of cold prefixes: {number:,} blocks"))
+        if self.prefix_caching:
+            where = "evicted" if not self.tiers.host_blocks else "moved to memory"
+            out.append(f"  prefix caching: what no request uses stays in the KV cache until it is {where}")
         length = self.kv.max_model_len
         at_once = self.kv_tokens / length
         out.append(f"  {at_once:.1f} sequences of {length:,} tokens at once; at most {self.max_num_seqs} run")
@@ -189,6 +216,13 @@ def make(args: EngineArgs, device_memory_gib: float | None = None) -> Plan:
             num_blocks=args.num_gpu_blocks_override,
         )
         kv = memory.kv
+    tiers = prefix_cache.plan_tiers(
+        args,
+        device=device,
+        block_bytes=block_bytes,
+        total=total_bytes(),
+        available=available_bytes() - (weights + kv.num_blocks * block_bytes if device == "cpu" else 0),
+    )
     return Plan(
         model=names[0],
         device=where,
@@ -202,6 +236,8 @@ def make(args: EngineArgs, device_memory_gib: float | None = None) -> Plan:
         max_num_seqs=args.max_num_seqs,
         kv=kv,
         memory=memory,
+        tiers=tiers,
+        prefix_caching=args.enable_prefix_caching,
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
+from taco_llm.cache_root import LONGEST_SALT, NO_ROOT, cache_root
 from taco_llm.flag_table import NotBuiltError
 
 if TYPE_CHECKING:
@@ -18,20 +19,25 @@ if TYPE_CHECKING:
     from taco_llm.sampling_params import SamplingParams
 
 
-class TextPrompt(TypedDict):
+class _Salted(TypedDict, total=False):
+    cache_salt: str
+    """The prompt shares the prefix cache with prompts of the same salt only."""
+
+
+class TextPrompt(_Salted):
     """A prompt as text."""
 
     prompt: str
 
 
-class TokensPrompt(TypedDict):
+class TokensPrompt(_Salted):
     """A prompt as token ids."""
 
     prompt_token_ids: list[int]
 
 
 PromptInputs = str | TextPrompt | TokensPrompt
-"""One prompt: text, {"prompt": text} or {"prompt_token_ids": ids}."""
+"""One prompt: text, {"prompt": text} or {"prompt_token_ids": ids}; the dicts may hold a cache_salt."""
 
 
 @dataclass
@@ -42,6 +48,7 @@ class Request:
     prompt_token_ids: list[int]
     params: SamplingParams
     core_params: _core.SamplingParams
+    cache_root: bytes = NO_ROOT  # what it shares the prefix cache with
 
 
 def is_token_ids(value: Any) -> bool:
@@ -102,7 +109,18 @@ def prepare(
         params = copy.copy(params)
         params.max_tokens = handle.max_model_len - len(ids)
     core_params = params.to_core(eos_token_ids=handle.eos_token_ids, tokenizer=handle.tokenizer)
-    return Request(text, ids, params, core_params)
+    return Request(text, ids, params, core_params, _cache_root(prompt))
+
+
+def _cache_root(prompt: Any) -> bytes:
+    salt = prompt.get("cache_salt") if isinstance(prompt, Mapping) else None
+    if salt is None:
+        return NO_ROOT
+    if not isinstance(salt, str) or not 0 < len(salt) <= LONGEST_SALT:
+        raise ValueError(
+            f"cache_salt should be a string of 1 to {LONGEST_SALT} characters; leave it out to have none"
+        )
+    return cache_root(salt=salt)
 
 
 Bounds = tuple[int, int]  # the least and the greatest of some token ids

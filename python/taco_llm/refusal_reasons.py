@@ -16,7 +16,6 @@ DRAFT_MODEL = (
     "needs a draft model, which is not built yet; --lookahead-cache-config-dir FOLDER and "
     "--speculative-model [ngram] draft without one"
 )
-OFFLOAD = "needs prefix caching with offload to memory, which is not built yet; leave it out"
 TRACES = "needs OpenTelemetry tracing, which is not built yet; /metrics has the latencies"
 GUIDED = "needs guided decoding, which is not built yet; leave it out"
 RAY = "needs execution over Ray, which is not built yet; one process runs the whole model: leave it out"

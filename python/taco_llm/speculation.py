@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from taco_llm import lookahead_config
 from taco_llm.logging import get_logger
-from taco_llm.memory import GIB, available_bytes, total_bytes
+from taco_llm.memory import available_bytes, part_of_memory, total_bytes
 
 if TYPE_CHECKING:
     from taco_llm import _core
@@ -223,16 +223,9 @@ def _lookahead(
 def memory_bound(part: float, total: int, available: int) -> int:
     """Bytes that the lookahead cache may fill, as it learns: `part` of the `total` memory that this process
     may have, but not more than half of what is `available`. MemoryError where that is next to nothing."""
-    wanted, most = int(part * total), max(available, 0) // 2
-    if most < wanted:
-        logger.warning(
-            "the lookahead cache gets %.2f GiB, half of the memory that is free, and not %.2f GiB "
-            "(--cpu-decoding-memory-utilization %g)",
-            most / GIB,
-            wanted / GIB,
-            part,
-        )
-        wanted = most
+    wanted = part_of_memory(
+        part, total, available, what="the lookahead cache", flag="--cpu-decoding-memory-utilization"
+    )
     if wanted < _LEAST_BYTES:
         raise MemoryError(
             f"the lookahead cache would have {wanted / 2**20:.1f} MiB, too little to be of use: free some "

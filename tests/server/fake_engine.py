@@ -93,6 +93,30 @@ def speculation_stats(busy: bool = True) -> SimpleNamespace:
     )
 
 
+def cache_stats(busy: bool = True) -> SimpleNamespace:
+    """A _core.PrefixCacheStats: of 1,000 tokens looked up 400 came from the device, 200 from memory, 50 from
+    disk; or of nothing."""
+    by_tier = {
+        "blocks": [30, 80, 200],
+        "capacity": [1000, 500, 4000],
+        "tokens_hit": [400, 200, 50],
+        "blocks_hit": [25, 12, 3],
+        "evicted": [70, 4, 1],
+    }
+    counts = dict(
+        entries=210, idle_blocks=20, clean_idle_blocks=12, loading_blocks=1, fetches=2, transfers=3,
+        lookups=17, tokens_queried=1000, blocks_queried=60, published=90, exchanged=5, dropped=6,
+        stored=75, loaded=13, written=201, read=4, stored_by_steps=7, failed=1, fetches_started=8,
+        fetches_declined=9, resets=2,
+        store_speed=5e9, load_speed=4e9, write_speed=3e8, read_speed=0.0, prefill_speed=2500.0,
+    )  # fmt: skip
+    if not busy:
+        by_tier = {k: v if k == "capacity" else [0, 0, 0] for k, v in by_tier.items()}
+        counts = dict.fromkeys(counts, 0)
+    named = {k: dict(zip(("device", "host", "disk"), v, strict=True)) for k, v in by_tier.items()}
+    return SimpleNamespace(**named, **counts)
+
+
 class FakeEngine:
     """step_seconds: pause between tokens. Prompts may hold commands: "#fail" errors at its third token,
     "#silent" produces nothing until it is aborted."""
@@ -107,6 +131,11 @@ class FakeEngine:
         self.hanging_since = 0.0
         self.refuse: Exception | None = None
         self.speculation = speculation_stats(busy=False)
+        self.prefix_cache = cache_stats(busy=False)
+        self.hottest: list[SimpleNamespace] = []
+        self.cached_tokens = 0  # of each prompt
+        self.resets = 0
+        self.reset_works = True
         self.aborted: list[int] = []
         self.submitted: list[SimpleNamespace] = []
         self._fd = os.eventfd(0, os.EFD_NONBLOCK)
@@ -122,7 +151,14 @@ class FakeEngine:
 
     # --- _core.Engine
 
-    def submit(self, prompt: Any, params: Any, priority: int = 0, name_space: int = 0) -> int:
+    def submit(
+        self,
+        prompt: Any,
+        params: Any,
+        priority: int = 0,
+        name_space: int = 0,
+        cache_root: bytes = bytes(32),
+    ) -> int:
         if self.refuse is not None:
             raise self.refuse
         if self.dead:
@@ -135,6 +171,7 @@ class FakeEngine:
                 params=params,
                 priority=priority,
                 name_space=name_space,
+                cache_root=cache_root,
                 step=0,
                 arrival=time.monotonic(),
                 first=0.0,
@@ -165,6 +202,13 @@ class FakeEngine:
     def event_fd(self) -> int:
         return self._fd
 
+    def reset_prefix_cache(self) -> bool:
+        self.resets += self.reset_works
+        return self.reset_works
+
+    def cache_report(self, hottest: int) -> SimpleNamespace:
+        return SimpleNamespace(stats=self.prefix_cache, hottest=self.hottest[:hottest])
+
     def drain(self, timeout: float) -> bool:
         return not self._running
 
@@ -191,6 +235,7 @@ class FakeEngine:
             dead=self.dead,
             death_reason="told to die" if self.dead else "",
             speculation=self.speculation,
+            prefix_cache=self.prefix_cache,
         )
 
     # --- the rest
@@ -255,7 +300,7 @@ class FakeEngine:
                 request_finished=finished,
                 num_prompt_tokens=len(request.prompt),
                 num_output_tokens=request.step,
-                num_cached_tokens=0,
+                num_cached_tokens=min(self.cached_tokens, len(request.prompt) - 1),
                 speculation=SimpleNamespace(iterations=0),
                 times=(request.arrival, request.arrival, request.first, now, now if finished else 0.0),
             )
@@ -274,6 +319,7 @@ def fake_handle(engine: FakeEngine | None = None, **changes: Any) -> SimpleNames
         max_model_len=2048,
         eos_token_ids=[999],
         generation_config={},
-        args=SimpleNamespace(max_logprobs=20, scheduling_policy="priority"),
+        args=SimpleNamespace(max_logprobs=20, scheduling_policy="priority", block_size=16),
+        tiers=SimpleNamespace(block_bytes=4096, host_blocks=0, disk_blocks=0),
     )
     return SimpleNamespace(**{**fields, **changes})

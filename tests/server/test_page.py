@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import requests
 from conftest import Server, serving
-from fake_engine import FakeEngine, fake_handle, speculation_stats
+from fake_engine import FakeEngine, cache_stats, fake_handle, speculation_stats
 
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 DRIVER = shutil.which("chromedriver")
@@ -223,6 +223,61 @@ def test_speculation_is_shown_while_there_is_some(server: Server, browser: Brows
         assert browser.texts("#speedup") == ["2.60 tokens a step"]
         # Before the key was given, the first server told its 401.
         assert [problem for problem in browser.problems() if "401" not in problem] == []
+
+
+@needs_browser
+def test_the_cache_is_shown_while_there_is_one(server: Server, browser: Browser) -> None:
+    engine = FakeEngine(step_seconds=0.005)
+    args = SimpleNamespace(
+        max_logprobs=20, scheduling_policy="priority", block_size=16, enable_prefix_caching=True
+    )
+    tiers = SimpleNamespace(block_bytes=1 << 20, host_blocks=500, disk_blocks=4000)
+    with serving(fake_handle(engine, args=args, tiers=tiers)) as other:
+        browser.open(other.url + "/")
+        browser.wait("document.querySelector('#model').textContent === 'fake'")
+        browser.run("return watchCache()")
+        hidden = "document.querySelector('#cache').getBoundingClientRect().height === 0"
+        assert browser.run(f"return {hidden}")  # nothing has been looked up so far
+        engine.prefix_cache = cache_stats()
+        engine.hottest = [
+            SimpleNamespace(digest="<b>" + "0f" * 31, tokens=4096, accesses=12, tier="host"),
+        ]
+        browser.wait(f"!({hidden})")
+        assert browser.texts("#cache-hits") == ["65% of 1,000 prompt tokens from the cache"]
+        assert browser.texts("#cache-blocks") == [
+            "30 blocks on the device, 80 blocks in memory, 200 blocks on disk"
+        ]
+        widths = browser.run("return [...document.querySelectorAll('#hit-bar i')].map(e => e.offsetWidth)")
+        assert widths == [48, 24, 6]
+        said = browser.run("return document.querySelector('#hit-bar').getAttribute('aria-label')")
+        assert said == "Prompt tokens from device: 40%, memory: 20%, disk: 5%"
+        browser.click("#open-cache")
+        assert browser.texts("#tiers tbody td") == [
+            "device", "30", "1,000", "30", "400", "memory", "80", "500", "80", "200",
+            "disk", "200", "4,000", "200", "50",
+        ]  # fmt: skip
+        assert browser.texts("#hottest tbody td") == ["<b>0f0f0f0f0f0f0", "4,096", "12", "memory"]
+        browser.shot("cache.png")
+        browser.click("#close-cache")
+        assert browser.run("return !document.querySelector('#cache-details').open")
+        engine.prefix_cache.capacity["disk"] = 0
+        browser.run("return watchCache()")
+        assert browser.texts("#cache-blocks")[0].endswith("200 blocks on disk (switched off)")
+
+        engine.cached_tokens = 12
+        browser.run("document.querySelector('#max-tokens').value = '3'")
+        browser.type("#prompt", "Hello\n")
+        browser.wait("document.querySelector('article.assistant:not(.busy) .note button')")
+        note = browser.texts("article.assistant .note span")[0]
+        assert "12 of 22 prompt tokens cached" in note, note
+        assert browser.problems() == []
+    browser.open(server.url + "/")
+    browser.run("document.querySelector('#key').value = 'open sesame'")
+    browser.run("return connect()")
+    browser.wait("document.querySelector('#model').textContent === 'fake'")
+    browser.run("return watchCache()")
+    assert browser.run("return caches === false")
+    browser.problems()
 
 
 @needs_browser

@@ -47,6 +47,13 @@ class ServeFlags:
         "TACO_LLM_API_KEY or VLLM_API_KEY.", HTTP, repeat=True, metavar="KEY",
     )  # fmt: skip
     api_key_file: str | None = flag(None, "File of such keys, one on a line.", HTTP, metavar="FILE")
+    prefix_cache_shared: bool = flag(
+        False,
+        "Let all API keys share one prefix cache. Without it each of several keys has its own: how soon an "
+        "answer begins would tell one what another has asked.",
+        HTTP,
+        kind="bool",
+    )
     ssl_keyfile: str | None = flag(None, "TLS: private key.", HTTP, metavar="FILE")
     ssl_certfile: str | None = flag(None, "TLS: certificate.", HTTP, metavar="FILE")
     ssl_ca_certs: str | None = flag(None, "TLS: authorities of client certificates.", HTTP, metavar="FILE")

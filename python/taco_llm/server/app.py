@@ -43,6 +43,8 @@ def make_app(handle: Any, options: ServerOptions) -> web.Application:
         ("GET", "/load", info.load),
         ("GET", "/metrics", info.metrics),
         ("GET", "/speculation", info.speculation_view),
+        ("GET", "/v1/cache", info.cache_view),
+        ("POST", "/reset_prefix_cache", info.reset_prefix_cache),
         ("GET", "/v1/models", info.models),
         ("GET", "/v1/models/{model:.+}", info.model),
         ("POST", "/tokenize", info.tokenize),

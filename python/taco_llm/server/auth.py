@@ -21,16 +21,20 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-def name_space(keys: Keys, request: web.Request, salt: str) -> int:
-    """A number (64 bits) that requests share if they come with the same key and the same salt.
+def tenant(keys: Keys, request: web.Request) -> bytes:
+    """Digest of the request's key (32 bytes) where there are several; else empty."""
+    if not keys.several:
+        return b""
+    return _digest(request.headers.get("Authorization", "").partition(" ")[2].strip())
+
+
+def name_space(tenant: bytes, salt: str) -> int:
+    """A number (64 bits) that requests share if they are of the same tenant and have the same salt.
 
     0 where there is no salt and only one tenant. It does not change over restarts."""
-    key = b""
-    if keys.several:
-        key = _digest(request.headers.get("Authorization", "").partition(" ")[2].strip())
-    if not key and not salt:
+    if not tenant and not salt:
         return 0
-    hashed = hashlib.blake2b(key, digest_size=8, person=b"taco_namespace")
+    hashed = hashlib.blake2b(tenant, digest_size=8, person=b"taco_namespace")
     hashed.update(salt.encode("utf-8", "surrogateescape"))
     return int.from_bytes(hashed.digest(), "big")
 

@@ -53,7 +53,7 @@ async def chat_completions(http: web.Request) -> web.StreamResponse:
     state.admit()
     fields = Fields(await read_json(http, state.limits))
     chat = await _read(fields, state)
-    chat.request.name_space = sampling.read_name_space(fields, http, state)
+    sampling.read_tenant(fields, http, state, chat.request)
     fields.warn_unknown("/v1/chat/completions")
     request = chat.request
     note(http, len(request.prompts[0]))

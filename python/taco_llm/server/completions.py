@@ -68,7 +68,7 @@ async def completions(http: web.Request) -> web.StreamResponse:
     state.admit()
     fields = Fields(await read_json(http, state.limits))
     completion = await _read(fields, state)
-    completion.request.name_space = sampling.read_name_space(fields, http, state)
+    sampling.read_tenant(fields, http, state, completion.request)
     fields.warn_unknown("/v1/completions")
     request = completion.request
     note(http, sum(len(p) for p in request.prompts))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from taco_llm.cache_root import NO_ROOT
 from taco_llm.server.errors import ApiError
 from taco_llm.server.state import State
 
@@ -25,6 +26,7 @@ class Request:
     best_of: int = 1
     priority: int = 0
     name_space: int = 0  # of the tenant: drafts are made of texts of the same one only
+    cache_root: bytes = NO_ROOT  # and the KV cache is shared with requests of the same root only
 
     @property
     def choices(self) -> int:
@@ -80,6 +82,7 @@ class Job:
                     params,
                     priority=self.request.priority,
                     name_space=self.request.name_space,
+                    cache_root=self.request.cache_root,
                     callback=callback,
                 )
             except (ValueError, TypeError, OverflowError, NotImplementedError) as e:

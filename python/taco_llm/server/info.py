@@ -11,13 +11,15 @@ from typing import Any
 
 from aiohttp import web
 
-from taco_llm.server import sampling, speculation
+from taco_llm.server import cache_figures, sampling, speculation
 from taco_llm.server.body import read_json
 from taco_llm.server.chat import render_messages
 from taco_llm.server.errors import ApiError
 from taco_llm.server.fields import Fields, check_token_ids
 from taco_llm.server.metrics import CONTENT_TYPE
 from taco_llm.server.state import STATE, State
+
+_MOST_PREFIXES = 100  # shown by /v1/cache
 
 
 async def health(request: web.Request) -> web.Response:
@@ -60,6 +62,26 @@ async def metrics(request: web.Request) -> web.Response:
 async def speculation_view(request: web.Request) -> web.Response:
     """What speculation has done so far; {"method": "none"} without it."""
     return web.json_response(speculation.view(request.app[STATE].handle))
+
+
+async def cache_view(request: web.Request) -> web.Response:
+    """What the prefix cache holds and hits; ?top=N: with so many of the prefixes that are used most."""
+    state = request.app[STATE]
+    text = request.query.get("top", "10")
+    if not (text.isascii() and text.isdigit() and len(text) < 4 and int(text) <= _MOST_PREFIXES):
+        raise ApiError(f"'top' must be from 0 to {_MOST_PREFIXES}.", param="top")
+    if not cache_figures.enabled(state.handle):
+        return web.json_response({"enabled": False})
+    report = await state.in_thread(state.core.cache_report, int(text))
+    return web.json_response(cache_figures.view(state.handle, report.stats, report.hottest))
+
+
+async def reset_prefix_cache(request: web.Request) -> web.Response:
+    """Forgets what is cached, in all tiers. Requests that run keep their blocks, and finish."""
+    state = request.app[STATE]
+    if cache_figures.enabled(state.handle) and not await state.in_thread(state.core.reset_prefix_cache):
+        raise ApiError("The engine does not answer: the prefix cache was not reset.", status=503)
+    return web.Response()
 
 
 def _card(state: State, name: str) -> dict[str, Any]:

@@ -35,12 +35,12 @@ async def generate(http: web.Request) -> web.StreamResponse:
     text, ids = await _read_prompt(fields, state, keep)
     if keep is not None:
         ids = ids[-keep:]
-    name_space = sampling.read_name_space(fields, http, state)
-    fields.warn_unknown("/generate")
-    note(http, len(ids))
     arguments["max_tokens"] = sampling.room(ids, max_tokens, state)
     people, core = sampling.core_params(arguments, state)
-    request = Request([ids], [core], people.n, people.best_of or people.n, priority, name_space)
+    request = Request([ids], [core], people.n, people.best_of or people.n, priority)
+    sampling.read_tenant(fields, http, state, request)
+    fields.warn_unknown("/generate")
+    note(http, len(ids))
     if stream and request.best_of == request.n:
         return await LegacyStream(state, request, text).run(http)
     results = await Collector(state, request).run()

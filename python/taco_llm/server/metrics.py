@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from taco_llm.server import speculation
+from taco_llm.server import cache_figures, speculation
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -140,6 +140,10 @@ class Metrics(Collector):
             for prefix in ("taco:", "vllm:"):
                 yield from speculation.vllm_families(prefix, self._model, stats.speculation)
             yield from speculation.own_families(stats.speculation)
+        if cache_figures.enabled(self._handle):
+            for prefix in ("taco:", "vllm:"):
+                yield from cache_figures.vllm_families(prefix, self._model, stats.prefix_cache)
+            yield from cache_figures.own_families(self._handle, stats.prefix_cache)
 
     def _gauges(self, prefix: str, stats: Any) -> Iterable[Metric]:
         used = 1.0 - stats.free_blocks / stats.num_blocks if stats.num_blocks else 0.0
@@ -169,7 +173,7 @@ class Metrics(Collector):
     def _counters(self, prefix: str, stats: Any) -> Iterable[Metric]:
         for name, text, value in (
             ("num_preemptions", "Preemptions", stats.preemptions),
-            ("prompt_tokens", "Prompt tokens computed", stats.prompt_tokens),
+            ("prompt_tokens", "Prompt tokens, computed or found in the cache", stats.prompt_tokens),
             ("generation_tokens", "Tokens generated", stats.generation_tokens),
         ):
             family = CounterMetricFamily(prefix + name, text, labels=["model_name"])

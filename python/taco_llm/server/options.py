@@ -73,6 +73,7 @@ class ServerOptions:
     tokenizer_threads: int = 2  # for prompts of over `tokenizer_inline_chars` characters
     tokenizer_inline_chars: int = 2000
     page: bool = True  # the chat page at /
+    prefix_cache_shared: bool = False  # one prefix cache for all API keys
     uvloop: bool = False
     limits: Limits = field(default_factory=Limits)
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from taco_llm.cache_root import LONGEST_SALT, cache_root
 from taco_llm.sampling_params import SamplingParams
-from taco_llm.server.auth import name_space
+from taco_llm.server.auth import name_space, tenant
 from taco_llm.server.errors import ApiError, not_built
 from taco_llm.server.fields import Fields, check_token_ids, is_int
 from taco_llm.server.state import State
+
+if TYPE_CHECKING:
+    from taco_llm.server.generation import Request
 
 _INT32 = 2**31 - 1
 _INFINITE = math.inf
@@ -119,9 +123,15 @@ def read_logprob_count(fields: Fields, name: str, state: State) -> int | None:
     return fields.integer(name, None, 0, state.max_logprobs)
 
 
-def read_name_space(fields: Fields, http: web.Request, state: State) -> int:
-    """Of the request's API key, where there are several, and its `cache_salt`: what it may learn from."""
-    return name_space(state.keys, http, fields.text("cache_salt") or "")
+def read_tenant(fields: Fields, http: web.Request, state: State, request: Request) -> None:
+    """What the request may learn from and whose KV cache it may use: by its API key, where there are several,
+    and its `cache_salt`."""
+    salt = fields.text("cache_salt", max_chars=LONGEST_SALT)
+    if salt == "":
+        raise ApiError("'cache_salt' must not be empty: leave it out to have none.", param="cache_salt")
+    who = tenant(state.keys, http)
+    request.name_space = name_space(who, salt or "")
+    request.cache_root = cache_root(b"" if state.options.prefix_cache_shared else who, salt or "")
 
 
 def read_priority(fields: Fields, state: State) -> int:

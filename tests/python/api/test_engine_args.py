@@ -51,7 +51,7 @@ FLAGS = {
     "max_parallel_loading_workers": (None, "2", 2, "note"),
     "ray_workers_use_nsight": (False, None, True, "no"),
     "block_size": (16, "32", 32, "ok"),
-    "enable_prefix_caching": (False, None, True, "no"),
+    "enable_prefix_caching": (False, None, True, "ok"),
     "disable_sliding_window": (False, None, True, "ok"),
     "use_v2_block_manager": (False, None, True, "note"),
     "num_lookahead_slots": (0, "4", 4, "note"),
@@ -117,12 +117,14 @@ FLAGS = {
     "ignore_prompt_for_lookahead_cache": (False, None, True, "ok"),
     "lookahead_cache_save": (None, "drafts.bin", "drafts.bin", "ok"),
     "lookahead_cache_save_interval": (10, "0.5", 0.5, "ok"),
-    "enable_prefix_cache_offload": (False, None, True, "no"),
-    "cpu_prefill_memory_utilization": (0.3, "0.2", 0.2, "no"),
-    "apc_offload_not_lazy": (False, None, True, "no"),
-    "apc_offload_min_access_threshold": (1, "2", 2, "no"),
-    "apc_offload_enable_hit_cnt": (False, None, True, "no"),
-    "apc_offload_gpu_evictor_limit": (-1, "2", 2, "no"),
+    "enable_prefix_cache_offload": (False, None, True, "ok"),
+    "cpu_prefill_memory_utilization": (0.3, "0.2", 0.2, "ok"),
+    "apc_offload_not_lazy": (False, None, True, "ok"),
+    "apc_offload_min_access_threshold": (1, "2", 2, "ok"),
+    "apc_offload_enable_hit_cnt": (False, None, True, "ok"),
+    "apc_offload_gpu_evictor_limit": (-1, "2", 2, "ok"),
+    "prefix_cache_dir": (None, "blocks", "blocks", "ok"),
+    "prefix_cache_disk_gb": (16, "0.5", 0.5, "ok"),
     "sequence_parallel_size": (1, "2", 2, "no"),
     "conservative_dry_run": (False, None, True, "cpu note"),
     "cpu_draft_worker": (False, None, True, "no"),
@@ -131,6 +133,8 @@ FLAGS = {
 NGRAM = {"speculative_model": "[ngram]", "num_speculative_tokens": 5, "ngram_prompt_lookup_max": 4}
 LOOKAHEAD = {"lookahead_cache_config_dir": "."}
 TYPICAL = {"spec_decoding_acceptance_method": "typical_acceptance_sampler"}
+CACHING = {"enable_prefix_caching": True}
+OFFLOAD = CACHING | {"enable_prefix_cache_offload": True}
 # What a flag must stand beside to be of use.
 COMPANY = {
     "spec_decoding_acceptance_method": NGRAM,
@@ -139,6 +143,14 @@ COMPANY = {
     **dict.fromkeys((*NGRAM, "ngram_prompt_lookup_min", "speculative_disable_by_batch_size"), NGRAM),
     **dict.fromkeys(("cpu_decoding_memory_utilization", "ignore_prompt_for_lookahead_cache"), LOOKAHEAD),
     **dict.fromkeys(("lookahead_cache_save", "lookahead_cache_save_interval"), LOOKAHEAD),
+    **dict.fromkeys(("apc_offload_enable_hit_cnt", "apc_offload_gpu_evictor_limit"), CACHING),
+    "enable_prefix_cache_offload": CACHING,
+    **dict.fromkeys(
+        ("cpu_prefill_memory_utilization", "apc_offload_not_lazy", "apc_offload_min_access_threshold"),
+        OFFLOAD,
+    ),
+    "prefix_cache_dir": OFFLOAD,
+    "prefix_cache_disk_gb": OFFLOAD | {"prefix_cache_dir": "blocks"},
 }
 OWN = {"model", "scheduling_policy", "threads"}  # not in the list above, or with a default of their own
 

@@ -133,7 +133,6 @@ def test_what_is_not_built(llm: LLM) -> None:
         llm.encode("a")
     for settings in (
         {"tensor_parallel_size": 2},
-        {"enable_prefix_caching": True},
         {"quantization": "awq"},
         {"speculative_model": "x", "num_speculative_tokens": 2, "cpu_draft_worker": True},
     ):
