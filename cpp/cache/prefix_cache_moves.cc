@@ -139,7 +139,9 @@ void PrefixCache::trim() {
 // store.
 void PrefixCache::clean(double now) {
   const int64_t target = std::max<int64_t>(pool_.size() / 8, 4);
-  int64_t wanted = target - pool_.num_free() - (idle_.size() - dirty_.size());
+  // All of them, the oldest first: those at the ends of the tree are dirty for longest, and nothing above a
+  // dirty block can leave before it does.
+  int64_t wanted = pool_.num_free() < target ? dirty_.size() : 0;
   if (config_.max_idle_blocks >= 0) wanted = std::max(wanted, idle_.size() - config_.max_idle_blocks);
   while (wanted > 0 && dirty_.front() != kNoEntry && under_way(TransferKind::kStore) < kMaxUnderWay) {
     std::vector<Move> moves;
