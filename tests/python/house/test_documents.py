@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "cpp/README.md", "docs/lookahead-cache.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "cpp/README.md", "docs/lookahead-cache.md",
+             "docs/prefix-caching.md")  # fmt: skip
 # Files that documents name before they exist, or that belong to a checkpoint, a cache or a user.
 ELSEWHERE = {"config.json", "tokenizer.json", "generation_config.json"}
 SUFFIXES = (".h", ".cc", ".def", ".py", ".pyi", ".md", ".sh", ".txt", ".toml", ".html")
