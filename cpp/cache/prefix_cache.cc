@@ -165,17 +165,18 @@ int32_t PrefixCache::attach(const Digest& root, std::span<const int32_t> tokens,
 
 void PrefixCache::publish(std::span<const int32_t> tokens, int32_t full_blocks, BlockTable& table,
                           Attachment& attachment) {
-  if (attachment.detached || attachment.blocks >= full_blocks) return;
-  const int bs = config_.block_size;
-  TACO_CHECK(static_cast<size_t>(full_blocks) <= table.size() &&
-                 static_cast<int64_t>(full_blocks) * bs <= static_cast<int64_t>(tokens.size()),
-             full_blocks, " full blocks of ", table.size(), " and ", tokens.size(), " tokens");
+  if (attachment.detached) return;
   // What it was attached to was forgotten: its blocks are its own now.
   if (attachment.epoch != epoch_ ||
       (attachment.blocks > 0 && !tree_.alive({attachment.last, attachment.generation}))) {
     attachment.detached = true;
     return;
   }
+  if (attachment.blocks >= full_blocks) return;
+  const int bs = config_.block_size;
+  TACO_CHECK(static_cast<size_t>(full_blocks) <= table.size() &&
+                 static_cast<int64_t>(full_blocks) * bs <= static_cast<int64_t>(tokens.size()),
+             full_blocks, " full blocks of ", table.size(), " and ", tokens.size(), " tokens");
   EntryId parent = attachment.blocks > 0 ? attachment.last : tree_.make_root(attachment.root);
   for (; attachment.blocks < full_blocks; ++attachment.blocks) {
     const auto at = static_cast<size_t>(attachment.blocks);

@@ -252,6 +252,7 @@ class PrefixCache final : public BlockKeeper {
   void drop_disk_below(EntryId id);  // the disk's copies of all below; what is nowhere then is dropped
 
   // prefix_cache_moves.cc: transfers
+  void add_move(std::vector<Move>& moves, const Move& move);
   void begin(TransferKind kind, std::vector<Move> moves, double now);
   DiskRecord record_of(EntryId id);
   int64_t max_moves() const;  // in one transfer

@@ -147,7 +147,7 @@ void PrefixCache::read_path(FetchState& fetch, double now) {
     entry.on_host = Presence::kComing;
     ++stats_.blocks[1];
     host_.pin(step.pinned = host);
-    moves.push_back({step.entry, -1, host, entry.slot, false});
+    add_move(moves, {step.entry, -1, host, entry.slot, false});
     if (static_cast<int64_t>(moves.size()) == max_moves()) {
       begin(TransferKind::kRead, std::move(moves), now);
       moves.clear();
@@ -181,7 +181,7 @@ bool PrefixCache::advance_fetch(FetchState& fetch, double now) {
       set_device(step.entry.id, step.reserved, Presence::kComing);
       pool_.keep(step.reserved);
       step.held = std::exchange(step.reserved, -1);
-      loads.push_back({step.entry, step.held, entry.host, -1, false});
+      add_move(loads, {step.entry, step.held, entry.host, -1, false});
     } else if (step.held < 0) {  // somebody else brought it, or computed it
       pool_.retain(step.held = entry.device);
       if (step.reserved >= 0) pool_.release(std::exchange(step.reserved, -1));

@@ -28,19 +28,23 @@ int64_t PrefixCache::under_way(TransferKind kind) const {
                        [kind](const auto& item) { return item.second.kind == kind; });
 }
 
-// Pins host blocks and slots until it has finished.
+// Pinned from when it is decided on until it has finished: the next decision may look for room.
+void PrefixCache::add_move(std::vector<Move>& moves, const Move& move) {
+  host_.pin(move.host);
+  if (move.slot >= 0) disk_.pin(move.slot);
+  moves.push_back(move);
+}
+
 void PrefixCache::begin(TransferKind kind, std::vector<Move> moves, double now) {
   Transfer transfer;
   transfer.id = next_id_++;
   transfer.kind = kind;
   for (Move& move : moves) {
-    host_.pin(move.host);
     const auto host = static_cast<BlockId>(config_.first_host_block + move.host);
     if (kind == TransferKind::kStore || kind == TransferKind::kLoad) {
       transfer.moves.push_back({move.device, host});
       in_transfer_[static_cast<size_t>(move.device)] = transfer.id;
     } else {
-      disk_.pin(move.slot);
       transfer.disk.push_back({host, move.slot});
       transfer.records.push_back(record_of(move.entry.id));
     }
@@ -164,7 +168,7 @@ bool PrefixCache::store_later(EntryId id, std::vector<Move>& moves) {
   entry.on_host = Presence::kComing;
   ++stats_.blocks[1];
   refresh(id);
-  moves.push_back({tree_.ref(id), entry.device, host, -1, false});
+  add_move(moves, {tree_.ref(id), entry.device, host, -1, false});
   return true;
 }
 
@@ -204,10 +208,15 @@ void PrefixCache::write_out(double now) {
     } else if (to_store) {
       store_later(ref.id, stores);
     } else if (to_write) {
+      // Not at the cost of its own parent, which may stand on disk and have nobody else below it.
+      const int32_t above = tree_[parent].slot;
+      if (above >= 0) disk_.pin(above);
       const int32_t slot = take_slot(entry.used);
+      if (above >= 0) disk_.unpin(above);
+      refresh(parent);
       if (slot < 0) continue;
       set_on_disk(ref.id, slot, Presence::kComing);
-      writes.push_back({ref, -1, entry.host, slot, false});
+      add_move(writes, {ref, -1, entry.host, slot, false});
     }  // else on its way to the host: comes again when it is there
   }
   if (to_disk_done_ == to_disk_.size() || to_disk_done_ > 4096) {
