@@ -89,14 +89,14 @@ void KvTransfer::begin(const Transfer& transfer) {
   auto job = std::make_shared<Job>();
   job->transfer = transfer;
   const LaneKind kind = lane_of(transfer.kind);
-  if (kind == kDisk) {
-    job->groups.clear();
-  } else {
+  if (kind != kDisk) {
     job->ops = backend_->fence();
     job->layers.resize(static_cast<size_t>(device_.layers));
   }
   Lane& lane = lanes_[kind];
   std::lock_guard lock(mutex_);
+  if (auto before = failed_hosts_.find(transfer.after); before != failed_hosts_.end())
+    inherit_failures(*job, before->second);
   jobs_.emplace(transfer.id, job);
   lane.waiting.push_back(std::move(job));
   if (!lane.thread.joinable())
@@ -108,6 +108,7 @@ void KvTransfer::finished(std::vector<TransferResult>& results) {
   std::lock_guard lock(mutex_);
   for (TransferResult& r : results_) results.push_back(std::move(r));
   results_.clear();
+  failed_hosts_.clear();
 }
 
 // --- waiting
@@ -185,18 +186,22 @@ KvTransfer::JobPtr KvTransfer::next(const Lane& lane) const {
   return best;
 }
 
+// What was to go on from there has nothing to go on with.
+void KvTransfer::inherit_failures(Job& job, std::span<const BlockId> hosts) {
+  for (size_t i = 0; i < job.num_moves(); ++i)
+    if (std::find(hosts.begin(), hosts.end(), job.host(i)) != hosts.end()) job.fail(i);
+}
+
 void KvTransfer::finish(Lane& lane, const JobPtr& job, double seconds) {
   job->finished = true;
   lane.waiting.erase(std::find(lane.waiting.begin(), lane.waiting.end(), job));
   jobs_.erase(job->transfer.id);
   if (!job->failed.empty()) {
-    // What was to go on from there has nothing to go on with.
-    for (auto& [id, later] : jobs_) {
-      if (later->transfer.after != job->transfer.id) continue;
-      for (size_t i = 0; i < later->num_moves(); ++i)
-        for (size_t k = 0; k < job->num_moves(); ++k)
-          if (job->has_failed(k) && job->host(k) == later->host(i)) later->fail(i);
-    }
+    std::vector<BlockId>& hosts = failed_hosts_[job->transfer.id];
+    for (size_t i = 0; i < job->num_moves(); ++i)
+      if (job->has_failed(i)) hosts.push_back(job->host(i));
+    for (auto& [id, later] : jobs_)
+      if (later->transfer.after == job->transfer.id) inherit_failures(*later, hosts);
   }
   results_.push_back({.id = job->transfer.id, .seconds = seconds, .failed = std::move(job->failed)});
   job->failed = results_.back().failed;  // for steps that wait

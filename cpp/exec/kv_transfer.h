@@ -94,6 +94,7 @@ class KvTransfer {
   bool disk_move(const Job& job, size_t index);
   void finish(Lane& lane, const JobPtr& job, double seconds);
   void wake(std::unique_lock<std::mutex>& lock);
+  static void inherit_failures(Job& job, std::span<const BlockId> hosts);
   void make_urgent(Job& job);
   void wait_issued(const Job& job, int layer);
 
@@ -109,6 +110,7 @@ class KvTransfer {
   uint64_t last_id_ = 0;
   std::array<Lane, kNumLanes> lanes_;
   std::vector<TransferResult> results_;
+  std::unordered_map<uint64_t, std::vector<BlockId>> failed_hosts_;  // of results that nobody has seen yet
   bool to_wake_ = false, stop_ = false;
 };
 
