@@ -53,7 +53,7 @@ class Run:
             num_blocks=blocks,
             max_num_batched_tokens=batched,
             max_num_seqs=sequences,
-            swap_blocks=host_blocks,
+            host_blocks=host_blocks,
         )
         self.engine = _core.Engine(
             executor,
