@@ -78,6 +78,7 @@ void NullTransfers::begin(const Transfer& transfer) {
     const double seconds = delay_ * std::uniform_real_distribution<double>()(random_);
     open.ready += std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
   }
+  if (delay_calls_ > 0) open.calls = static_cast<int>(random_() % static_cast<unsigned>(delay_calls_ + 1));
   if ((!before || before->copied) && random_() % 2 == 0) copy(open);
   if (delay_ > 0) {
     {
@@ -134,7 +135,7 @@ void NullTransfers::finished(std::vector<TransferResult>& results) {
   const Clock::time_point now = Clock::now();
   for (auto it = open_.begin(); it != open_.end();) {
     const bool blocked = it->transfer.after != 0 && find(it->transfer.after) != nullptr;
-    if (it->ready > now || blocked) {
+    if (it->ready > now || it->calls-- > 0 || blocked) {
       ++it;
       continue;
     }
@@ -142,6 +143,7 @@ void NullTransfers::finished(std::vector<TransferResult>& results) {
     results.push_back(std::move(it->result));
     it = open_.erase(it);
   }
+  if (delay_calls_ > 0 && !open_.empty() && wake_) wake_();  // there is no clock that would
 }
 
 }  // namespace taco

@@ -29,10 +29,13 @@ class NullTransfers {
   void begin(const Transfer& transfer);
   void wait_for(uint64_t id);  // makes its copies, and those that it comes after, if they were not made
   void finished(std::vector<TransferResult>& results);
+  bool busy() const { return !open_.empty(); }
   void on_finished(std::function<void()> wake) { wake_ = std::move(wake); }
 
   // Each takes up to so long, at random; while nothing is begun.
   void set_delay(double seconds);
+  // Besides, each waits for up to so many calls of finished(), of which an engine makes one for each step.
+  void set_delay_calls(int calls) { delay_calls_ = calls; }
   // Reads from disk fail, each with this probability.
   void set_read_failures(double probability) { read_failures_ = probability; }
   // While held, nothing is reported. Any thread.
@@ -45,6 +48,7 @@ class NullTransfers {
     Transfer transfer;
     TransferResult result;
     bool copied = false;
+    int calls = 0;  // of finished() still to wait for
     Clock::time_point ready;
   };
   struct Slot {
@@ -62,6 +66,7 @@ class NullTransfers {
   std::map<int64_t, Slot> disk_;
   std::mt19937 random_{1};
   double delay_ = 0, read_failures_ = 0;
+  int delay_calls_ = 0;
   std::function<void()> wake_;
 
   std::mutex mutex_;

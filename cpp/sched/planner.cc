@@ -212,7 +212,11 @@ void Scheduler::Planner::plan_admissions() {
   Admission admission;
   for (SeqState* seq : s_.waiting_) {
     if (budget_ == 0) return;
-    if (awaits_fetch(*seq)) continue;
+    if (awaits_fetch(*seq)) {  // others pass it, but do not take its place
+      num_slots_ += slots_of(*seq);
+      free_ -= s_.blocks_to_come(*seq);
+      continue;
+    }
     if (!fits(*seq, admission)) return;
     int32_t count = chunk(*seq, admission.left(*seq));
     if (count == 0) return;

@@ -29,6 +29,7 @@ struct FetchWish {
   FetchState state = FetchState::kNotAsked;
   uint64_t id = 0;            // kOpen, kNearby
   int32_t device_blocks = 0;  // of the prefix that were on the device when it began
+  int32_t blocks = 0;         // of the prefix that it holds on the device, those that come included
   int32_t tokens_left = 0;    // to compute once it is done
   double no_room_since = 0;   // seconds; kNoRoom
 };

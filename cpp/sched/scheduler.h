@@ -200,7 +200,8 @@ class Scheduler {
   void run_sequence(SeqState& seq);   // into running_
   void stop_sequence(SeqState& seq);  // out of running_
   bool looks_up(const SeqState& seq) const;
-  void begin_fetch(SeqState& seq, double now);
+  void begin_fetch(SeqState& seq, double now, bool may_begin, int64_t room);
+  int64_t blocks_to_come(const SeqState& seq) const;
   void attach(SeqState& seq, const Proposal::Hit& hit, Flight& flight);
   void publish(SeqState& seq);
   void count_hit(const Flight::Admission& admission);

@@ -27,15 +27,19 @@ void Scheduler::measured_prefill(int64_t tokens, double seconds) {
 }
 
 void Scheduler::fetch(double now) {
-  if (!cache_) return;
+  if (!cache_ || cache_->config().num_host_blocks == 0) return;
   int slots = std::max(config_.max_num_seqs - num_slots_, 1);
   int fetches = 0;
+  // What the pool can give to those in the queue: more is not brought back, lest it be gone again before its
+  // request is admitted.
+  int64_t room = pool_.num_available();
+  if (!running_.empty()) room -= watermark_blocks_ + static_cast<int64_t>(running_.size());
   for (SeqState* seq : waiting_) {
-    if (slots <= 0 || fetches >= kMaxFetches) return;
+    if (slots <= 0 || room <= 0) return;
     slots -= slots_of(*seq);
     FetchWish& wish = seq->fetch;
     if (wish.state == FetchState::kNotAsked || wish.state == FetchState::kNoRoom) {
-      begin_fetch(*seq, now);
+      begin_fetch(*seq, now, fetches < kMaxFetches, room);
     } else if (wish.state == FetchState::kOpen || wish.state == FetchState::kNearby) {
       const double remaining = cache_->remaining(wish.id, now);
       if (remaining <= 0) {
@@ -45,11 +49,18 @@ void Scheduler::fetch(double now) {
         wish.state = near ? FetchState::kNearby : FetchState::kOpen;
       }
     }
-    fetches += awaits_fetch(*seq);
+    fetches += wish.state == FetchState::kOpen || wish.state == FetchState::kNearby;
+    room -= blocks_to_come(*seq);
   }
 }
 
-void Scheduler::begin_fetch(SeqState& seq, double now) {
+// Of what is still to be taken from the pool for it, at most.
+int64_t Scheduler::blocks_to_come(const SeqState& seq) const {
+  const int64_t held = seq.fetch.state == FetchState::kOpen ? seq.fetch.blocks : 0;
+  return std::max<int64_t>(blocks_for(seq.len(), config_.block_size) - held, 0);
+}
+
+void Scheduler::begin_fetch(SeqState& seq, double now, bool may_begin, int64_t room) {
   FetchWish& wish = seq.fetch;
   const int32_t max_tokens = looks_up(seq) ? seq.len() - 1 : 0;
   const PrefixCache::Match match = cache_->match(seq.owner->cache_root, seq.tokens, max_tokens);
@@ -57,27 +68,32 @@ void Scheduler::begin_fetch(SeqState& seq, double now) {
     wish.state = FetchState::kDone;
     return;
   }
-  // Those that run must not be preempted for what is to run later.
-  const int64_t spare = watermark_blocks_ + static_cast<int64_t>(running_.size());
+  const int64_t needed = blocks_for(seq.len(), config_.block_size) - match.device_blocks + match.idle_blocks;
+  if (needed > room) return;  // it cannot be admitted anyway
   uint64_t id = 0;
-  switch (cache_->fetch(seq.owner->cache_root, seq.tokens, max_tokens, spare, now, id)) {
+  PrefixCache::Fetch result = PrefixCache::Fetch::kNoRoom;
+  // Those that run must not be preempted for what is to run later.
+  const int64_t spare = running_.empty() ? 0 : watermark_blocks_ + static_cast<int64_t>(running_.size());
+  if (may_begin) result = cache_->fetch(seq.owner->cache_root, seq.tokens, max_tokens, spare, now, id);
+  switch (result) {
     case PrefixCache::Fetch::kNone:
       wish.state = FetchState::kDone;
       break;
     case PrefixCache::Fetch::kNoRoom:
-      if (wish.state != FetchState::kNoRoom) wish.no_room_since = now;
-      // Without a move under way nothing makes room but the steps of others.
-      wish.state = FetchState::kNoRoom;
-      if (!cache_->busy() || now - wish.no_room_since > kWaitForRoom) wish.state = FetchState::kDone;
+      if (wish.state == FetchState::kNotAsked) {  // now the cache knows that room is wanted
+        wish.state = FetchState::kNoRoom;
+        wish.no_room_since = now;
+      } else if (!cache_->busy() || now - wish.no_room_since > kWaitForRoom) {
+        wish.state = FetchState::kDone;
+      }
       break;
-    case PrefixCache::Fetch::kStarted: {
-      const int32_t blocks = match.device_blocks + match.loading_blocks + match.lower_blocks;
+    case PrefixCache::Fetch::kStarted:
       wish.state = FetchState::kOpen;
       wish.id = id;
       wish.device_blocks = match.device_blocks;
-      wish.tokens_left = seq.len() - blocks * config_.block_size;
+      wish.blocks = match.device_blocks + match.loading_blocks + match.lower_blocks;
+      wish.tokens_left = seq.len() - wish.blocks * config_.block_size;
       break;
-    }
   }
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "exec/null_transfers.h"
 #include "sched/invariants.h"
 #include "sched/scheduler.h"
 #include "sched/stop_rules.h"
@@ -27,7 +28,11 @@ class FakeModel {
   FakeModel(int block_size, int64_t num_blocks, int64_t num_host_blocks = 0)
       : block_size_(block_size),
         slots_(static_cast<size_t>(block_size * num_blocks), 0),
-        host_slots_(static_cast<size_t>(block_size * num_host_blocks), 0) {}
+        host_slots_(static_cast<size_t>(block_size * num_host_blocks), 0),
+        transfers_(block_size, slots_, host_slots_) {}
+
+  // Of the prefix cache.
+  NullTransfers& transfers() { return transfers_; }
 
   static uint64_t extend(uint64_t hash, int32_t token) {
     return mix_seed(hash, static_cast<uint64_t>(token));
@@ -53,6 +58,7 @@ class FakeModel {
 
   // A pending token is what the last call chose.
   void run(const StepPlan& plan, std::vector<Choice>& choices) {
+    for (uint64_t id : plan.wait_for) transfers_.wait_for(id);
     for (int i = 0; i < block_size_; ++i) {
       for (const BlockMove& move : plan.swap_out)
         host_slots_.at(at(move.host, i)) = slots_[at(move.device, i)];
@@ -62,7 +68,12 @@ class FakeModel {
     }
     std::map<SeqId, int32_t> chosen;
     for (const SeqStep& step : plan.seqs) {
-      uint64_t hash = step.start == 0 ? 0 : slot(*step.sequence, step.start - 1);
+      uint64_t hash = 0;
+      for (int32_t i = 0; i < step.start; ++i) {
+        hash = extend(hash, step.sequence->tokens[static_cast<size_t>(i)]);
+        TACO_CHECK(slot(*step.sequence, i) == hash, "sequence ", step.sequence->id, ": position ", i, " of ",
+                   step.start, " does not hold what its tokens say");
+      }
       for (int32_t i = step.start; i < step.start + step.count; ++i) {
         int32_t token = step.sequence->tokens[static_cast<size_t>(i)];
         hash = extend(hash, token == kPendingToken ? last_chosen_.at(step.sequence->id) : token);
@@ -83,6 +94,7 @@ class FakeModel {
   }
   int block_size_;
   std::vector<uint64_t> slots_, host_slots_;
+  NullTransfers transfers_;
   std::map<SeqId, int32_t> last_chosen_;
 };
 
@@ -93,7 +105,8 @@ class FakeEngine {
  public:
   explicit FakeEngine(const SchedulerConfig& config, bool runs_ahead = false)
       : scheduler(config),
-        model(config.block_size, config.num_blocks, config.num_swap_blocks),
+        model(config.block_size, config.num_blocks,
+              config.num_swap_blocks + (config.prefix_cache ? config.prefix_cache->num_host_blocks : 0)),
         runs_ahead(runs_ahead) {}
 
   Request& submit(std::vector<int32_t> prompt, int max_tokens, int best_of = 1, int priority = 0) {
@@ -117,16 +130,61 @@ class FakeEngine {
     for (SeqState& seq : request.sequences) scheduler.finish(seq, FinishReason::kAbort);
   }
 
-  // One step; the plan is left in `proposal` and `plan`.
+  // One step; the plan is left in `proposal` and `plan`. Nothing may happen where blocks are on their way.
   void step() {
+    ++num_steps;
+    take_transfers();
     if (scheduler.num_in_flight() == 0) {
-      scheduler.plan(proposal);
-      ASSERT_FALSE(proposal.empty());
+      plan_next();
+      if (proposal.empty()) {
+        ASSERT_NE(scheduler.prefix_cache(), nullptr);
+        begin_transfers();
+        num_lost = scheduler.prefix_cache()->busy() ? 0 : num_lost + 1;
+        ASSERT_LT(num_lost, 3) << "nobody can run";
+        ++num_stuck;
+        return;
+      }
+      num_lost = 0;
       submit_proposal();
     }
     if (runs_ahead) run_ahead();
     complete_oldest();
-    ++num_steps;
+  }
+
+  double now() const { return num_steps * step_seconds; }
+
+  void plan_next() {
+    scheduler.fetch(now());
+    scheduler.plan(proposal);
+  }
+
+  void take_transfers() {
+    PrefixCache* cache = scheduler.prefix_cache();
+    if (cache == nullptr) return;
+    std::vector<TransferResult> finished;
+    model.transfers().finished(finished);
+    for (const TransferResult& result : finished) cache->finished(result, now());
+  }
+
+  void begin_transfers() {
+    PrefixCache* cache = scheduler.prefix_cache();
+    if (cache == nullptr) return;
+    std::vector<Transfer> begun;
+    cache->maintain(now());
+    cache->take_transfers(begun);
+    for (const Transfer& transfer : begun) model.transfers().begin(transfer);
+    check_invariants(scheduler);
+  }
+
+  // Until no transfer is under way.
+  void settle_transfers() {
+    for (int i = 0; i < 10000; ++i) {
+      take_transfers();
+      begin_transfers();
+      if (scheduler.prefix_cache() == nullptr || !scheduler.prefix_cache()->busy()) return;
+      ++num_steps;
+    }
+    FAIL() << "transfers do not end";
   }
 
   void submit_proposal() {
@@ -134,15 +192,17 @@ class FakeEngine {
     check_invariants(scheduler);
     num_swapped_out += plan->swap_out.size();
     num_swapped_in += plan->swap_in.size();
+    for (const SeqStep& part : plan->seqs) num_rows += static_cast<uint64_t>(part.count);
     model.run(*plan, results.emplace_back());
+    begin_transfers();
   }
 
   void run_ahead() {
     if (!scheduler.has_work() || scheduler.oldest_needs_its_tokens()) return;
     scheduler.advance();
     check_invariants(scheduler);
-    scheduler.plan(proposal);
-    if (proposal.empty() || !proposal.preempt.empty()) return;
+    plan_next();
+    if (proposal.empty() || !proposal.preempt.empty()) return begin_transfers();
     submit_proposal();
     ++num_ahead;
   }
@@ -165,6 +225,7 @@ class FakeEngine {
   void run_to_end(int max_steps = 100000) {
     while (has_work() && max_steps-- > 0) ASSERT_NO_FATAL_FAILURE(step());
     ASSERT_FALSE(has_work());
+    ASSERT_NO_FATAL_FAILURE(settle_transfers());
     ASSERT_EQ(scheduler.pool().num_used(), 0);
     if (scheduler.host_pool() != nullptr) {
       ASSERT_EQ(scheduler.host_pool()->num_used(), 0);
@@ -207,7 +268,9 @@ class FakeEngine {
   std::vector<SeqState*> sampled;
   bool runs_ahead;
   int32_t stop_below = 0;  // tokens that end a sequence
-  int num_steps = 0, num_ahead = 0;
+  int num_steps = 0, num_ahead = 0, num_stuck = 0, num_lost = 0;
+  double step_seconds = 1e-3;
+  uint64_t num_rows = 0;
   size_t num_swapped_out = 0, num_swapped_in = 0;  // blocks
 };
 
