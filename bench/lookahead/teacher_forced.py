@@ -91,20 +91,26 @@ def run(engine: _core.Engine, rows: Sequence[Stream], name_space: int) -> Window
         if not course or stats.steps - submitted.steps >= course[-1]["steps"] + every:
             course.append(point(stats, submitted))
 
-    for row in rows:
-        engine.submit(row.prompt, lab.forced_params(len(row.output)), name_space=name_space)
+    ours = {
+        engine.submit(row.prompt, lab.forced_params(len(row.output)), name_space=name_space) for row in rows
+    }
     started: set[int] = set()
     deadline = time.monotonic() + 120
     while len(started) < len(rows):
         for output in engine.poll(0.01):
+            if output.request not in ours:  # the end of one of the window before
+                continue
             started.add(output.request)
             if output.request_finished:
-                raise SystemExit("a request ended before all had begun: take longer ones (--least)")
+                raise SystemExit(
+                    f"a request ended before all had begun ({len(started)} of {len(rows)}, "
+                    f"{output.num_output_tokens} tokens) {output.error}: take longer ones (--least)"
+                )
         record(1)
         if time.monotonic() > deadline:
             raise SystemExit("the requests do not run together: the batch is too large for the cache")
     begin = engine.stats()
-    while not any(output.request_finished for output in engine.poll(0.002)):
+    while not any(output.request_finished and output.request in ours for output in engine.poll(0.002)):
         record(8)
     end = engine.stats()
     course.append(point(end, submitted))
