@@ -14,6 +14,7 @@
 #include "backend/profiling_backend.h"
 #include "base/error.h"
 #include "bindings/bindings.h"
+#include "bindings/disk_store_handle.h"
 #include "bindings/executor_handle.h"
 #include "exec/model_executor.h"
 #include "exec/null_executor.h"
@@ -156,7 +157,7 @@ void bind_model(nb::module_& m) {
              int64_t num_blocks, const std::string& kv, int max_num_batched_tokens, int max_num_seqs,
              bool enforce_eager, int max_seq_len_to_capture, int64_t swap_blocks, int max_draft_rows,
              const std::optional<std::pair<float, float>>& typical, int64_t host_blocks,
-             bool loads_by_layer) {
+             bool loads_by_layer, const DiskStoreHandle* disk) {
             new (self) ModelExecutorHandle();
             nb::gil_scoped_release release;
             ModelExecutorConfig config{max_model_len,
@@ -174,13 +175,14 @@ void bind_model(nb::module_& m) {
               config.typical_acceptance = true;
               std::tie(config.typical_threshold, config.typical_alpha) = *typical;
             }
+            config.disk = disk_access(disk);
             self->executor = std::make_unique<ModelExecutor>(model, config);
           },
           "model"_a, nb::kw_only(), "max_model_len"_a, "block_size"_a = 16, "num_blocks"_a,
           "kv_dtype"_a = "auto", "max_num_batched_tokens"_a = 2048, "max_num_seqs"_a = 256,
           "enforce_eager"_a = false, "max_seq_len_to_capture"_a = 8192, "swap_blocks"_a = 0,
           "max_draft_rows"_a = 0, "typical_acceptance"_a = nb::none(), "host_blocks"_a = 0,
-          "loads_by_layer"_a = true)
+          "loads_by_layer"_a = true, "disk"_a = nb::none())
       .def_static(
           "profile",
           [](std::shared_ptr<Model> model, int max_model_len, int block_size, const std::string& kv,

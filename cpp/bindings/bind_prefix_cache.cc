@@ -3,6 +3,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "bindings/bindings.h"
+#include "bindings/disk_store_handle.h"
 #include "engine/engine.h"
 
 namespace nb = nanobind;
@@ -37,7 +38,17 @@ void bind_prefix_cache(nb::module_& m) {
       .def_rw("min_accesses", &C::min_accesses)
       .def_rw("max_idle_blocks", &C::max_idle_blocks)
       .def_rw("lazy", &C::lazy)
-      .def_rw("log_hits", &C::log_hits);
+      .def_rw("log_hits", &C::log_hits)
+      .def(
+          "use_disk",
+          [](C& self, DiskStoreHandle& disk) {
+            TACO_REQUIRE(disk.found, "this DiskStore belongs to an Engine already");
+            self.disk_blocks = disk.store->num_slots();
+            self.on_disk = std::move(disk.found);
+            self.disk_can_read = [store = disk.store] { return store->can_read(); };
+            self.disk_can_write = [store = disk.store] { return store->can_write(); };
+          },
+          "disk"_a);
 
   using S = PrefixCacheStats;
   nb::class_<S>(m, "PrefixCacheStats")

@@ -13,6 +13,7 @@ void bind_model(nanobind::module_& m);
 void bind_engine(nanobind::module_& m);
 void bind_output(nanobind::module_& m);
 void bind_prefix_cache(nanobind::module_& m);
+void bind_disk_store(nanobind::module_& m);
 void bind_speculation(nanobind::module_& m);
 void bind_budget(nanobind::module_& m);
 

@@ -44,6 +44,7 @@ NB_MODULE(_core, m) {
   m.attr("__version__") = TACO_VERSION;
   nb::register_exception_translator(translate);
   taco::bindings::bind_spec(m);
+  taco::bindings::bind_disk_store(m);
   taco::bindings::bind_model(m);
   taco::bindings::bind_speculation(m);  // before what has its classes as defaults and results
   taco::bindings::bind_budget(m);

@@ -77,8 +77,14 @@ DiskStore::DiskStore(const DiskStoreOptions& options) : options_(checked(options
   seed_ = disk_format::record_seed(options.identity);
 }
 
-DiskStore::~DiskStore() {
+DiskStore::~DiskStore() { close(); }
+
+void DiskStore::close() {
+  can_write_ = can_read_ = false;
+  std::unique_lock lock(closing_);
+  if (!lock_) return;
   if (index_) ::futimens(index_.fd(), nullptr);  // "last used"
+  File gone = std::move(lock_);
 }
 
 std::unique_ptr<DiskStore> DiskStore::open(const DiskStoreOptions& options,
@@ -288,6 +294,7 @@ bool DiskStore::write(int64_t slot, const DiskRecord& record, std::span<const ui
              header_.block_size, " tokens");
   TACO_CHECK(record.key == block_key(record.parent, record.tokens),
              "a block's key is not that of its tokens");
+  std::shared_lock open(closing_);
   if (!can_write()) return false;
   Clock::time_point start = Clock::now();
   if (!empty_record(slot) || !write_payload(slot, payload)) return false;
@@ -315,6 +322,7 @@ bool DiskStore::write(int64_t slot, const DiskRecord& record, std::span<const ui
 bool DiskStore::read(int64_t slot, const Digest& key, std::span<uint8_t> payload) {
   TACO_CHECK(slot >= 0 && slot < num_slots(), "slot ", slot, " of ", num_slots());
   TACO_CHECK(payload.size() == header_.block_bytes, "a block has ", header_.block_bytes, " bytes");
+  std::shared_lock open(closing_);
   if (!can_read()) return false;
   Clock::time_point start = Clock::now();
   uint32_t expected;
@@ -336,7 +344,7 @@ bool DiskStore::read(int64_t slot, const Digest& key, std::span<uint8_t> payload
     stats_.read_seconds += seconds_since(start);
     return true;
   }
-  erase(slot);
+  empty_record(slot);
   bool first;
   {
     std::lock_guard lock(mutex_);
@@ -352,7 +360,8 @@ bool DiskStore::read(int64_t slot, const Digest& key, std::span<uint8_t> payload
 
 void DiskStore::erase(int64_t slot) {
   TACO_CHECK(slot >= 0 && slot < num_slots(), "slot ", slot, " of ", num_slots());
-  empty_record(slot);
+  std::shared_lock open(closing_);
+  if (lock_) empty_record(slot);
 }
 
 bool DiskStore::empty_record(int64_t slot) {

@@ -19,6 +19,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <shared_mutex>
 #include <span>
 #include <string>
 #include <utility>
@@ -79,6 +80,9 @@ class DiskStore {
   bool read(int64_t slot, const Digest& key, std::span<uint8_t> payload);
   void erase(int64_t slot);
 
+  // Ends reads and writes, waits for those under way and lets another store open the folder.
+  void close();
+
   // Whether reads and writes may still succeed. Full disks and the like end writing; broken ones end both,
   // for the rest of the store's life.
   bool can_write() const { return can_write_.load(std::memory_order_relaxed); }
@@ -131,7 +135,8 @@ class DiskStore {
   File directory_, folder_, lock_, index_;
   std::atomic<bool> can_write_{true}, can_read_{true};
 
-  mutable std::mutex mutex_;  // of all below
+  std::shared_mutex closing_;  // shared while a file is read or written
+  mutable std::mutex mutex_;   // of all below
   std::vector<Slot> slots_;
   std::vector<File> segments_;  // opened when first needed
   std::vector<Pages> pages_;    // aligned memory that nobody uses at the moment

@@ -176,6 +176,8 @@ class PrefixCache final : public BlockKeeper {
   int64_t restore(std::span<const std::pair<int64_t, DiskRecord>> records);
   // No more writes and reads: the disk failed. Entries that were only there are dropped.
   void drop_disk();
+  // No more writes: the disk is full. What it has stays.
+  void stop_disk_writes();
 
   // -- Reporting
 
@@ -283,6 +285,7 @@ class PrefixCache final : public BlockKeeper {
   BlockPool& pool_;
   PrefixTree tree_;
   bool has_disk_;
+  bool writes_disk_ = true;
   uint64_t epoch_ = 1, clock_ = 0, next_id_ = 1;
 
   std::vector<EntryId> entry_on_;  // of each device block; kNoEntry

@@ -174,7 +174,9 @@ bool PrefixCache::store_later(EntryId id, std::vector<Move>& moves) {
 
 void PrefixCache::want_on_disk(EntryId id) {
   Entry& entry = tree_[id];
-  if (!has_disk() || entry.queued || entry.on_disk != Presence::kNone || !worth_a_copy(entry)) return;
+  if (!has_disk() || !writes_disk_ || entry.queued || entry.on_disk != Presence::kNone ||
+      !worth_a_copy(entry))
+    return;
   entry.queued = true;
   to_disk_.push_back(tree_.ref(id));
 }
@@ -401,12 +403,20 @@ int64_t PrefixCache::restore(std::span<const std::pair<int64_t, DiskRecord>> rec
 
 void PrefixCache::drop_disk() {
   if (!has_disk_) return;
+  stop_disk_writes();
   has_disk_ = false;
   std::vector<EntryId> tops;
   for (const auto& [digest, root] : tree_.roots()) {
     for (EntryId id = tree_[root].first_child; id != kNoEntry; id = tree_[id].next) tops.push_back(id);
   }
   for (EntryId id : tops) drop_disk_below(id);
+}
+
+void PrefixCache::stop_disk_writes() {
+  writes_disk_ = false;
+  for (const EntryRef& ref : to_disk_) {
+    if (tree_.alive(ref)) tree_[ref.id].queued = false;
+  }
   to_disk_.clear();
   to_disk_done_ = 0;
 }

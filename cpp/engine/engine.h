@@ -3,6 +3,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -34,6 +35,8 @@ struct PrefixCachingConfig {
   bool log_hits = false;  // a line for Engine::take_log_lines each 100 blocks of prompts
   // What the disk store found at its start, by slot.
   std::shared_ptr<const std::vector<std::pair<int64_t, DiskRecord>>> on_disk;
+  // Whether the disk store still gives and takes blocks, asked when a move failed; empty: it does.
+  std::function<bool()> disk_can_read, disk_can_write;
 };
 
 struct EngineConfig {

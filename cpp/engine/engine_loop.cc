@@ -59,6 +59,8 @@ EngineLoop::EngineLoop(std::unique_ptr<Executor> executor, const EngineConfig& c
   if (PrefixCache* cache = scheduler_.prefix_cache()) {
     if (config.prefix_caching.on_disk) cache->restore(*config.prefix_caching.on_disk);
     scheduler_.hit_counter().set_logging(config.prefix_caching.log_hits);
+    disk_can_read_ = config.prefix_caching.disk_can_read;
+    disk_can_write_ = config.prefix_caching.disk_can_write;
   }
   update_stats(0);
 }
@@ -136,7 +138,17 @@ void EngineLoop::take(Mail& mail) {
 void EngineLoop::take_finished_transfers(double now) {
   transfer_results_.clear();
   executor_->finished(transfer_results_);
-  for (const TransferResult& result : transfer_results_) scheduler_.prefix_cache()->finished(result, now);
+  PrefixCache& cache = *scheduler_.prefix_cache();
+  bool failed = false;
+  for (const TransferResult& result : transfer_results_) {
+    cache.finished(result, now);
+    failed |= !result.failed.empty();
+  }
+  if (failed && disk_can_read_ && !disk_can_read_()) {
+    cache.drop_disk();
+  } else if (failed && disk_can_write_ && !disk_can_write_()) {
+    cache.stop_disk_writes();
+  }
 }
 
 void EngineLoop::begin_transfers(double now) {

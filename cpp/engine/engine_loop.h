@@ -1,6 +1,7 @@
 // The part of the engine that runs on its thread: steps, and what follows from each sampled token.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -91,6 +92,7 @@ class EngineLoop {
   int64_t newly_scheduled_ = 0;
   std::vector<Transfer> transfers_;
   std::vector<TransferResult> transfer_results_;
+  std::function<bool()> disk_can_read_, disk_can_write_;
 
   double submitted_[2] = {0, 0};  // when, of the steps in flight, by the parity of their numbers
   double last_end_ = 0;           // of a step

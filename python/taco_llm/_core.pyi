@@ -206,12 +206,14 @@ class ModelExecutor(Executor):
         typical_acceptance: tuple[float, float] | None = None,
         host_blocks: int = 0,
         loads_by_layer: bool = True,
+        disk: DiskStore | None = None,
     ) -> None:
         """kv_dtype: "auto" (the model's), "float32", "float16", "bfloat16"; on CUDA also "fp8_e4m3" and
         "fp8_e5m2". swap_blocks: of host memory, for preemption by swapping. max_draft_rows: of all drafts of
         a step; 0: an Engine over it cannot speculate. typical_acceptance: (threshold, alpha) of lossy
         acceptance of drafts; None: exact. host_blocks: of host memory, for the prefix cache, behind those of
-        swap_blocks; loads_by_layer: a step may begin when a load's first layer is there."""
+        swap_blocks; loads_by_layer: a step may begin when a load's first layer is there. disk: where blocks
+        of host memory go and come from."""
     @staticmethod
     def profile(
         model: Model,
@@ -519,6 +521,47 @@ class PrefixCachingConfig:
     log_hits: bool
     """A line for Engine.take_log_lines() each 100 blocks of prompts."""
     def __init__(self, **fields: Any) -> None: ...
+    def use_disk(self, disk: DiskStore) -> None:
+        """Sets disk_blocks and hands over what the store found. The executor must have got the same store."""
+
+class DiskStoreStats:
+    num_slots: int
+    used_slots: int
+    blocks_written: int
+    blocks_read: int
+    blocks_damaged: int
+    """Found by their checksums when they were read."""
+    bytes_written: int
+    bytes_read: int
+    write_seconds: float
+    read_seconds: float
+    folders_removed: int
+    """Of other identities, to make room."""
+
+class DiskStore:
+    num_slots: int
+    num_found: int
+    """Blocks of an earlier process."""
+    path: str
+    """The identity's folder."""
+    can_read: bool
+    can_write: bool
+    """A full disk ends writing, a broken one both; take_log_lines() says so once."""
+    @staticmethod
+    def open(
+        directory: str, *, identity: bytes, block_bytes: int, block_size: int, capacity_bytes: int
+    ) -> DiskStore:
+        """Makes or opens the folder of this identity (32 bytes) in the directory.
+
+        block_bytes: ModelExecutor.block_bytes; block_size: tokens. capacity_bytes: for the directory as a
+        whole: folders of other identities are removed where there is no room, the least recently used first.
+        ValueError for values that make no sense; RuntimeError where the folder cannot be used (not writable,
+        another server has it): its text says what to do."""
+    def stats(self) -> DiskStoreStats: ...
+    def take_log_lines(self) -> list[str]:
+        """What went wrong since the last call, a sentence each."""
+    def close(self) -> None:
+        """Ends reads and writes for good and leaves the folder to the next. Idempotent."""
 
 class PrefixCacheStats:
     """Dictionaries have the keys "device", "host" and "disk". Speeds are bytes (prefill: tokens) per second,

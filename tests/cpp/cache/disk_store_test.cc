@@ -267,6 +267,23 @@ TEST_F(DiskStoreTest, TwoAtOnceDoNotShare) {
   EXPECT_EQ(found_.size(), 1u);
 }
 
+TEST_F(DiskStoreTest, AClosedStoreLeavesItsFolderToTheNext) {
+  DiskStoreOptions options = small(4096, 10);
+  auto store = open(options);
+  ASSERT_TRUE(store->write(0, record(0), payload(0, 4096)));
+  store->close();
+  auto next = open(options);
+  ASSERT_EQ(found_.size(), 1u);
+  EXPECT_FALSE(store->working());
+  EXPECT_FALSE(store->write(0, record(1), payload(1, 4096)));
+  EXPECT_FALSE(reads_right(*store, 0, record(0)));
+  store->erase(0);
+  store->close();
+  EXPECT_TRUE(reads_right(*next, 0, record(0)));
+  store.reset();
+  expect_unavailable(options, "another server");
+}
+
 TEST_F(DiskStoreTest, OptionsThatMakeNoSense) {
   for (int change = 0; change < 5; ++change) {
     DiskStoreOptions options = small(4096, 10);
