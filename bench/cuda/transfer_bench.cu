@@ -415,6 +415,76 @@ void both(Bench& b, const Way& way) {
   std::fflush(stdout);
 }
 
+// A step's copies: 16 KiB to the device, a kernel, 4 KiB back. Microseconds until that is through, sorted.
+std::vector<double> round_trips(Bench& b, int count, char* pinned, char* device) {
+  std::vector<double> us;
+  for (int i = 0; i < count; ++i) {
+    const auto begin = Clock::now();
+    TACO_CUDA_CHECK(cudaMemcpyAsync(device, pinned, 16 << 10, cudaMemcpyHostToDevice, b.compute));
+    read_kernel<<<1, 512, 0, b.compute>>>(b.weights, 512, b.sink);
+    TACO_CUDA_CHECK(cudaMemcpyAsync(pinned + (16 << 10), device, 4 << 10, cudaMemcpyDeviceToHost, b.compute));
+    TACO_CUDA_CHECK(cudaStreamSynchronize(b.compute));
+    us.push_back(ms_since(begin) * 1e3);
+    std::this_thread::sleep_for(std::chrono::microseconds(300));
+  }
+  std::sort(us.begin(), us.end());
+  return us;
+}
+
+// `pieces` of 64 KiB in a batch, `depth` batches in the queue.
+void latency(Bench& b, Direction d, int pieces, int depth, char* pinned, char* device) {
+  std::atomic<bool> stop{false};
+  double speed = 0;
+  cudaStream_t s = b.streams[d == Direction::kLoad ? 0 : 1];
+  std::thread copier([&] {
+    if (pieces == 0) return;
+    std::vector<cudaEvent_t> events(depth);
+    for (cudaEvent_t& e : events) TACO_CUDA_CHECK(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
+    cudaMemcpyAttributes attributes{};
+    attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
+    size_t start = 0;
+    std::vector<void*> to(pieces);
+    std::vector<const void*> from(pieces);
+    std::vector<size_t> sizes(pieces, kBytes);
+    const auto begin = Clock::now();
+    int64_t n = 0;
+    for (; !stop; ++n) {
+      if (n >= depth) {
+        while (cudaEventQuery(events[n % depth]) == cudaErrorNotReady)
+          std::this_thread::sleep_for(std::chrono::microseconds(20));
+      }
+      for (int i = 0; i < pieces; ++i) {
+        const Pair& p = b.random_pairs[(n * pieces + i) % b.random_pairs.size()];
+        const int layer = static_cast<int>(n % kLayers);
+        void *host = b.at.host + b.at.host_at(p.host, layer),
+             *place = b.at.device + b.at.device_at(p.device, layer);
+        to[i] = d == Direction::kLoad ? place : host;
+        from[i] = d == Direction::kLoad ? host : place;
+      }
+      TACO_CUDA_CHECK(
+          cudaMemcpyBatchAsync(to.data(), from.data(), sizes.data(), to.size(), &attributes, &start, 1, s));
+      TACO_CUDA_CHECK(cudaEventRecord(events[n % depth], s));
+    }
+    TACO_CUDA_CHECK(cudaStreamSynchronize(s));
+    speed = static_cast<double>(n) * pieces * kBytes / ms_since(begin) * 1e-6;
+    for (cudaEvent_t e : events) cudaEventDestroy(e);
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  const std::vector<double> us = round_trips(b, 400, pinned, device);
+  stop = true;
+  copier.join();
+  std::printf(
+      "%-5s %4d pieces x %3d in the queue (%6.1f MiB): %5.1f GB/s; a step's copies: median %6.1f us, 90 %% "
+      "%6.1f, "
+      "99 %% %6.1f\n",
+      pieces == 0             ? "alone"
+      : d == Direction::kLoad ? "load"
+                              : "store",
+      pieces, depth, static_cast<double>(pieces) * depth / 16, speed, us[us.size() / 2],
+      us[us.size() * 9 / 10], us[us.size() * 99 / 100]);
+  std::fflush(stdout);
+}
+
 template <typename Fn>
 void in_threads(int threads, size_t bytes, Fn&& fn) {
   std::vector<std::thread> all;
@@ -467,10 +537,12 @@ void pin(size_t bytes, bool huge, int threads, size_t chunk) {
 
 int main(int argc, char** argv) {
   int blocks = 1024, pinned = 8;
+  bool only_latency = false;
   for (int i = 1; i < argc; ++i) {
     int n;
     if (std::sscanf(argv[i], "blocks=%d", &n) == 1) blocks = n;
     if (std::sscanf(argv[i], "pinned=%d", &n) == 1) pinned = n;
+    if (std::strcmp(argv[i], "latency") == 0) only_latency = true;
   }
   const auto start = Clock::now();
   Bench b;
@@ -510,6 +582,26 @@ int main(int argc, char** argv) {
   for (auto [from, to] : {std::pair{&b.random_pairs, &b.d_random}, std::pair{&b.run_pairs, &b.d_runs}}) {
     TACO_CUDA_CHECK(cudaMalloc(to, from->size() * sizeof(Pair)));
     TACO_CUDA_CHECK(cudaMemcpy(*to, from->data(), from->size() * sizeof(Pair), cudaMemcpyHostToDevice));
+  }
+  if (only_latency) {
+    char *small = nullptr, *device_small = nullptr;
+    TACO_CUDA_CHECK(cudaHostAlloc(&small, 32 << 10, cudaHostAllocDefault));
+    TACO_CUDA_CHECK(cudaMalloc(&device_small, 32 << 10));
+    round_trips(b, 50, small, device_small);
+    latency(b, Direction::kLoad, 0, 1, small, device_small);
+    for (Direction d : {Direction::kLoad, Direction::kStore})
+      for (auto [pieces, depth] : {std::pair{16, 2},
+                                   {16, 4},
+                                   {32, 2},
+                                   {32, 4},
+                                   {64, 2},
+                                   {64, 4},
+                                   {128, 2},
+                                   {128, 8},
+                                   {128, 64},
+                                   {1024, 8}})
+        latency(b, d, pieces, depth, small, device_small);
+    return 0;
   }
   run_weights(b);
   std::vector<float> alone;
