@@ -66,7 +66,7 @@ def make_drafter(kind: str, options: Options) -> _core.Drafter:
             cache_mode=MODES[kind],
             copy_length=options.depth,
             voc_size=options.vocab,
-            eos_token_id=options.eos,
+            eos_token_id=[options.eos] if options.eos >= 0 else [],
             max_seq_len=1 << 20,
             **settings,
         )

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "spec/drafter.h"
 
@@ -12,26 +13,26 @@ namespace taco {
 // Defaults are those of the product document for a missing file. Meaning of each key: docs of the class that
 // reads it.
 struct LookaheadConfig {
-  int cache_mode = 2;            // 0: Raw, 1: Turbo, 2: Turbo, and Raw where Turbo proposes nothing
-  int64_t cache_size = 0;        // first-level keys; 0: as many as the memory bound allows
-  int copy_length = 7;           // depth of a draft
-  int match_length = 2;          // Raw: tokens that must match
-  int turbo_match_length = 7;    // Turbo: longest context looked up
-  int min_match_length = 2;      // Turbo: shortest
-  int cell_max_size = 16;        // continuations kept for one key
-  int voc_size = 0;              // ids outside [0, voc_size) are never cached; 0: the model's
-  int max_seq_len = 0;           // 0: the model's
-  int32_t eos_token_id = -1;     // ends a text; -1: the model's
-  int top_k = 1;                 // Raw: phrases of one key that are proposed together
-  float threshold = 2.0f;        // a full cell evicts among continuations rarer than this
-  float decay = 0.5f;            // and multiplies all frequencies by this where there is none
-  bool is_hybrid = true;         // Raw: shorter matches down to 1 too
-  bool is_debug = false;         // log lines
-  int log_interval = 3000;       // in iterations of sequences
-  int target_parallelism = 512;  // cache_mode 0 with one path: above this sum of rows drafts get shorter
-  int top_k_in_cell = 16;        // Turbo: tokens read from one cell
-  int token_paths_top_k = 2;     // nodes per depth
-  float start_freq = 10.0f;      // weight of the sequence's own counts, with several paths
+  int cache_mode = 2;                 // 0: Raw, 1: Turbo, 2: Turbo, and Raw where Turbo proposes nothing
+  int64_t cache_size = 0;             // first-level keys; 0: as many as the memory bound allows
+  int copy_length = 7;                // depth of a draft
+  int match_length = 2;               // Raw: tokens that must match
+  int turbo_match_length = 7;         // Turbo: longest context looked up
+  int min_match_length = 2;           // Turbo: shortest
+  int cell_max_size = 16;             // continuations kept for one key
+  int voc_size = 0;                   // ids outside [0, voc_size) are never cached; 0: the model's
+  int max_seq_len = 0;                // 0: the model's
+  std::vector<int32_t> eos_token_id;  // each ends a text
+  int top_k = 1;                      // Raw: phrases of one key that are proposed together
+  float threshold = 2.0f;             // a full cell evicts among continuations rarer than this
+  float decay = 0.5f;                 // and multiplies all frequencies by this where there is none
+  bool is_hybrid = true;              // Raw: shorter matches down to 1 too
+  bool is_debug = false;              // log lines
+  int log_interval = 3000;            // in iterations of sequences
+  int target_parallelism = 512;       // cache_mode 0 with one path: above this sum of rows drafts get shorter
+  int top_k_in_cell = 16;             // Turbo: tokens read from one cell
+  int token_paths_top_k = 2;          // nodes per depth
+  float start_freq = 10.0f;           // weight of the sequence's own counts, with several paths
   int num_threads = 8;
   bool global_cache_switch = true;  // false: sequences learn nothing from each other
   bool ignore_prompt = false;       // learn from outputs only

@@ -249,7 +249,7 @@ class NullExecutor(Executor):
         block_size: int = 16,
         num_blocks: int = 65536,
         step_seconds: float = 0.0,
-        eos_token_id: int = -1,
+        eos_token_id: Sequence[int] = (),
         num_host_blocks: int = 0,
     ) -> None: ...
 
@@ -279,7 +279,7 @@ class LookaheadConfig:
     cell_max_size: int
     voc_size: int
     max_seq_len: int
-    eos_token_id: int
+    eos_token_id: list[int]
     top_k: int
     threshold: float
     decay: float

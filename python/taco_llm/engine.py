@@ -421,10 +421,35 @@ def _drafting(args: EngineArgs, *, reserved: int, vocab_size: int, **facts: Any)
     return _Drafting(config, drafter, taught > 0)
 
 
+# What makes ids of text. Not tokenizer_config.json: a chat template may change.
+_VOCABULARY_FILES = (
+    *("added_tokens.json", "merges.txt", "special_tokens_map.json", "spiece.model", "tekken.json"),
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"),
+)
+_VOCABULARY_KEYS = ("added_tokens", "merges", "model", "pre", "scores", "token_type", "tokens")
+
+
 def _fingerprint(checkpoint: Checkpoint) -> str:
-    """Tells models apart whose texts have nothing to teach each other: what the configuration says."""
+    """Tells models apart whose token ids have nothing to teach each other: the configuration, and what the
+    tokenizer's files hold, or a GGUF file's vocabulary."""
     config = json.dumps(checkpoint.hf_config or {}, sort_keys=True, default=str)
-    return hashlib.sha256(config.encode()).hexdigest()
+    digest = hashlib.sha256(config.encode())
+
+    def add(name: str, content: bytes) -> None:
+        digest.update(f"\n{name} {len(content)}\n".encode())
+        digest.update(content)
+
+    metadata = checkpoint.gguf_metadata or {}
+    for key in _VOCABULARY_KEYS:
+        if (value := metadata.get(f"tokenizer.ggml.{key}")) is not None:
+            value = value.tolist() if hasattr(value, "tolist") else value
+            add(key, json.dumps(value, default=str).encode())
+    if checkpoint.tokenizer_files is not None:
+        folder = Path(checkpoint.tokenizer_files)
+        for file in sorted([*(folder / name for name in _VOCABULARY_FILES), *folder.glob("*.tiktoken")]):
+            if file.is_file():
+                add(file.name, file.read_bytes())
+    return digest.hexdigest()
 
 
 def save_path(args: EngineArgs) -> str | None:

@@ -64,7 +64,7 @@ KEYS: dict[str, Key] = {
     "cell_max_size": Key("int", 16, 1, 64, "continuations kept for one context"),
     "voc_size": Key("int", 0, 0, _MOST, "ids from here on are never cached; 0: the model's vocabulary"),
     "max_seq_len": Key("int", 0, 0, _MOST, "nothing is drafted beyond; 0: the server's longest sequence"),
-    "eos_token_id": Key("ids", -1, 0, _MOST, "ends a text, no context spans it; absent: the model's"),
+    "eos_token_id": Key("ids", [], 0, _MOST, "ends a text, no context spans it; absent: the model's"),
     "top_k": Key("int", 1, 1, 16, "Raw: continuations of one context that are proposed together"),
     "threshold": Key("float", 2.0, 0, 4000, "a full cell evicts among continuations rarer than this"),
     "decay": Key("float", 0.5, 0, 0.999, "and multiplies its counts by this where there is none"),

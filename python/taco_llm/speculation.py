@@ -201,8 +201,9 @@ def _lookahead(
     from taco_llm import _core
 
     eos = given.pop("eos_token_id", None)
+    most = min(given.get("voc_size") or vocab_size, vocab_size)
     if eos is None:
-        ids = eos_token_ids
+        ids = [id for id in eos_token_ids if id < most][:16]
     else:
         ids = eos if isinstance(eos, list) else [eos]
         if eos_token_ids and not set(ids) & set(eos_token_ids):
@@ -213,8 +214,8 @@ def _lookahead(
                 ", ".join(map(str, eos_token_ids)),
             )
     config = _core.LookaheadConfig(**given)
-    config.eos_token_id = ids[0] if ids else -1
-    config.voc_size = min(config.voc_size or vocab_size, vocab_size)
+    config.eos_token_id = ids
+    config.voc_size = most
     config.max_seq_len = min(config.max_seq_len or max_model_len, max_model_len)
     config.ignore_prompt = config.ignore_prompt or args.ignore_prompt_for_lookahead_cache
     return config

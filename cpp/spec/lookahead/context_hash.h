@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 namespace taco {
 
@@ -10,11 +11,25 @@ constexpr int kMaxOrder = 16;  // longest context that any cache looks up
 // Which ids may stand in an n-gram. An end of text or an id outside the vocabulary (the placeholder of an
 // image, say) is a barrier: no context reaches over it. An end of text may be a continuation.
 struct TokenRules {
-  int32_t vocab_size = 0;
-  int32_t eos = -1;
+  static constexpr int kMaxEos = 16;
 
+  int32_t vocab_size = 0;
+  int32_t eos[kMaxEos] = {};  // num_eos of them
+  int num_eos = 0;
+
+  constexpr TokenRules() = default;
+  // The first kMaxEos of `ends`.
+  constexpr TokenRules(int32_t vocab, std::span<const int32_t> ends) : vocab_size(vocab) {
+    for (const int32_t token : ends)
+      if (num_eos < kMaxEos) eos[num_eos++] = token;
+  }
   bool known(int32_t token) const { return token >= 0 && token < vocab_size; }
-  bool barrier(int32_t token) const { return !known(token) || token == eos; }
+  bool ends(int32_t token) const {
+    for (int i = 0; i < num_eos; ++i)
+      if (eos[i] == token) return true;
+    return false;
+  }
+  bool barrier(int32_t token) const { return !known(token) || ends(token); }
 };
 
 // The tokens that a prediction is made from: the last first, up to the first barrier.

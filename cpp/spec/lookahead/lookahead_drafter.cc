@@ -32,7 +32,9 @@ void validate(const LookaheadConfig& c, size_t memory_bytes) {
   in_range("cell_max_size", c.cell_max_size, 1, kMaxCell);
   in_range("voc_size", c.voc_size, 1, 1 << 30);
   in_range("max_seq_len", c.max_seq_len, 0, 1 << 30);
-  in_range("eos_token_id", c.eos_token_id, -1, c.voc_size - 1);
+  for (const int32_t id : c.eos_token_id) in_range("eos_token_id", id, 0, c.voc_size - 1);
+  TACO_REQUIRE(c.eos_token_id.size() <= TokenRules::kMaxEos, "lookahead cache: ", c.eos_token_id.size(),
+               " ids as eos_token_id: at most ", TokenRules::kMaxEos, " are allowed");
   in_range("top_k", c.top_k, 1, RawLookaheadCache::kMaxPhrases);
   TACO_REQUIRE(c.threshold >= 0 && c.threshold <= 4000, "lookahead cache: threshold = ", c.threshold,
                ": 0 to 4000 are allowed");
@@ -53,7 +55,7 @@ void validate(const LookaheadConfig& c, size_t memory_bytes) {
 LookaheadDrafter::LookaheadDrafter(const LookaheadConfig& config, size_t memory_bytes,
                                    std::string fingerprint)
     : config_((validate(config, memory_bytes), config)),
-      rules_{config.voc_size, config.eos_token_id},
+      rules_(config.voc_size, config.eos_token_id),
       budget_(memory_bytes),
       local_budget_(memory_bytes / 2, &budget_),
       fingerprint_(std::move(fingerprint)) {
@@ -151,7 +153,7 @@ void LookaheadDrafter::append(Sequence& s, std::span<const int32_t> tokens, bool
       if (!append_to_text(s, token, output)) s.text.reset();
     }
     // An end of text drops the sequence's own cache. In a prompt it merely ends what n-grams reach over.
-    if (output && token == rules_.eos) retire(std::move(s.text));
+    if (output && rules_.ends(token)) retire(std::move(s.text));
   }
   if (s.text) enqueue(s.text.get());
 }
@@ -354,10 +356,8 @@ void LookaheadDrafter::verified(uint64_t sequence, const DraftTree&, int accepte
   recent += 0.2f * (static_cast<float>(accepted) - recent);
 }
 
-size_t LookaheadDrafter::memory_bytes() const {
-  std::lock_guard lock(mutex_);
-  return budget_.used();
-}
+// Asked for at every step: not to wait for whoever saves the cache.
+size_t LookaheadDrafter::memory_bytes() const { return budget_.used(); }
 
 LookaheadStats LookaheadDrafter::stats() const {
   std::lock_guard lock(mutex_);

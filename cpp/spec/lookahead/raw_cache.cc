@@ -90,7 +90,7 @@ int RawLookaheadCache::cut(const int32_t* tokens, int length, int32_t* out) cons
   int n = 0;
   while (n < length && rules_.known(tokens[n])) {
     out[n] = tokens[n];
-    if (tokens[n++] == rules_.eos) break;
+    if (rules_.ends(tokens[n++])) break;
   }
   return n;
 }
@@ -113,7 +113,7 @@ int RawLookaheadCache::find_local(const TextIndex& text, uint32_t end, const Tex
     const int available = static_cast<int>(std::min<uint32_t>(end - matches[m].next, copy_length_));
     f.length = cut(&text[matches[m].next], available, f.tokens);
     if (f.length == 0) continue;
-    f.whole = f.length == copy_length_ || f.length < available || f.tokens[f.length - 1] == rules_.eos;
+    f.whole = f.length == copy_length_ || f.length < available || rules_.ends(f.tokens[f.length - 1]);
     f.freq = 1;
     int same = 0;
     while (same < distinct && (found[same].length != f.length ||

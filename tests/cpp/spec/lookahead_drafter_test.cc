@@ -19,7 +19,7 @@ LookaheadConfig settings(int mode) {
   LookaheadConfig config;
   config.cache_mode = mode;
   config.voc_size = 1000;
-  config.eos_token_id = kEos;
+  config.eos_token_id = {kEos, 3};
   return config;
 }
 
@@ -67,7 +67,7 @@ void check_tree(const DraftTree& tree, const LookaheadConfig& config, int max_de
     ASSERT_LE(tree.p[i], tree.p[tree.parent[i]] * 1.0001f);
     ASSERT_GE(tree.token[i], 0);
     ASSERT_LT(tree.token[i], config.voc_size);
-    ASSERT_NE(tree.token[tree.parent[i]], config.eos_token_id) << "nothing follows an end of text";
+    ASSERT_NE(tree.token[tree.parent[i]], kEos) << "nothing follows an end of text";
     ++width[tree.depth[i]];
   }
   const int allowed = config.cache_mode == 0 ? config.top_k : config.token_paths_top_k;
@@ -179,6 +179,20 @@ TEST(Lookahead, AnEndOfTextDropsTheLocalCache) {
     // An end of text may be proposed; nothing follows it.
     drafter.begin(3, 0, Tokens{10, 11, 12, kEos, 40, 41, 42, 43, 44, 45, 46, 47, 10, 11});
     EXPECT_EQ(first_path(draft(drafter, 3, 11)), (Tokens{12, kEos})) << mode;
+  }
+}
+
+// A model may end its texts in several ways: each of them drops the local cache, and no n-gram spans it.
+TEST(Lookahead, EveryEndOfTextCounts) {
+  for (const int mode : {0, 1, 2}) {
+    for (const int32_t end : {kEos, 3, 4}) {  // 4 is none
+      LookaheadConfig config = settings(mode);
+      config.global_cache_switch = false;
+      LookaheadDrafter drafter(config, kMemory);
+      drafter.begin(1, 0, Tokens{10, 11, 12, 13, 14, 15, 16, 17, 18, 19});
+      drafter.commit(1, Tokens{30, end, 10, 11});
+      EXPECT_EQ(draft(drafter, 1, 11).num_drafts() > 0, end == 4) << mode << ", " << end;
+    }
   }
 }
 
@@ -431,7 +445,10 @@ TEST(Lookahead, RefusesWrongSettings) {
       {"min_match_length = 8", [](LookaheadConfig& c) { c.min_match_length = 8; }},
       {"cell_max_size = 65", [](LookaheadConfig& c) { c.cell_max_size = 65; }},
       {"voc_size = 0", [](LookaheadConfig& c) { c.voc_size = 0; }},
-      {"eos_token_id = 1000", [](LookaheadConfig& c) { c.eos_token_id = 1000; }},
+      {"eos_token_id = 1000",
+       [](LookaheadConfig& c) {
+         c.eos_token_id = {2, 1000};
+       }},
       {"top_k = 0", [](LookaheadConfig& c) { c.top_k = 0; }},
       {"threshold = -1", [](LookaheadConfig& c) { c.threshold = -1; }},
       {"decay = 1", [](LookaheadConfig& c) { c.decay = 1; }},

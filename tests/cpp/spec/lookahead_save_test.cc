@@ -23,7 +23,7 @@ LookaheadConfig settings(int mode) {
   LookaheadConfig config;
   config.cache_mode = mode;
   config.voc_size = 1000;
-  config.eos_token_id = 2;
+  config.eos_token_id = {2};
   return config;
 }
 

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <random>
 #include <vector>
 
@@ -10,7 +11,7 @@ namespace taco {
 namespace {
 
 constexpr int32_t kEos = 2;
-constexpr TokenRules kRules{100, kEos};
+constexpr TokenRules kRules{100, std::array{kEos}};
 
 int naive_length(const std::vector<int32_t>& text, const Context& context, uint32_t next, int max_length) {
   int length = 0;

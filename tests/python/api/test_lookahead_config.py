@@ -68,7 +68,7 @@ def test_the_core_takes_the_ends_of_every_range() -> None:
         ends = {
             "int": [key.low, key.high],
             "float": [key.low, key.high],
-            "ids": [0, 999],
+            "ids": [[0], [999, 0]],
             "bool": [True, False],
         }
         for value in ends.get(key.kind, []):

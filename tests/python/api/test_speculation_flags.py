@@ -51,7 +51,7 @@ def test_lookahead_without_a_file_has_the_documented_defaults(tmp_path: Path) ->
     keys = config.lookahead
     assert (keys.cache_mode, keys.copy_length, keys.token_paths_top_k) == (2, 7, 2)
     assert (keys.match_length, keys.turbo_match_length, keys.min_match_length) == (2, 7, 2)
-    assert (keys.voc_size, keys.max_seq_len, keys.eos_token_id) == (1000, 512, 2)  # the model's
+    assert (keys.voc_size, keys.max_seq_len, keys.eos_token_id) == (1000, 512, [2, 7])  # the model's
     assert keys.global_cache_switch and not keys.ignore_prompt and not keys.is_debug
     assert 0 < config.memory_bytes <= 0.15 * total_bytes()
 
@@ -72,7 +72,7 @@ def test_keys_reach_the_core(tmp_path: Path) -> None:
     config = settings(lookahead_cache_config_dir=folder)
     keys = config.lookahead
     assert not config.cost_model
-    assert (keys.copy_length, keys.voc_size, keys.max_seq_len, keys.eos_token_id) == (5, 600, 100, 7)
+    assert (keys.copy_length, keys.voc_size, keys.max_seq_len, keys.eos_token_id) == (5, 600, 100, [7, 2])
     assert (keys.start_freq, keys.is_debug, keys.log_interval) == (1.0, True, 300)
     assert keys.decay == pytest.approx(0.1)
 
@@ -85,7 +85,7 @@ def test_the_file_cannot_outgrow_the_model(tmp_path: Path) -> None:
 
 def test_a_foreign_end_of_text_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     keys = settings(lookahead_cache_config_dir=write(tmp_path, eos_token_id=5)).lookahead
-    assert keys.eos_token_id == 5 and "not the model's (2, 7)" in caplog.text
+    assert keys.eos_token_id == [5] and "not the model's (2, 7)" in caplog.text
 
 
 @pytest.mark.parametrize("flag", [False, True])
