@@ -53,7 +53,7 @@ NOT_ARCHITECTURES = re.compile(r"llama\.cpp|llama-cpp|llama-bench", re.IGNORECAS
 # --- Python: the parts of the package (the first name below taco_llm), from the lowest floor to the highest.
 # A part may import those of lower floors; not its neighbours and nothing above.
 PYTHON_FLOORS: tuple[tuple[str, ...], ...] = (
-    ("_core", "logging", "flag_table", "cache_root"),
+    ("_core", "logging", "flag_table", "cache_root", "cache_identity"),
     (
         "archs",
         "sampling_params",

@@ -65,6 +65,7 @@ class EngineHandle:
     speculation: _core.SpeculationConfig | None = None
     companion: lookahead.Companion | None = None
     tiers: prefix_cache.Tiers = field(default_factory=prefix_cache.Tiers)
+    disk: _core.DiskStore | None = None
     log: prefix_cache.EngineLog | None = None
 
     def shutdown(self) -> None:
@@ -72,6 +73,8 @@ class EngineHandle:
         self.core.shutdown()
         if self.companion is not None:
             self.companion.stop()
+        if self.disk is not None:
+            self.disk.close()
         if self.log is not None:
             self.log.stop()
 
@@ -105,6 +108,7 @@ def build(args: EngineArgs) -> EngineHandle:
     _check_quantized(checkpoint)
     device, backend = open_device(args)
     before = backend.memory
+    weights = prefix_cache.digest_of_weights(args, checkpoint)
     tokenizer = None if args.skip_tokenizer_init else _tokenizer(args, checkpoint)
     wanted_len = wanted_length(args, checkpoint)
     model = load_model(
@@ -159,6 +163,7 @@ def build(args: EngineArgs) -> EngineHandle:
         total=total_bytes(),
         available=available_bytes() - (plan.num_blocks * block_bytes if device == "cpu" else 0),
     )
+    tiers, disk = prefix_cache.open_disk(args, tiers, weights, model, device)
     executor = _core.ModelExecutor(
         model,
         max_model_len=plan.max_model_len,
@@ -173,10 +178,13 @@ def build(args: EngineArgs) -> EngineHandle:
         typical_acceptance=drafting.typical_acceptance,
         host_blocks=tiers.host_blocks,
         loads_by_layer=not args.apc_offload_not_lazy,
+        disk=disk,
         **swapped,
     )
     vocabulary = tokenizer.core_vocabulary() if tokenizer is not None else None
-    core = _engine(args, executor, vocabulary, batched, drafting, tiers, **swapped)
+    core = _engine(
+        args, executor, vocabulary, batched, drafting, prefix_cache.settings(args, tiers, disk), **swapped
+    )
     checkpoint = _without_file_contents(checkpoint)
     logger.info(
         "Loaded %s: %s parameters, %.0f MB, in %.2f s, on %s",
@@ -214,7 +222,8 @@ def build(args: EngineArgs) -> EngineHandle:
         speculation=drafting.config,
         companion=_companion(args, core, drafting),
         tiers=tiers,
-        log=prefix_cache.log_of(args, core),
+        disk=disk,
+        log=prefix_cache.log_of(args, core, disk),
     )
 
 
@@ -479,7 +488,7 @@ def _engine(
     vocabulary: Any,
     batched: int,
     drafting: _Drafting,
-    tiers: prefix_cache.Tiers,
+    caching: _core.PrefixCachingConfig | None,
     swap_blocks: int = 0,
 ) -> _core.Engine:
     from taco_llm import _core
@@ -498,7 +507,7 @@ def _engine(
         seed=args.seed,
         speculation=drafting.config,
         drafter=drafting.drafter,
-        prefix_caching=prefix_cache.settings(args, tiers),
+        prefix_caching=caching,
         **swapping,
     )
 
@@ -653,7 +662,8 @@ def _build_null(args: EngineArgs) -> EngineHandle:
     names = [args.served_model_name] if isinstance(args.served_model_name, str) else args.served_model_name
     logger.info("Null model: no weights, answers are made up of the prompt's hash (a test model)")
     drafting = _drafting(args, reserved=0, vocab_size=VOCAB_SIZE, max_model_len=length, eos_token_ids=[])
-    core = _engine(args, executor, vocabulary, batched, drafting, tiers)
+    caching = prefix_cache.settings(args, tiers)
+    core = _engine(args, executor, vocabulary, batched, drafting, caching)
     return EngineHandle(
         core=core,
         tokenizer=tokenizer,  # type: ignore[arg-type]

@@ -5,19 +5,24 @@ The tree of blocks is the core's (cpp/cache); docs/prefix-caching.md is for its 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from taco_llm.cache_identity import cache_identity, weights_digest
 from taco_llm.logging import get_logger
 from taco_llm.memory import GIB, part_of_memory
 
 if TYPE_CHECKING:
     from taco_llm import _core
+    from taco_llm.loading import Checkpoint
 
 logger = get_logger(__name__)
 
@@ -178,22 +183,79 @@ def null_tiers(args: Any, num_blocks: int) -> Tiers:
     return Tiers(block_bytes=1, host_blocks=4 * num_blocks if args.enable_prefix_cache_offload else 0)
 
 
-def settings(args: Any, tiers: Tiers) -> _core.PrefixCachingConfig | None:
+def digest_of_weights(args: Any, checkpoint: Checkpoint) -> Future[bytes] | None:
+    """Begins to read the weights, beside their loading, for a disk tier that is theirs; None without one."""
+    if args.prefix_cache_dir is None:
+        return None
+    if checkpoint.format == "dummy":
+        made_up: Future[bytes] = Future()
+        made_up.set_result(f"made up with seed {args.seed}".encode())
+        return made_up
+    pool = ThreadPoolExecutor(1, thread_name_prefix="taco-digest")
+    reading = pool.submit(weights_digest, list(checkpoint.files))
+    pool.shutdown(wait=False)
+    return reading
+
+
+def open_disk(
+    args: Any, tiers: Tiers, weights: Future[bytes] | None, model: _core.Model, device: str
+) -> tuple[Tiers, _core.DiskStore | None]:
+    """Opens the disk tier of this model, where one was asked for: the tiers as they are with it; its store.
+
+    weights: of digest_of_weights. RuntimeError where the folder cannot be used; its text says what to do."""
+    if tiers.disk_dir is None or weights is None:
+        return tiers, None
+    from taco_llm import _core
+
+    started = time.perf_counter()
+    identity = cache_identity(
+        weights.result(),
+        version=_core.__version__,
+        spec=repr(model.spec),
+        dtype=model.dtype,
+        kv_cache_dtype=args.kv_cache_dtype,
+        quantization=args.quantization,
+        block_size=args.block_size,
+        device=device.partition(":")[0],
+    )
+    store = _core.DiskStore.open(
+        str(tiers.disk_dir),
+        identity=identity,
+        block_bytes=tiers.block_bytes,
+        block_size=args.block_size,
+        capacity_bytes=tiers.disk_bytes,
+    )
+    logger.info(
+        "Prefix cache on disk: %s has %s blocks of this model and room for %s (%s GiB), opened in %.2f s",
+        tiers.disk_dir,
+        f"{store.num_found:,}",
+        f"{store.num_slots:,}",
+        _gib(store.num_slots * tiers.block_bytes),
+        time.perf_counter() - started,
+    )
+    return dataclasses.replace(tiers, disk_blocks=store.num_slots), store
+
+
+def settings(
+    args: Any, tiers: Tiers, disk: _core.DiskStore | None = None
+) -> _core.PrefixCachingConfig | None:
     """The core's settings; None: no prefix cache. args: EngineArgs that were checked."""
     from taco_llm import _core
 
     if not args.enable_prefix_caching:
         return None
-    return _core.PrefixCachingConfig(
+    config = _core.PrefixCachingConfig(
         enabled=True,
         host_blocks=tiers.host_blocks,
-        disk_blocks=tiers.disk_blocks,
         block_bytes=tiers.block_bytes,
         min_accesses=args.apc_offload_min_access_threshold,
         max_idle_blocks=args.apc_offload_gpu_evictor_limit,
         lazy=not args.apc_offload_not_lazy,
         log_hits=args.apc_offload_enable_hit_cnt,
     )
+    if disk is not None:
+        config.use_disk(disk)
+    return config
 
 
 def _disk_blocks(path: Path, gib: float, block_bytes: int) -> int:
@@ -234,18 +296,25 @@ def _gib(number: int) -> str:
 # --- the log
 
 
-def log_of(args: Any, core: _core.Engine) -> EngineLog | None:
-    """Writes the engine's log, if the settings have it say something."""
-    wanted = args.enable_prefix_caching and args.apc_offload_enable_hit_cnt
-    return EngineLog(core.take_log_lines) if wanted else None
+def log_of(args: Any, core: _core.Engine, disk: _core.DiskStore | None = None) -> EngineLog | None:
+    """Writes the log of the engine and of its disk, if the settings have them say something."""
+    hits = args.enable_prefix_caching and args.apc_offload_enable_hit_cnt
+    if disk is None:
+        return EngineLog(core.take_log_lines) if hits else None
+    return EngineLog(core.take_log_lines, disk.take_log_lines)
 
 
 class EngineLog:
-    """Writes what the engine has to say (a line every 100 blocks of prompts) to the log, from a thread of its
-    own. take_lines: Engine.take_log_lines, to be called until stop()."""
+    """Writes what the engine has to say (a line every 100 blocks of prompts) to the log, and what its disk
+    complains of, from a thread of its own. Both are to be called until stop()."""
 
-    def __init__(self, take_lines: Callable[[], list[str]]) -> None:
+    def __init__(
+        self,
+        take_lines: Callable[[], list[str]],
+        take_complaints: Callable[[], list[str]] = list,
+    ) -> None:
         self._take_lines = take_lines
+        self._take_complaints = take_complaints
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="taco-engine-log", daemon=True)
         self._thread.start()
@@ -263,3 +332,5 @@ class EngineLog:
     def _look(self) -> None:
         for line in self._take_lines():
             logger.info("%s", line)
+        for line in self._take_complaints():
+            logger.warning("Prefix cache on disk: %s", line)
