@@ -12,6 +12,7 @@ namespace {
 constexpr ptrdiff_t kMaxLogLines = 1000;
 // Time alone changes what can run, too: who waits for room gives up, and a load's end comes near.
 constexpr std::chrono::duration<double> kLongestWait{0.02};
+constexpr double kPause = 0.01;  // seconds without a step
 }  // namespace
 
 SchedulerConfig EngineLoop::scheduler_config(const Executor& executor, const EngineConfig& config) {
@@ -226,15 +227,24 @@ void EngineLoop::submit(double now) {
   begin_transfers(now);
 }
 
-// Of a step that computed hardly anything else.
+// What computing prompts takes, of steps that did hardly anything else. The result of a step that samples
+// nothing is there before the device has computed it: such steps count together with the next that does.
 void EngineLoop::measure_prefill(const StepPlan& plan, double now) {
-  int32_t rows = 0;
+  const double submitted = submitted_[plan.number % 2];
+  if (submitted > last_end_ + kPause || !plan.wait_for.empty()) prefill_ = {};
+  if (!plan.wait_for.empty()) return;
+  if (prefill_.tokens == 0) prefill_.begin = std::max(last_end_, submitted);
+  prefill_.tokens += plan.num_tokens;
+  bool samples = false;
   for (const SeqStep& part : plan.seqs) {
     const bool decodes = part.draft || (part.count == 1 && !part.samplers.empty());
-    if (!decodes) rows += part.count;
+    if (!decodes) prefill_.prompt_tokens += part.count;
+    samples |= !part.samplers.empty();
   }
-  const double begin = std::max(last_end_, submitted_[plan.number % 2]);
-  if (rows * 2 > plan.num_tokens) scheduler_.measured_prefill(rows, now - begin);
+  if (!samples) return;
+  if (prefill_.prompt_tokens * 2 > prefill_.tokens)
+    scheduler_.measured_prefill(prefill_.prompt_tokens, now - prefill_.begin);
+  prefill_ = {};
 }
 
 void EngineLoop::complete_oldest() {

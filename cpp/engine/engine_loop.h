@@ -96,7 +96,11 @@ class EngineLoop {
 
   double submitted_[2] = {0, 0};  // when, of the steps in flight, by the parity of their numbers
   double last_end_ = 0;           // of a step
-  int idle_plans_ = 0;            // in a row, without a transfer under way
+  struct {
+    int64_t tokens = 0, prompt_tokens = 0;
+    double begin = 0;
+  } prefill_;           // steps whose time is not measured yet
+  int idle_plans_ = 0;  // in a row, without a transfer under way
   bool dead_ = false;
   uint64_t num_steps_ = 0;
   EngineStats totals_;  // finished_*, of the engine thread

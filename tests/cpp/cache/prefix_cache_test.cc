@@ -227,6 +227,32 @@ TEST_F(PrefixCacheTest, CountsLookupsOncePerRequest) {
   end(seq);
 }
 
+// What stores took says what loads will take, until one was measured; and a bad estimate does not last.
+TEST_F(PrefixCacheTest, FetchesOnlyWhatComputingWouldNotGiveSooner) {
+  make(8, 32);
+  const auto text = text_of(1, 8 * kBlock);
+  run(text);
+  cache->maintain(now);
+  run(text_of(2, 8 * kBlock));  // takes the first one's blocks
+  settle();                     // at a millisecond a transfer
+  run(text_of(3, 8 * kBlock));
+  settle();
+  ASSERT_EQ(match(text).lower_blocks, 7);
+  auto fetch = [&](uint64_t& id) {
+    return cache->fetch({}, text, 8 * kBlock - 1, 0, now, id);
+  };
+  uint64_t id = 0;
+  cache->measured_prefill(1000000, 25.0);  // 0.1 ms a block
+  EXPECT_EQ(fetch(id), PrefixCache::Fetch::kNone);
+  EXPECT_EQ(cache->stats().fetches_declined, 1u);
+  int tries = 1;
+  while (tries < 1000 && fetch(id) == PrefixCache::Fetch::kNone) ++tries;
+  EXPECT_GT(tries, 10);
+  EXPECT_LT(tries, 1000);
+  settle();
+  EXPECT_EQ(match(text).device_blocks, 7);
+}
+
 TEST_F(PrefixCacheTest, BadSettings) {
   BlockPool blocks(4);
   auto rejects = [&](auto&& change) {
