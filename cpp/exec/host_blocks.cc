@@ -16,10 +16,19 @@ constexpr size_t kPage = 4096, kHugePage = size_t{2} << 20;
 constexpr size_t kPiece = size_t{64} << 20;
 constexpr int kMaxThreads = 8;
 
+HostPinning pinning_of(std::shared_ptr<Backend> backend) {
+  if (!backend->needs_pinning()) return {};
+  return {.pin = [backend](void* data, size_t bytes) { backend->pin_host(data, bytes); },
+          .unpin = [backend](void* data) { backend->unpin_host(data); }};
+}
+
 }  // namespace
 
 HostBlocks::HostBlocks(std::shared_ptr<Backend> backend, int64_t num_blocks, size_t block_bytes)
-    : backend_(std::move(backend)), num_blocks_(num_blocks), block_bytes_(block_bytes) {
+    : HostBlocks(pinning_of(std::move(backend)), num_blocks, block_bytes) {}
+
+HostBlocks::HostBlocks(HostPinning pinning, int64_t num_blocks, size_t block_bytes)
+    : pinning_(std::move(pinning)), num_blocks_(num_blocks), block_bytes_(block_bytes) {
   TACO_CHECK(num_blocks > 0 && block_bytes > 0, num_blocks, " host blocks of ", block_bytes, " bytes");
   // Pieces begin and end with a block and with a page.
   const auto unit = static_cast<int64_t>(kPage / std::gcd(kPage, block_bytes_));
@@ -40,22 +49,22 @@ HostBlocks::HostBlocks(std::shared_ptr<Backend> backend, int64_t num_blocks, siz
   data_ = start + skip;
   if (skip < kHugePage) munmap(data_ + bytes_, kHugePage - skip);
   madvise(data_, bytes_, MADV_HUGEPAGE);
-  if (!backend_->needs_pinning()) {
+  if (!pinning_.pin) {
     pieces_.assign(static_cast<size_t>(num_pieces_), State::kReady);
     return;
   }
   pieces_.assign(static_cast<size_t>(num_pieces_), State::kWaiting);
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
-  const int count = static_cast<int>(std::min<int64_t>(std::clamp(cores / 2, 1, kMaxThreads), num_pieces_));
+  const int count = static_cast<int>(std::min<int64_t>(std::clamp(cores / 2, 2, kMaxThreads), num_pieces_));
   for (int i = 0; i < count; ++i) threads_.emplace_back([this] { pin(); });
 }
 
 HostBlocks::~HostBlocks() {
   stop();
   for (std::thread& t : threads_) t.join();
-  if (backend_->needs_pinning()) {
+  if (pinning_.pin) {
     for (int64_t i = 0; i < num_pieces_; ++i)
-      if (pieces_[static_cast<size_t>(i)] == State::kReady) backend_->unpin_host(block(i * piece_blocks_));
+      if (pieces_[static_cast<size_t>(i)] == State::kReady) pinning_.unpin(block(i * piece_blocks_));
   }
   munmap(data_, bytes_);
 }
@@ -75,7 +84,7 @@ void HostBlocks::pin() {
     try {
       // Pinning would touch the pages too, but one by one and with the driver's locks held.
       for (size_t i = 0; i < size; i += kPage) const_cast<volatile char&>(begin[i]) = 0;
-      backend_->pin_host(begin, size);
+      pinning_.pin(begin, size);
     } catch (const std::exception&) {
       state = State::kFailed;
     }

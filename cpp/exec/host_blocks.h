@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -12,11 +13,18 @@
 
 namespace taco {
 
+// Makes whole pages fast for a device's copies (throws where it cannot), and takes that back. Any thread.
+struct HostPinning {
+  std::function<void(void* data, size_t bytes)> pin;  // empty: there is no need
+  std::function<void(void* data)> unpin;
+};
+
 // One range of addresses [num_blocks][block_bytes]. Where the backend wants its pages pinned, threads do that
 // from the first block on, piece by piece: tens of GiB take longer than anybody would wait at start.
 class HostBlocks {
  public:
   // Throws kResourceExhausted.
+  HostBlocks(HostPinning pinning, int64_t num_blocks, size_t block_bytes);
   HostBlocks(std::shared_ptr<Backend> backend, int64_t num_blocks, size_t block_bytes);
   ~HostBlocks();
   HostBlocks(const HostBlocks&) = delete;
@@ -35,7 +43,7 @@ class HostBlocks {
   void pin();
   int64_t piece_of(int64_t id) const { return id / piece_blocks_; }
 
-  std::shared_ptr<Backend> backend_;
+  HostPinning pinning_;
   int64_t num_blocks_, piece_blocks_ = 0, num_pieces_ = 0;
   size_t block_bytes_, bytes_;
   char* data_ = nullptr;
