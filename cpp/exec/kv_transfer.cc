@@ -33,6 +33,11 @@ struct KvTransfer::Job {
   BlockId host(size_t i) const {
     return transfer.disk.empty() ? transfer.moves[i].host : transfer.disk[i].host;
   }
+  // The first that a step still lacks; what goes with the first layer is not counted.
+  int next_layer() const {
+    if (groups.empty()) return 0;
+    return groups[next == 1 && groups.size() > 2 ? 2 : next].first;
+  }
   bool has_failed(size_t i) const { return !failed.empty() && failed[i] != 0; }
   void fail(size_t i) {
     failed.resize(num_moves());
@@ -174,14 +179,16 @@ bool KvTransfer::writes(const Loads& loads, BlockId device_block) {
 
 bool KvTransfer::ready(const Job& job) const { return jobs_.count(job.transfer.after) == 0; }
 
-// What this thread should go on with: urgent before others, reads before writes, then the oldest.
+// What this thread should go on with: urgent before others, reads before writes, then the oldest. A step
+// takes the layers of all its loads in turn, and so do they.
 KvTransfer::JobPtr KvTransfer::next(const Lane& lane) const {
   JobPtr best;
-  int best_rank = -1;
+  std::pair<int, int> best_rank{-1, 0};
   for (const JobPtr& job : lane.waiting) {
     if (job->issued || !ready(*job)) continue;
-    const int rank = 2 * job->urgent + (job->transfer.kind != TransferKind::kWrite);
-    if (rank > best_rank) best = job, best_rank = rank;
+    const int layer = job->urgent ? job->next_layer() : 0;
+    const std::pair<int, int> rank{2 * job->urgent + (job->transfer.kind != TransferKind::kWrite), -layer};
+    if (!best || rank > best_rank) best = job, best_rank = rank;
   }
   return best;
 }

@@ -160,6 +160,15 @@ TEST_P(KvTransferRandom, ContentsAreThoseOfANaiveModel) {
       claims.open.erase(r.id);
     }
     if (random() % 4 != 0 || claims.open.empty()) continue;
+    if (random() % 8 == 0) {  // a step that waits for all of them
+      std::vector<uint64_t> ids;
+      for (const auto& [id, blocks] : claims.open) ids.push_back(id);
+      rig.transfers->wait_all(rig.transfers->wait_for(ids));
+      for (BlockId b = 0; b < kDevice; ++b)
+        ASSERT_TRUE(rig.holds(true, b, device[static_cast<size_t>(b)])) << b;
+      claims.open.clear();
+      continue;
+    }
     // A step that waits for one of them, layer by layer if it is a load, and then writes what was moved.
     const uint64_t id =
         std::next(claims.open.begin(), static_cast<long>(random() % claims.open.size()))->first;
