@@ -13,6 +13,9 @@ void run_embedding(const EmbeddingParams& p, Context& ctx);
 void run_norm(const NormParams& p, Context& ctx);
 void run_rope_and_cache(const RopeAndCacheParams& p, Context& ctx);
 void run_gather_rows(const GatherRowsParams& p, Context& ctx);
+// To pinned memory, both 16-byte aligned. A kernel, not the copy engine: that may be busy for long with
+// blocks that leave the device, and every step waits for its few tokens.
+void run_copy_out(void* host, const void* data, size_t bytes, Context& ctx);
 void run_scale_logits(const ScaleLogitsParams& p, Context& ctx);
 void run_mask_logits(const MaskLogitsParams& p, Context& ctx);
 void run_copy_blocks(const CopyBlocksParams& p, Context& ctx);

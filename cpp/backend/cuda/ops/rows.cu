@@ -53,6 +53,15 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+__global__ void __launch_bounds__(kThreads) copy_out_kernel(char* host, const char* data, int64_t bytes) {
+  pdl_launch();
+  pdl_wait();
+  const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x, step = int64_t{gridDim.x} * kThreads;
+  for (int64_t i = first; i < bytes / 16; i += step)
+    reinterpret_cast<uint4*>(host)[i] = reinterpret_cast<const uint4*>(data)[i];
+  for (int64_t i = bytes / 16 * 16 + first; i < bytes; i += step) host[i] = data[i];
+}
+
 __global__ void __launch_bounds__(kThreads)
     mask_kernel(float* logits, int64_t rows, int64_t vocab, const int32_t* ids, int64_t count) {
   pdl_launch();
@@ -127,6 +136,12 @@ void run_gather_rows(const GatherRowsParams& p, Context& ctx) {
   if (bits % 4 == 0) return gather<uint32_t>(p, row_bytes, stride_bytes, ctx);
   if (bits % 2 == 0) return gather<uint16_t>(p, row_bytes, stride_bytes, ctx);
   gather<uint8_t>(p, row_bytes, stride_bytes, ctx);
+}
+
+void run_copy_out(void* host, const void* data, size_t bytes, Context& ctx) {
+  const auto blocks = static_cast<unsigned>(std::clamp<size_t>(bytes / (16 * kThreads), 1, 8));
+  launch(ctx, copy_out_kernel, dim3(blocks), dim3(kThreads), 0, static_cast<char*>(host),
+         static_cast<const char*>(data), static_cast<int64_t>(bytes));
 }
 
 void run_scale_logits(const ScaleLogitsParams& p, Context& ctx) {
