@@ -3,9 +3,10 @@
     python bench/prefix/identity.py MODEL [--data bbh_tasks_and_cot_prompts.tar.gz] [--tasks 27]
         [--questions 4] [--tokens 32] [--block-sizes 8,16,32] [--device cpu] [--offload-blocks 0] [--json OUT]
 
-Greedy, float32. For each block size: few-shot prompts that share their task's examples, all at once and then
-again in another order; conversations of four turns, each turn after the answers of those before; prompts cut
-at the lengths around a block's end. In float32 every text must be the same (exit status 1 otherwise).
+Greedy, float32. Few-shot prompts that share their task's examples, all at once and then again in another
+order; conversations of four turns, each turn after the answers of those before; prompts cut at the lengths
+around a block's end, for all sizes. Once without the cache (blocks of 16), then with it for each block size.
+In float32 every text must be the same (exit status 1 otherwise).
 --offload-blocks N: a device pool of only N blocks above which blocks move to memory, so that hits come from
 there.
 """
@@ -72,17 +73,18 @@ class Runs:
                         {"role": "user", "content": TURNS[turn]},
                     ]
 
-    def boundaries(self, task: prompts.Task, block: int) -> None:
+    def boundaries(self, task: prompts.Task, blocks: list[int]) -> None:
         ids = self.llm.get_tokenizer().encode(task.prefix)
-        lengths = [n for k in (1, 2, 5) for n in (k * block - 1, k * block, k * block + 1) if n <= len(ids)]
+        lengths = {k * block + d for block in blocks for k in (1, 2, 5) for d in (-1, 0, 1)}
         for _ in range(2):  # the second time there is something to hit
-            for length in lengths:
+            for length in sorted(lengths):
                 self.ask("lengths around a block's end", [{"prompt_token_ids": ids[:length]}])
 
 
-def run(args: argparse.Namespace, tasks: list[prompts.Task], block: int, caching: bool) -> Runs:
-    settings: dict[str, Any] = {"block_size": block, "max_model_len": args.max_model_len}
-    if caching:
+def run(args: argparse.Namespace, tasks: list[prompts.Task], block: int | None, blocks: list[int]) -> Runs:
+    """block: None: without the cache."""
+    settings: dict[str, Any] = {"block_size": block or 16, "max_model_len": args.max_model_len}
+    if block:
         settings["enable_prefix_caching"] = True
         if args.offload_blocks:
             settings |= {"enable_prefix_cache_offload": True, "num_gpu_blocks_override": args.offload_blocks}
@@ -90,7 +92,7 @@ def run(args: argparse.Namespace, tasks: list[prompts.Task], block: int, caching
         runs = Runs(llm, args.tokens)
         runs.few_shot(tasks)
         runs.multi_turn(tasks)
-        runs.boundaries(tasks[0], block)
+        runs.boundaries(tasks[0], blocks)
         return runs
 
 
@@ -111,11 +113,11 @@ def main() -> int:
     args = parser.parse_args()
     tasks = prompts.few_shot(args.data, args.questions)[: args.tasks]
     blocks = [int(size) for size in args.block_sizes.split(",")]
-    # Blocks are where K and V lie, nothing that an answer could depend on: one reference serves all sizes
-    # but for the experiment whose prompts follow the size.
+    # Blocks are where K and V lie, nothing that an answer could depend on: one reference serves all sizes.
     different, report = 0, []
+    off = run(args, tasks, None, blocks)
     for block in blocks:
-        off, on = (run(args, tasks, block, caching) for caching in (False, True))
+        on = run(args, tasks, block, blocks)
         for name, wanted in off.found.items():
             wrong = sum(a != b for a, b in zip(wanted, on.found[name], strict=True))
             different += wrong

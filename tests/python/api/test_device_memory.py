@@ -172,6 +172,29 @@ def test_plan_command_says_what_does_not_fit(tmp_path: Path, capsys: pytest.Capt
     assert "without --device cpu" in capsys.readouterr().err
 
 
+def test_plan_shows_the_tiers_of_the_prefix_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", folder(tmp_path, TINY), "--device", "cpu"]
+    assert cli.main(words) == 0
+    assert "prefix" not in capsys.readouterr().out
+    words.append("--enable-prefix-caching")
+    assert cli.main(words) == 0
+    assert "stays in the KV cache until it is evicted" in capsys.readouterr().out
+    words += ["--enable-prefix-cache-offload", "--cpu-prefill-memory-utilization", "0.01"]
+    assert cli.main(words) == 0
+    text = capsys.readouterr().out
+    assert "in memory" in text and "tokens of cold prefixes" in text and "on disk" not in text
+    kept = tmp_path / "kv"
+    assert (
+        cli.main([*words, "--prefix-cache-dir", str(kept), "--prefix-cache-disk-gb", "0.01", "--json"]) == 0
+    )
+    made = json.loads(capsys.readouterr().out)
+    tiers, block = made["prefix_cache"], made["kv_block_bytes"]
+    assert tiers["disk_blocks"] == int(0.01 * 2**30) // block and tiers["host_blocks"] > 0
+    assert tiers["host_bytes"] == tiers["host_blocks"] * block and not kept.exists()
+    assert cli.main([*words, "--prefix-cache-dir", str(tmp_path / "no/kv")]) == 1
+    assert "make it" in capsys.readouterr().err
+
+
 def test_plan_on_the_cpu_is_the_engines(tmp_path: Path) -> None:
     args = EngineArgs(model=folder(tmp_path, TINY), device="cpu", load_format="dummy", max_num_seqs=4)
     made = planning.make(args)
