@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taco_llm.cache_identity import cache_identity, weights_digest
+from taco_llm.cache_identity import cache_identity
+from taco_llm.loading.weights_digest import dummy_digest, weights_digest
 from taco_llm.logging import get_logger
 from taco_llm.memory import GIB, part_of_memory
 
@@ -189,10 +190,14 @@ def digest_of_weights(args: Any, checkpoint: Checkpoint) -> Future[bytes] | None
         return None
     if checkpoint.format == "dummy":
         made_up: Future[bytes] = Future()
-        made_up.set_result(f"made up with seed {args.seed}".encode())
+        made_up.set_result(dummy_digest(args.seed))
         return made_up
     pool = ThreadPoolExecutor(1, thread_name_prefix="taco-digest")
-    reading = pool.submit(weights_digest, list(checkpoint.files))
+    reading = pool.submit(
+        weights_digest,
+        list(checkpoint.files),
+        remember_in=folder(args.prefix_cache_dir) / "taco-kv-weights.json",
+    )
     pool.shutdown(wait=False)
     return reading
 
@@ -213,9 +218,10 @@ def open_disk(
         version=_core.__version__,
         spec=repr(model.spec),
         dtype=model.dtype,
-        kv_cache_dtype=args.kv_cache_dtype,
+        kv_cache_dtype=model.dtype if args.kv_cache_dtype == "auto" else args.kv_cache_dtype,
         quantization=args.quantization,
         block_size=args.block_size,
+        block_bytes=tiers.block_bytes,
         device=device.partition(":")[0],
     )
     store = _core.DiskStore.open(

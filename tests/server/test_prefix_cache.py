@@ -539,23 +539,29 @@ def test_kill_and_restart(start: Callable[..., Process], tmp_path: Path, tmp_pat
 
     server = start()
     assert server.tiers()["disk"]["blocks"] >= 40
+    found = []
     for prompt, choices in zip(second, wanted_second, strict=True):
         answer = complete(server, prompt, max_tokens=20)
         assert answer["choices"] == choices
-        # The first turn's 169 tokens with KV, unless the tail of its answer is no text that can be sent back.
-        assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] >= 144
-    assert server.tiers()["disk"]["tokens_hit"] >= 4 * 144
+        found.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+    # The first turn's 169 tokens with KV, unless the tail of its answer is no text that can be sent back.
+    # Once the engine has measured both it may rather compute so small a model than read.
+    assert found[0] >= 144 and all(n == 0 or n >= 144 for n in found)
+    assert server.tiers()["disk"]["tokens_hit"] >= 144
     server.wait_for_disk(4 * 10)
     server.kill()
+    assert "is damaged" not in server.log.read_text()
 
     # Every byte of the blocks is another: they fail their checksums, and the prompts are computed.
     for path in (tmp_path / "kv").rglob("blocks.*"):
         data = bytearray(path.read_bytes())
         path.write_bytes(bytes(byte ^ 0x5A for byte in data))
     server = start()
-    for prompt, choices in zip(second, wanted_second, strict=True):
-        assert complete(server, prompt, max_tokens=20)["choices"] == choices
-    server.kill()
+    answers = [complete(server, prompt, max_tokens=20) for prompt in second]
+    assert [answer["choices"] for answer in answers] == wanted_second
+    assert not any(answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers)
+    server.kill(signal.SIGTERM)
+    assert server.log.read_text().count("is damaged") == 1
 
     # The index is garbage: the server starts, with nothing.
     for path in (tmp_path / "kv").rglob("index"):
