@@ -2,12 +2,13 @@
 
     python bench/prefix/offload_h100.py [--model llama3-8b] [--device cuda] [--prefix 16384] [--out FILE]
 
-Random weights; the engine without HTTP. Four parts, each with figures on a line of its own:
+Random weights; the engine without HTTP. Five parts, each with figures on a line of its own:
 
 restore   a prefix of --prefix tokens that was pushed out to host memory, and its time to first token, against
           computing it; the speed of the copies as the executor timed them. Medians over --repeats prefixes.
 follow    the same with more text behind the prefix, so that the step follows the load layer by layer.
 document  100 blocks, 11 prefixes of 10 blocks one after the other, then the first again: it must hit.
+steps     how long each step of requests that generate takes meanwhile.
 beside    tokens a second of requests that generate, alone, beside requests for prefixes on the device, and
           beside the same requests for prefixes in host memory; windows in turn, medians of paired ratios.
 """
@@ -294,6 +295,64 @@ def beside(place: lab.Lab, args: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
+def steps(place: lab.Lab, args: argparse.Namespace) -> dict[str, Any]:
+    """How long each step takes while a request's prefix comes from the device, or from host memory."""
+    per, lines = -(-args.prefix // BLOCK), args.sequences
+    generating = lines * -(-(args.context + args.tokens + BLOCK) // BLOCK)
+    run = Run(
+        place,
+        blocks=generating + 3 * per + 64,
+        host_blocks=8 * per,
+        max_idle_blocks=3 * per,
+        max_len=max(args.prefix + 128, args.context + args.tokens + 64),
+        sequences=lines + 16,
+        batched=args.batched,
+    )
+    many = [text(900 + i, args.prefix, run.vocab) for i in range(5)]
+    for prefix in many:
+        run.ask([*prefix, 3])
+        run.settle()
+    for i in range(lines):
+        run.submit(text(2000 + i, args.context, run.vocab), args.tokens)
+    while run.engine.stats().running < lines:
+        run.poll()
+    time.sleep(0.2)
+    result: dict[str, Any] = {}
+
+    def watch(kind: str, prefix: list[int] | None) -> None:
+        request = run.submit([*prefix, 4, 9]) if prefix else None
+        begin, loaded = time.monotonic(), run.cache().loaded
+        seen: list[tuple[int, float, int]] = []
+        while time.monotonic() < begin + 0.25:
+            stats = run.engine.stats()
+            if not seen or stats.steps != seen[-1][0]:
+                seen.append((stats.steps, stats.last_step_end, stats.prefix_cache.loaded - loaded))
+            time.sleep(0.0002)
+            run.poll(0)
+        took = [
+            (1e3 * (b[1] - a[1]) / (b[0] - a[0]), 1e3 * (b[1] - begin), b[2])
+            for a, b in zip(seen, seen[1:], strict=False)
+        ]
+        result[kind] = took
+        ttft = 0.0
+        if request is not None:
+            times = run.wait(request).times
+            ttft = 1e3 * (times[2] - times[0])
+        shown = " ".join(f"{ms:.1f}" + (f"[{blocks}]" if blocks else "") for ms, _, blocks in took[:14])
+        print(
+            f"steps    {kind}: first token {ttft:.1f} ms; steps' ms [blocks loaded by then]: {shown}",
+            flush=True,
+        )
+
+    for turn in range(2):
+        watch(f"alone {turn}", None)
+        watch(f"device {turn}", many[turn - 1])
+        watch(f"host {turn}", many[turn])
+    run.engine.abort_all()
+    run.close()
+    return result
+
+
 def numbers(value: str) -> list[float]:
     return [float(v) for v in value.split(",")]
 
@@ -318,7 +377,7 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pauses", type=numbers, default=[0.5, 0.0], help="seconds between its requests")
-    parser.add_argument("--parts", default="restore,follow,document,beside")
+    parser.add_argument("--parts", default="restore,follow,document,steps,beside")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     started = time.monotonic()
@@ -333,6 +392,7 @@ def main() -> int:
         "restore": lambda: restore(place, args, 1),
         "follow": lambda: restore(place, args, args.follow),
         "document": lambda: document(place, args),
+        "steps": lambda: steps(place, args),
         "beside": lambda: beside(place, args),
     }
     for name in args.parts.split(","):
