@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -583,3 +584,28 @@ def test_other_weights_find_nothing(start: Callable[..., Process], tmp_path_fact
     other.kill()
     again = start()
     assert hits(again, prompt) == 144
+
+
+def test_a_full_disk_ends_writing(start: Callable[..., Process], checkpoint: Path, tmp_path: Path) -> None:
+    prompts = [text(700 + i, 150) for i in range(6)]
+    plain = start(None)
+    wanted = [complete(plain, prompt)["choices"] for prompt in prompts]
+    plain.kill(signal.SIGTERM)
+
+    server = start(tmp_path / "kv", checkpoint, "--prefix-cache-disk-gb", "0.002")
+    # As good as a full disk: no file may become longer. There is room for 16 blocks of 4 KiB.
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (64 << 10, 64 << 10))
+    assert [complete(server, prompt)["choices"] for prompt in prompts] == wanted
+    deadline = time.monotonic() + 30
+    while "not written to any more" not in server.log.read_text():
+        assert time.monotonic() < deadline, server.tiers()
+        time.sleep(0.05)
+    assert [complete(server, prompt)["choices"] for prompt in prompts] == wanted
+    assert complete(server, text(790, 150))["choices"]
+    assert 0 < server.tiers()["disk"]["blocks"] <= 16
+    server.kill()
+    assert server.log.read_text().count("not written to any more") == 1
+
+    again = start(tmp_path / "kv", checkpoint, "--prefix-cache-disk-gb", "0.002")
+    assert 0 < again.tiers()["disk"]["blocks"] <= 16
+    assert hits(again, prompts[0]) >= 16
