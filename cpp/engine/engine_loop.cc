@@ -73,10 +73,10 @@ void EngineLoop::run(Inbox& inbox, OutputQueue& queue) {
     if (cache) executor_->on_finished([&inbox] { inbox.wake(); });
     for (;;) {
       inbox.fetch(mail);
-      if (cache) take_finished_transfers(monotonic_seconds());
       bool has_work = scheduler_.has_work() || scheduler_.num_in_flight() > 0;
       if (mail.empty() && !has_work) {
-        if (cache) {
+        if (cache) {  // what is to be written is written while there is nothing else to do
+          take_finished_transfers(monotonic_seconds());
           begin_transfers(monotonic_seconds());
           update_stats(0);
         }
@@ -154,11 +154,19 @@ void EngineLoop::take_finished_transfers(double now) {
 
 void EngineLoop::begin_transfers(double now) {
   PrefixCache* cache = scheduler_.prefix_cache();
-  if (!cache) return;
   cache->maintain(now);
   transfers_.clear();
   cache->take_transfers(transfers_);
   for (const Transfer& transfer : transfers_) executor_->begin(transfer);
+}
+
+void EngineLoop::plan(double now) {
+  if (scheduler_.prefix_cache()) {
+    take_finished_transfers(now);
+    scheduler_.fetch(now);
+    begin_transfers(now);
+  }
+  scheduler_.plan(proposal_);
 }
 
 bool EngineLoop::step() {
@@ -174,10 +182,8 @@ bool EngineLoop::step() {
       if (mode == DraftMode::kDraft) speculator_->draft(scheduler_);
       if (mode == DraftMode::kShadow) speculator_->shadow(scheduler_);
     }
-    scheduler_.fetch(start);
-    scheduler_.plan(proposal_);
+    plan(start);
     if (proposal_.empty()) {
-      begin_transfers(start);
       update_stats(0);
       const bool busy = scheduler_.prefix_cache() && scheduler_.prefix_cache()->busy();
       // What a fetch has given up at its end is there for the next plan.
@@ -203,13 +209,8 @@ void EngineLoop::run_ahead(double now) {
     draft_next_ = mode == DraftMode::kDraft;
     if (draft_next_) return;  // drafts need the tokens of the step in flight
   }
-  scheduler_.fetch(now);
-  scheduler_.plan(proposal_);
-  if (!proposal_.empty() && proposal_.preempt.empty()) {
-    submit(now);
-  } else {
-    begin_transfers(now);
-  }
+  plan(now);
+  if (!proposal_.empty() && proposal_.preempt.empty()) submit(now);
   if (mode == DraftMode::kShadow) speculator_->shadow(scheduler_);
 }
 
@@ -224,7 +225,6 @@ void EngineLoop::submit(double now) {
     throw;
   }
   submitted_[plan.number % 2] = now;
-  begin_transfers(now);
 }
 
 // What computing prompts takes, of steps that did hardly anything else. The result of a step that samples

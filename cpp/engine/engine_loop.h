@@ -22,9 +22,9 @@ namespace taco {
 // from its history, when drafts are to be made, or when somebody would have to be preempted (n may free
 // blocks).
 //
-// With a prefix cache: finished transfers of blocks are taken before a step is planned, new ones are begun
-// after it was submitted. Where nobody can run but for blocks that are on their way, the thread waits for
-// them as for mail.
+// With a prefix cache: before a step is planned, finished transfers of blocks are taken and new ones begun,
+// so that the step may wait for any of them. Where nobody can run but for blocks that are on their way, the
+// thread waits for them as for mail.
 //
 // All functions but stats(), take_log_lines() and scheduler().check_admissible() belong to the engine thread.
 class EngineLoop {
@@ -50,6 +50,7 @@ class EngineLoop {
   void take(Mail& mail);
   void take_finished_transfers(double now);
   void begin_transfers(double now);
+  void plan(double now);
   bool step();  // false: nobody can run before a transfer has finished
   void run_ahead(double now);
   void submit(double now);  // the proposal

@@ -68,6 +68,7 @@ NullTransfers::Open* NullTransfers::find(uint64_t id) {
 void NullTransfers::begin(const Transfer& transfer) {
   TACO_CHECK(transfer.id != 0 && find(transfer.id) == nullptr, "transfer ", transfer.id, " is open already");
   TACO_CHECK(transfer.disk.size() == transfer.records.size());
+  last_begun_ = std::max(last_begun_, transfer.id);
   Open& open = open_.emplace_back();
   open.transfer = transfer;
   open.result.id = transfer.id;
@@ -123,6 +124,7 @@ void NullTransfers::copy(Open& open) {
 }
 
 void NullTransfers::wait_for(uint64_t id) {
+  TACO_CHECK(id <= last_begun_, "transfer ", id, " has not begun");
   if (Open* open = find(id)) copy(*open);
 }
 

@@ -66,6 +66,7 @@ class NullTransfers {
   std::map<int64_t, Slot> disk_;
   std::mt19937 random_{1};
   double delay_ = 0, read_failures_ = 0;
+  uint64_t last_begun_ = 0;
   int delay_calls_ = 0;
   std::function<void()> wake_;
 

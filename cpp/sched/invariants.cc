@@ -8,7 +8,7 @@ namespace taco {
 
 namespace {
 
-// holders: of each block, in block tables. may_pin: fetches of the prefix cache may hold more.
+// holders: of each block, in block tables. may_pin: what the prefix cache moves may be held besides.
 void check_pool(const BlockPool& pool, const std::vector<int32_t>& holders, bool may_pin = false) {
   std::vector<bool> is_free(holders.size());
   for (BlockId block : pool.free_list()) {
@@ -157,7 +157,7 @@ void check_invariants(const Scheduler& s) {
     hold_on_host(seq);
   }
   const PrefixCache* cache = s.prefix_cache();
-  check_pool(s.pool(), holders, cache != nullptr && cache->stats().fetches > 0);
+  check_pool(s.pool(), holders, cache != nullptr && cache->busy());
   if (cache != nullptr) cache->check();
   if (s.host_pool() != nullptr) check_pool(*s.host_pool(), host_holders);
   check_pending(s, num_pending);

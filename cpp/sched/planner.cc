@@ -95,10 +95,17 @@ void Scheduler::Planner::schedule(SeqState& seq, int32_t count) {
   budget_ -= count;
 }
 
-// Those who wait for blocks of a lower tier are passed over.
-const SeqState* Scheduler::Planner::first_waiting() const {
+void Scheduler::Planner::pass(const SeqState& seq) {
+  passed_slots_ += slots_of(seq);
+  passed_blocks_ += s_.blocks_to_come(seq);
+}
+
+const SeqState* Scheduler::Planner::first_waiting() {
+  passed_slots_ = 0;
+  passed_blocks_ = 0;
   for (const SeqState* seq : s_.waiting_) {
     if (!awaits_fetch(*seq)) return seq;
+    pass(*seq);
   }
   return nullptr;
 }
@@ -123,7 +130,7 @@ void Scheduler::Planner::look_up(const SeqState& seq, int64_t room, Admission& a
 }
 
 bool Scheduler::Planner::fits(const SeqState& seq, Admission& admission) const {
-  if (num_slots_ + slots_of(seq) > s_.config_.max_num_seqs) return false;
+  if (num_slots_ + passed_slots_ + slots_of(seq) > s_.config_.max_num_seqs) return false;
   int64_t spare = 0;
   int64_t others = static_cast<int64_t>(alive_ + out_.admit.size());
   if (others > 0) {
@@ -133,7 +140,7 @@ bool Scheduler::Planner::fits(const SeqState& seq, Admission& admission) const {
     if (seq.status == SeqStatus::kPreempted) spare = std::max(spare, others);
     spare += slots_of(seq) - 1;  // each fork will soon want a block of its own
   }
-  const int64_t room = free_ - spare;
+  const int64_t room = free_ - passed_blocks_ - spare;
   admission = {{}, blocks_for(seq.len(), s_.config_.block_size)};
   if (room > 0 && s_.looks_up(seq)) look_up(seq, room, admission);
   return admission.blocks <= room;
@@ -209,12 +216,13 @@ void Scheduler::Planner::plan_known_tokens() {
 }
 
 void Scheduler::Planner::plan_admissions() {
+  passed_slots_ = 0;
+  passed_blocks_ = 0;
   Admission admission;
   for (SeqState* seq : s_.waiting_) {
     if (budget_ == 0) return;
-    if (awaits_fetch(*seq)) {  // others pass it, but do not take its place
-      num_slots_ += slots_of(*seq);
-      free_ -= s_.blocks_to_come(*seq);
+    if (awaits_fetch(*seq)) {
+      pass(*seq);
       continue;
     }
     if (!fits(*seq, admission)) return;

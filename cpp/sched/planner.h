@@ -32,7 +32,8 @@ class Scheduler::Planner {
   };
   bool fits(const SeqState& seq, Admission& admission) const;
   void look_up(const SeqState& seq, int64_t room, Admission& admission) const;
-  const SeqState* first_waiting() const;
+  const SeqState* first_waiting();
+  void pass(const SeqState& seq);
 
   void displace_by_priority();
   int32_t tokens_kept_for_a_whole_prompt();
@@ -47,6 +48,9 @@ class Scheduler::Planner {
   int32_t budget_;
   int64_t free_;
   int num_slots_;
+  // Of those in the queue who wait for blocks of a lower tier: others pass them, but do not take their place.
+  int passed_slots_ = 0;
+  int64_t passed_blocks_ = 0;
   size_t alive_;  // running_[alive_ ...] are preempted by this plan: victims are always the last in the order
   bool displaced_ = false;
   bool out_of_blocks_ = false;

@@ -79,7 +79,7 @@ void Scheduler::finish(SeqState& seq, FinishReason reason) {
     num_slots_ -= slots_of(seq);
   } else if (request.forked || seq.index == 0) {
     waiting_.erase(&seq);
-    if (awaits_fetch(seq) && seq.fetch.id != 0) cache_->cancel_fetch(seq.fetch.id);
+    if (std::erase(fetching_, &seq) > 0 && seq.fetch.id != 0) cache_->cancel_fetch(seq.fetch.id);
   }
   // The run of accepted drafts that it ends with.
   if (reason != FinishReason::kError) publish(seq);
@@ -393,7 +393,7 @@ void Scheduler::rollback() {
   }
   for (SeqState* seq : flight.swapped_out) {  // nobody knows whether the moves were made
     release_table(*host_pool_, seq->host_blocks);
-    seq->num_computed = 0;
+    seq->num_computed = seq->num_committed = 0;
   }
   if (cache_) cache_->rolled_back(flight.plan.number);
   --num_flights_;

@@ -117,8 +117,8 @@ class Scheduler {
   void finish(SeqState& seq, FinishReason reason);
 
   // With a prefix cache, before plan: begins to bring back from lower tiers what the first in the queue want,
-  // and sees which of those who wait for it need wait no longer. now: monotonic seconds. Where it begins
-  // something, the transfers must be begun before it is called again.
+  // and sees which of those who wait for it need wait no longer. now: monotonic seconds. What it
+  // begins must be begun by the executor before the step that is planned next is submitted.
   void fetch(double now);
   // Rows of prompts in a step that was made of little else, and what it took.
   void measured_prefill(int64_t tokens, double seconds);
@@ -200,7 +200,8 @@ class Scheduler {
   void run_sequence(SeqState& seq);   // into running_
   void stop_sequence(SeqState& seq);  // out of running_
   bool looks_up(const SeqState& seq) const;
-  void begin_fetch(SeqState& seq, double now, bool may_begin, int64_t room);
+  void begin_fetch(SeqState& seq, double now, int64_t room);
+  void continue_fetch(SeqState& seq, double now);
   int64_t blocks_to_come(const SeqState& seq) const;
   void attach(SeqState& seq, const Proposal::Hit& hit, Flight& flight);
   void publish(SeqState& seq);
@@ -228,6 +229,7 @@ class Scheduler {
            num_generation_tokens_ = 0;
   std::optional<PrefixCache> cache_;
   HitCounter hit_counter_;
+  std::vector<SeqState*> fetching_;      // of those that wait: kNoRoom, kOpen and kNearby
   double seconds_per_prompt_token_ = 0;  // as measured; 0: not yet
 
   Flight flights_[2];

@@ -28,29 +28,33 @@ void Scheduler::measured_prefill(int64_t tokens, double seconds) {
 
 void Scheduler::fetch(double now) {
   if (!cache_ || cache_->config().num_host_blocks == 0) return;
-  int slots = std::max(config_.max_num_seqs - num_slots_, 1);
-  int fetches = 0;
+  for (SeqState* seq : fetching_) continue_fetch(*seq, now);
+  std::erase_if(fetching_, [](const SeqState* seq) { return seq->fetch.state == FetchState::kDone; });
   // What the pool can give to those in the queue: more is not brought back, lest it be gone again before its
   // request is admitted.
   int64_t room = pool_.num_available();
   if (!running_.empty()) room -= watermark_blocks_ + static_cast<int64_t>(running_.size());
+  int slots = std::max(config_.max_num_seqs - num_slots_, 1);
   for (SeqState* seq : waiting_) {
     if (slots <= 0 || room <= 0) return;
     slots -= slots_of(*seq);
-    FetchWish& wish = seq->fetch;
-    if (wish.state == FetchState::kNotAsked || wish.state == FetchState::kNoRoom) {
-      begin_fetch(*seq, now, fetches < kMaxFetches, room);
-    } else if (wish.state == FetchState::kOpen || wish.state == FetchState::kNearby) {
-      const double remaining = cache_->remaining(wish.id, now);
-      if (remaining <= 0) {
-        wish.state = FetchState::kDone;
-      } else if (cache_->config().lazy) {
-        const bool near = remaining <= wish.tokens_left * seconds_per_prompt_token_;
-        wish.state = near ? FetchState::kNearby : FetchState::kOpen;
-      }
+    if (seq->fetch.state == FetchState::kNotAsked) {
+      begin_fetch(*seq, now, room);
+      if (awaits_fetch(*seq)) fetching_.push_back(seq);
     }
-    fetches += wish.state == FetchState::kOpen || wish.state == FetchState::kNearby;
     room -= blocks_to_come(*seq);
+  }
+}
+
+void Scheduler::continue_fetch(SeqState& seq, double now) {
+  FetchWish& wish = seq.fetch;
+  if (wish.state == FetchState::kNoRoom) return begin_fetch(seq, now, pool_.num_available());
+  const double remaining = cache_->remaining(wish.id, now);
+  if (remaining <= 0) {
+    wish.state = FetchState::kDone;
+  } else if (cache_->config().lazy) {
+    const bool near = remaining <= wish.tokens_left * seconds_per_prompt_token_;
+    wish.state = near ? FetchState::kNearby : FetchState::kOpen;
   }
 }
 
@@ -60,7 +64,7 @@ int64_t Scheduler::blocks_to_come(const SeqState& seq) const {
   return std::max<int64_t>(blocks_for(seq.len(), config_.block_size) - held, 0);
 }
 
-void Scheduler::begin_fetch(SeqState& seq, double now, bool may_begin, int64_t room) {
+void Scheduler::begin_fetch(SeqState& seq, double now, int64_t room) {
   FetchWish& wish = seq.fetch;
   const int32_t max_tokens = looks_up(seq) ? seq.len() - 1 : 0;
   const PrefixCache::Match match = cache_->match(seq.owner->cache_root, seq.tokens, max_tokens);
@@ -74,7 +78,10 @@ void Scheduler::begin_fetch(SeqState& seq, double now, bool may_begin, int64_t r
   PrefixCache::Fetch result = PrefixCache::Fetch::kNoRoom;
   // Those that run must not be preempted for what is to run later.
   const int64_t spare = running_.empty() ? 0 : watermark_blocks_ + static_cast<int64_t>(running_.size());
-  if (may_begin) result = cache_->fetch(seq.owner->cache_root, seq.tokens, max_tokens, spare, now, id);
+  const auto open = std::count_if(fetching_.begin(), fetching_.end(),
+                                  [](const SeqState* other) { return other->fetch.id != 0; });
+  if (open < kMaxFetches)
+    result = cache_->fetch(seq.owner->cache_root, seq.tokens, max_tokens, spare, now, id);
   switch (result) {
     case PrefixCache::Fetch::kNone:
       wish.state = FetchState::kDone;
@@ -102,6 +109,7 @@ void Scheduler::attach(SeqState& seq, const Proposal::Hit& hit, Flight& flight) 
                                         seq.blocks, seq.attachment, flight.plan.wait_for);
   TACO_CHECK(tokens == hit.tokens, "the plan counts on ", hit.tokens, " cached tokens, the cache gives ",
              tokens);
+  std::erase(fetching_, &seq);
   if (tokens == 0) return;
   seq.num_computed = seq.num_committed = tokens;
   if (tokens % config_.block_size == 0) return;

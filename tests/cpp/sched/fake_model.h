@@ -133,12 +133,10 @@ class FakeEngine {
   // One step; the plan is left in `proposal` and `plan`. Nothing may happen where blocks are on their way.
   void step() {
     ++num_steps;
-    take_transfers();
     if (scheduler.num_in_flight() == 0) {
       plan_next();
       if (proposal.empty()) {
         ASSERT_NE(scheduler.prefix_cache(), nullptr);
-        begin_transfers();
         num_lost = scheduler.prefix_cache()->busy() ? 0 : num_lost + 1;
         ASSERT_LT(num_lost, 3) << "nobody can run";
         ++num_stuck;
@@ -154,7 +152,9 @@ class FakeEngine {
   double now() const { return num_steps * step_seconds; }
 
   void plan_next() {
+    take_transfers();
     scheduler.fetch(now());
+    begin_transfers();
     scheduler.plan(proposal);
   }
 
@@ -194,7 +194,6 @@ class FakeEngine {
     num_swapped_in += plan->swap_in.size();
     for (const SeqStep& part : plan->seqs) num_rows += static_cast<uint64_t>(part.count);
     model.run(*plan, results.emplace_back());
-    begin_transfers();
   }
 
   void run_ahead() {
@@ -202,7 +201,7 @@ class FakeEngine {
     scheduler.advance();
     check_invariants(scheduler);
     plan_next();
-    if (proposal.empty() || !proposal.preempt.empty()) return begin_transfers();
+    if (proposal.empty() || !proposal.preempt.empty()) return;
     submit_proposal();
     ++num_ahead;
   }
