@@ -10,19 +10,26 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr size_t kGroupsInFlight = 8;
-constexpr auto kPoll = std::chrono::microseconds(100);
+constexpr size_t kLoadsInFlight = 8;
+// A step's tokens come back to the host through the same copy engine, which takes turns as long as little is
+// queued: on an H100, 2 x 2 MiB make them wait for some 20 us, and 8 x 8 MiB for tens of milliseconds.
+constexpr size_t kStoresInFlight = 2;
+constexpr auto kPoll = std::chrono::microseconds(20);
 
 }  // namespace
 
 struct KvTransfer::Job {
   Transfer transfer;
-  std::shared_ptr<Fence> ops;               // the steps that were submitted before
-  bool urgent = false;                      // a step waits
-  std::vector<uint8_t> failed;              // per move
-  std::vector<std::pair<int, int>> groups;  // of layers, in the order of copying
-  size_t next = 0;                          // group, or move of the disk
-  bool issued = false;                      // to the last group
+  std::shared_ptr<Fence> ops;   // the steps that were submitted before
+  bool urgent = false;          // a step waits
+  std::vector<uint8_t> failed;  // per move
+  struct Group {
+    int first_layer, last_layer;     // [first, last)
+    size_t first_place, last_place;  // of `places`
+  };
+  std::vector<Group> groups;  // in the order of copying
+  size_t next = 0;            // group, or move of the disk
+  bool issued = false;        // to the last group
   bool finished = false;
   std::vector<std::shared_ptr<Fence>> layers;  // by layer: after its copies; null: not yet issued
   std::shared_ptr<Fence> start, end;
@@ -36,7 +43,7 @@ struct KvTransfer::Job {
   // The first that a step still lacks; what goes with the first layer is not counted.
   int next_layer() const {
     if (groups.empty()) return 0;
-    return groups[next == 1 && groups.size() > 2 ? 2 : next].first;
+    return groups[next == 1 && groups.size() > 2 ? 2 : next].first_layer;
   }
   bool has_failed(size_t i) const { return !failed.empty() && failed[i] != 0; }
   void fail(size_t i) {
@@ -268,15 +275,24 @@ void KvTransfer::prepare(Job& job, CopyStream& stream) {
         {device_.data + static_cast<size_t>(move.device) * device_.layer_bytes, host_->block(move.host)});
   }
   const int layers = device_.layers;
-  const size_t layer_bytes = device_.layer_bytes * std::max<size_t>(job.places.size(), 1);
+  const size_t places = job.places.size();
+  const size_t layer_bytes = device_.layer_bytes * std::max<size_t>(places, 1);
   const int most = static_cast<int>(std::clamp<size_t>(options_.group_bytes / layer_bytes, 1, layers));
-  if (!options_.by_layer || job.transfer.kind == TransferKind::kStore || most >= layers) {
-    job.groups.push_back({0, layers});
+  if (job.transfer.kind == TransferKind::kStore) {
+    const size_t blocks = std::max<size_t>(options_.store_bytes / host_->block_bytes(), 1);
+    size_t first = 0;
+    do {  // one at least: without places it is the end of the transfer
+      job.groups.push_back({0, layers, first, std::min(first + blocks, places)});
+      first += blocks;
+    } while (first < places);
+  } else if (!options_.by_layer || most >= layers) {
+    job.groups.push_back({0, layers, 0, places});
   } else {
     // The first layer is what a step needs soonest; the last one goes with it, those between as time allows.
-    job.groups.push_back({0, 1});
-    if (layers > 1) job.groups.push_back({layers - 1, layers});
-    for (int l = 1; l < layers - 1; l += most) job.groups.push_back({l, std::min(l + most, layers - 1)});
+    job.groups.push_back({0, 1, 0, places});
+    if (layers > 1) job.groups.push_back({layers - 1, layers, 0, places});
+    for (int l = 1; l < layers - 1; l += most)
+      job.groups.push_back({l, std::min(l + most, layers - 1), 0, places});
   }
   stream.wait_for(*job.ops);
   job.start = stream.fence(true);
@@ -287,21 +303,22 @@ void KvTransfer::copy_group(Lane& lane, const JobPtr& job, std::unique_lock<std:
   lock.unlock();
   std::shared_ptr<Fence> fence;
   bool last = false, broken = false;
-  std::pair<int, int> layers{0, device_.layers};
+  Job::Group part{};
   try {
     if (group == 0) prepare(*job, *lane.stream);
-    layers = job->groups[group];
+    part = job->groups[group];
     last = group + 1 == job->groups.size();
     const size_t device_pitch = device_.layer_bytes * static_cast<size_t>(device_.num_blocks);
-    std::vector<PlacePair> places = job->places;
+    std::vector<PlacePair> places(job->places.begin() + static_cast<std::ptrdiff_t>(part.first_place),
+                                  job->places.begin() + static_cast<std::ptrdiff_t>(part.last_place));
     for (PlacePair& p : places) {
-      p.device += device_pitch * static_cast<size_t>(layers.first);
-      p.host += device_.layer_bytes * static_cast<size_t>(layers.first);
+      p.device += device_pitch * static_cast<size_t>(part.first_layer);
+      p.host += device_.layer_bytes * static_cast<size_t>(part.first_layer);
     }
     lane.stream->copy(
         job->transfer.kind == TransferKind::kLoad ? CopyDirection::kToDevice : CopyDirection::kToHost,
         {.places = places,
-         .rows = layers.second - layers.first,
+         .rows = part.last_layer - part.first_layer,
          .bytes = device_.layer_bytes,
          .device_pitch = device_pitch,
          .host_pitch = device_.layer_bytes});
@@ -314,9 +331,14 @@ void KvTransfer::copy_group(Lane& lane, const JobPtr& job, std::unique_lock<std:
   ++job->next;
   job->issued = last;
   if (last) job->end = fence;
-  for (int l = layers.first; l < layers.second; ++l) job->layers[static_cast<size_t>(l)] = fence;
+  for (int l = part.first_layer; l < part.last_layer; ++l) job->layers[static_cast<size_t>(l)] = fence;
   lane.in_flight.push_back({job, std::move(fence), last});
   if (job->urgent || last) progress_.notify_all();
+}
+
+size_t KvTransfer::most_in_flight(const Job& job) {
+  if (job.transfer.kind == TransferKind::kStore) return kStoresInFlight;
+  return job.urgent ? SIZE_MAX : kLoadsInFlight;
 }
 
 void KvTransfer::run_copies(Lane& lane) {
@@ -332,7 +354,7 @@ void KvTransfer::run_copies(Lane& lane) {
     const JobPtr job = next(lane);
     if (job && !lane.stream) {
       abandon(lane, job);
-    } else if (job && (job->urgent || lane.in_flight.size() < kGroupsInFlight)) {
+    } else if (job && lane.in_flight.size() < most_in_flight(*job)) {
       copy_group(lane, job, lock);
     } else if (!lane.in_flight.empty()) {
       work_.wait_for(lock, kPoll);

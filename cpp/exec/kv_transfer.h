@@ -45,6 +45,7 @@ class KvTransfer {
     // A copy call's share of a transfer: layers enough to be worth a call, and few enough that what is urgent
     // does not wait long behind it.
     size_t group_bytes = size_t{8} << 20;
+    size_t store_bytes = size_t{2} << 20;  // of whole blocks in a store's call
   };
   KvTransfer(std::shared_ptr<Backend> backend, const DeviceBlocks& device, std::shared_ptr<HostBlocks> host,
              Options options);
@@ -87,6 +88,7 @@ class KvTransfer {
   void run_disk(Lane& lane);
   JobPtr next(const Lane& lane) const;
   bool ready(const Job& job) const;
+  static size_t most_in_flight(const Job& job);
   void reap(Lane& lane);
   void abandon(Lane& lane, const JobPtr& job);
   void prepare(Job& job, CopyStream& stream);

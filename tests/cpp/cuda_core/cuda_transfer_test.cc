@@ -36,7 +36,8 @@ struct Rig {
                                  .layers = kLayers,
                                  .num_blocks = kDevice,
                                  .layer_bytes = kBytes},
-        host, KvTransfer::Options{.by_layer = by_layer, .group_bytes = group_bytes});
+        host,
+        KvTransfer::Options{.by_layer = by_layer, .group_bytes = group_bytes, .store_bytes = 2 * kBlock});
     scratch = device_memory(backend, kDelay);
     for (int b = 0; b < kHost; ++b) {
       host_content.push_back(block());

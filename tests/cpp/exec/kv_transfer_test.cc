@@ -117,6 +117,7 @@ TEST_P(KvTransferRandom, ContentsAreThoseOfANaiveModel) {
   KvTransfer::Options options;
   options.by_layer = by_layer;
   options.group_bytes = static_cast<size_t>(layer_bytes) * 5;  // several groups for most transfers
+  options.store_bytes = static_cast<size_t>(layer_bytes * layers) * 2;
   Rig rig(layers, kDevice, kHost, static_cast<size_t>(layer_bytes), options);
   std::mt19937 random(static_cast<unsigned>(layers * 1000 + layer_bytes));
   std::vector<uint32_t> device(kDevice), host(kHost);
