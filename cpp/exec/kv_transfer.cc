@@ -10,10 +10,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr size_t kLoadsInFlight = 8;
-// A step's tokens come back to the host through the same copy engine, which takes turns as long as little is
-// queued: on an H100, 2 x 2 MiB make them wait for some 20 us, and 8 x 8 MiB for tens of milliseconds.
-constexpr size_t kStoresInFlight = 2;
+constexpr size_t kGroupsInFlight = 8;
 constexpr auto kPoll = std::chrono::microseconds(20);
 
 }  // namespace
@@ -32,9 +29,9 @@ struct KvTransfer::Job {
   bool issued = false;        // to the last group
   bool finished = false;
   std::vector<std::shared_ptr<Fence>> layers;  // by layer: after its copies; null: not yet issued
-  std::shared_ptr<Fence> start, end;
+  std::shared_ptr<Fence> end;
+  double seconds = 0;             // of the groups' copies that have ended, or of the disk
   std::vector<PlacePair> places;  // first layer; of moves that did not fail
-  double disk_seconds = 0;
 
   size_t num_moves() const { return transfer.moves.size() + transfer.disk.size(); }
   BlockId host(size_t i) const {
@@ -234,12 +231,11 @@ void KvTransfer::wake(std::unique_lock<std::mutex>& lock) {
 
 void KvTransfer::reap(Lane& lane) {
   while (!lane.in_flight.empty()) {
-    double seconds = 0;
     bool broken = false;
     const InFlight& first = lane.in_flight.front();
     try {
       if (!first.fence->reached()) return;
-      if (first.last) seconds = first.job->end->seconds_since(*first.job->start);
+      first.job->seconds += first.fence->seconds_since(*first.start);
     } catch (const std::exception&) {
       broken = true;
     }
@@ -249,7 +245,7 @@ void KvTransfer::reap(Lane& lane) {
     if (broken) {
       abandon(lane, job);
     } else if (last) {
-      finish(lane, job, seconds);
+      finish(lane, job, job->seconds);
     }
   }
 }
@@ -295,13 +291,14 @@ void KvTransfer::prepare(Job& job, CopyStream& stream) {
       job.groups.push_back({l, std::min(l + most, layers - 1), 0, places});
   }
   stream.wait_for(*job.ops);
-  job.start = stream.fence(true);
 }
 
 void KvTransfer::copy_group(Lane& lane, const JobPtr& job, std::unique_lock<std::mutex>& lock) {
   const size_t group = job->next;
   lock.unlock();
-  std::shared_ptr<Fence> fence;
+  // Of this group alone: between its groups a transfer may wait for others, or for the step that it is to
+  // serve.
+  std::shared_ptr<Fence> start, fence;
   bool last = false, broken = false;
   Job::Group part{};
   try {
@@ -315,6 +312,7 @@ void KvTransfer::copy_group(Lane& lane, const JobPtr& job, std::unique_lock<std:
       p.device += device_pitch * static_cast<size_t>(part.first_layer);
       p.host += device_.layer_bytes * static_cast<size_t>(part.first_layer);
     }
+    start = lane.stream->fence(true);
     lane.stream->copy(
         job->transfer.kind == TransferKind::kLoad ? CopyDirection::kToDevice : CopyDirection::kToHost,
         {.places = places,
@@ -322,7 +320,7 @@ void KvTransfer::copy_group(Lane& lane, const JobPtr& job, std::unique_lock<std:
          .bytes = device_.layer_bytes,
          .device_pitch = device_pitch,
          .host_pitch = device_.layer_bytes});
-    fence = lane.stream->fence(last);
+    fence = lane.stream->fence(true);
   } catch (const std::exception&) {
     broken = true;
   }
@@ -332,13 +330,8 @@ void KvTransfer::copy_group(Lane& lane, const JobPtr& job, std::unique_lock<std:
   job->issued = last;
   if (last) job->end = fence;
   for (int l = part.first_layer; l < part.last_layer; ++l) job->layers[static_cast<size_t>(l)] = fence;
-  lane.in_flight.push_back({job, std::move(fence), last});
+  lane.in_flight.push_back({job, std::move(start), std::move(fence), last});
   if (job->urgent || last) progress_.notify_all();
-}
-
-size_t KvTransfer::most_in_flight(const Job& job) {
-  if (job.transfer.kind == TransferKind::kStore) return kStoresInFlight;
-  return job.urgent ? SIZE_MAX : kLoadsInFlight;
 }
 
 void KvTransfer::run_copies(Lane& lane) {
@@ -354,7 +347,7 @@ void KvTransfer::run_copies(Lane& lane) {
     const JobPtr job = next(lane);
     if (job && !lane.stream) {
       abandon(lane, job);
-    } else if (job && lane.in_flight.size() < most_in_flight(*job)) {
+    } else if (job && (job->urgent || lane.in_flight.size() < kGroupsInFlight)) {
       copy_group(lane, job, lock);
     } else if (!lane.in_flight.empty()) {
       work_.wait_for(lock, kPoll);
@@ -398,12 +391,12 @@ void KvTransfer::run_disk(Lane& lane) {
       const bool done = disk_move(*job, index);
       const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
       lock.lock();
-      job->disk_seconds += seconds;
+      job->seconds += seconds;
       if (!done) job->fail(index);
     }
     if (job->next < job->num_moves()) continue;
     job->issued = true;
-    finish(lane, job, job->disk_seconds);
+    finish(lane, job, job->seconds);
   }
 }
 

@@ -73,7 +73,7 @@ class KvTransfer {
   // Copies on their way in the device's queue.
   struct InFlight {
     JobPtr job;
-    std::shared_ptr<Fence> fence;
+    std::shared_ptr<Fence> start, fence;  // around its copies
     bool last;
   };
   struct Lane {
@@ -88,7 +88,6 @@ class KvTransfer {
   void run_disk(Lane& lane);
   JobPtr next(const Lane& lane) const;
   bool ready(const Job& job) const;
-  static size_t most_in_flight(const Job& job);
   void reap(Lane& lane);
   void abandon(Lane& lane, const JobPtr& job);
   void prepare(Job& job, CopyStream& stream);

@@ -49,7 +49,7 @@ struct Context {
   size_t max_pitch = 0;  // bytes between rows of a pitched copy
   bool batch_invariant = false;
   bool pdl = true;  // programmatic dependent launch; TACO_PDL=0 turns it off
-  // The stream waits for a copy stream next: the first kernel after that must not start early.
+  // The stream waits for a copy stream next, or for a small copy: the kernel after that must not start early.
   mutable bool behind_fence = false;
   std::shared_ptr<CublasLt> lt;
   std::shared_ptr<Uploader> uploader;  // made with the first weight

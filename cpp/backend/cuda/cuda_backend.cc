@@ -13,8 +13,6 @@
 namespace taco::cuda {
 namespace {
 
-constexpr size_t kCopiedByAKernel = 64 << 10;  // bytes, at most
-
 struct CudaGraph final : Graph {
   cudaGraphExec_t exec = nullptr;
   ~CudaGraph() override {
@@ -115,16 +113,17 @@ void* CudaBackend::allocate_host(size_t bytes) {
 }
 void CudaBackend::release_host(void* data) noexcept { cudaFreeHost(data); }
 void CudaBackend::upload_async(void* device, const void* source, size_t bytes) {
+  if (run_small_copy(device, bytes, source, bytes, 1, ctx_)) return;
   TACO_CUDA_CHECK(cudaMemcpyAsync(device, source, bytes, cudaMemcpyHostToDevice, ctx_.stream));
 }
 void CudaBackend::download_async(void* host, const void* source, size_t bytes) {
-  const bool aligned = (reinterpret_cast<uintptr_t>(host) | reinterpret_cast<uintptr_t>(source)) % 16 == 0;
-  if (bytes > 0 && bytes <= kCopiedByAKernel && aligned) return run_copy_out(host, source, bytes, ctx_);
+  if (run_small_copy(host, bytes, source, bytes, 1, ctx_)) return;
   TACO_CUDA_CHECK(cudaMemcpyAsync(host, source, bytes, cudaMemcpyDeviceToHost, ctx_.stream));
 }
 
 void CudaBackend::upload_rows_async(void* device, size_t pitch, const void* source, size_t width,
                                     int64_t rows) {
+  if (run_small_copy(device, pitch, source, width, rows, ctx_)) return;
   TACO_CUDA_CHECK(cudaMemcpy2DAsync(device, pitch, source, width, width, static_cast<size_t>(rows),
                                     cudaMemcpyHostToDevice, ctx_.stream));
 }

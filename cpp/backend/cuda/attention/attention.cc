@@ -7,6 +7,7 @@
 
 #include "backend/cuda/attention/mma.h"
 #include "backend/cuda/attention/plan.h"
+#include "backend/cuda/ops/ops.h"
 
 namespace taco::cuda {
 namespace {
@@ -26,7 +27,7 @@ class Staging {
     }
   }
   void upload(void* device, const void* a, size_t a_bytes, const void* b, size_t b_bytes,
-              cudaStream_t stream) {
+              const Context& ctx) {
     Slot& slot = slots_[next_++ % kSlots];
     if (slot.copied == nullptr) {
       TACO_CUDA_CHECK(cudaEventCreateWithFlags(&slot.copied, cudaEventDisableTiming));
@@ -43,8 +44,10 @@ class Staging {
     }
     std::memcpy(slot.data, a, a_bytes);
     if (b_bytes > 0) std::memcpy(static_cast<char*>(slot.data) + a_bytes, b, b_bytes);
-    TACO_CUDA_CHECK(cudaMemcpyAsync(device, slot.data, a_bytes + b_bytes, cudaMemcpyHostToDevice, stream));
-    TACO_CUDA_CHECK(cudaEventRecord(slot.copied, stream));
+    const size_t bytes = a_bytes + b_bytes;
+    if (!run_small_copy(device, bytes, slot.data, bytes, 1, ctx))
+      TACO_CUDA_CHECK(cudaMemcpyAsync(device, slot.data, bytes, cudaMemcpyHostToDevice, ctx.stream));
+    TACO_CUDA_CHECK(cudaEventRecord(slot.copied, ctx.stream));
   }
 
  private:
@@ -88,7 +91,7 @@ struct DeviceList {
     if (list.header.num_chunks == 0 && !used) return;
     used = true;
     staging.upload(reserve(list.items.size(), ctx), &list.header, sizeof(WorkHeader), list.items.data(),
-                   list.items.size() * sizeof(WorkItem), ctx.stream);
+                   list.items.size() * sizeof(WorkItem), ctx);
   }
 
  private:
@@ -122,7 +125,7 @@ struct Attention::Impl {
       const int32_t head[2] = {static_cast<int32_t>(layer.plan.sm90.size()), 0};
       size_t bytes = layer.plan.sm90.size() * sizeof(PrefillSm90Item);
       void* device = layer.sm90.reserve(std::bit_ceil(sizeof head + bytes), ctx.stream);
-      staging.upload(device, head, sizeof head, layer.plan.sm90.data(), bytes, ctx.stream);
+      staging.upload(device, head, sizeof head, layer.plan.sm90.data(), bytes, ctx);
     }
     if (layer.plan.part_rows > 0) {
       // Results, then maxima and sums.

@@ -13,9 +13,11 @@ void run_embedding(const EmbeddingParams& p, Context& ctx);
 void run_norm(const NormParams& p, Context& ctx);
 void run_rope_and_cache(const RopeAndCacheParams& p, Context& ctx);
 void run_gather_rows(const GatherRowsParams& p, Context& ctx);
-// To pinned memory, both 16-byte aligned. A kernel, not the copy engine: that may be busy for long with
-// blocks that leave the device, and every step waits for its few tokens.
-void run_copy_out(void* host, const void* data, size_t bytes, Context& ctx);
+// Between pinned host memory and the device, in either direction: rows of `width` bytes, dense in the source,
+// `pitch` bytes apart in the target. A kernel, not the copy engine: that may be busy for long with KV blocks,
+// and every step waits for its inputs and its tokens. It begins when all before it has ended, and nothing
+// begins before its end. False, and nothing done, if that is much: the caller uses the copy engine.
+bool run_small_copy(void* to, size_t pitch, const void* from, size_t width, int64_t rows, const Context& ctx);
 void run_scale_logits(const ScaleLogitsParams& p, Context& ctx);
 void run_mask_logits(const MaskLogitsParams& p, Context& ctx);
 void run_copy_blocks(const CopyBlocksParams& p, Context& ctx);

@@ -53,13 +53,25 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads) copy_out_kernel(char* host, const char* data, int64_t bytes) {
-  pdl_launch();
+// Rows of `width` bytes, dense in the source; blockIdx.y: a row.
+template <typename Unit>
+__global__ void __launch_bounds__(kThreads)
+    small_copy_kernel(char* to, int64_t pitch, const char* from, int64_t width) {
   pdl_wait();
-  const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x, step = int64_t{gridDim.x} * kThreads;
-  for (int64_t i = first; i < bytes / 16; i += step)
-    reinterpret_cast<uint4*>(host)[i] = reinterpret_cast<const uint4*>(data)[i];
-  for (int64_t i = bytes / 16 * 16 + first; i < bytes; i += step) host[i] = data[i];
+  auto* row = reinterpret_cast<Unit*>(to + blockIdx.y * pitch);
+  const auto* source = reinterpret_cast<const Unit*>(from + blockIdx.y * width);
+  const int64_t count = width / static_cast<int64_t>(sizeof(Unit));
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count;
+       i += int64_t{gridDim.x} * kThreads)
+    row[i] = source[i];
+}
+
+template <typename Unit>
+void copy_rows(void* to, size_t pitch, const void* from, size_t width, int64_t rows, const Context& ctx) {
+  const size_t blocks = (width / sizeof(Unit) + kThreads - 1) / kThreads;
+  const dim3 grid(static_cast<unsigned>(std::clamp<size_t>(blocks, 1, 32)), static_cast<unsigned>(rows));
+  launch(ctx, small_copy_kernel<Unit>, grid, dim3(kThreads), 0, static_cast<char*>(to), static_cast<int64_t>(pitch),
+         static_cast<const char*>(from), static_cast<int64_t>(width));
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -138,10 +150,21 @@ void run_gather_rows(const GatherRowsParams& p, Context& ctx) {
   gather<uint8_t>(p, row_bytes, stride_bytes, ctx);
 }
 
-void run_copy_out(void* host, const void* data, size_t bytes, Context& ctx) {
-  const auto blocks = static_cast<unsigned>(std::clamp<size_t>(bytes / (16 * kThreads), 1, 8));
-  launch(ctx, copy_out_kernel, dim3(blocks), dim3(kThreads), 0, static_cast<char*>(host),
-         static_cast<const char*>(data), static_cast<int64_t>(bytes));
+bool run_small_copy(void* to, size_t pitch, const void* from, size_t width, int64_t rows,
+                    const Context& ctx) {
+  constexpr size_t kMost = size_t{1} << 20;
+  if (width == 0 || rows == 0 || width * static_cast<size_t>(rows) > kMost || rows > 65535) return false;
+  const size_t odd = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from) | pitch | width;
+  ctx.behind_fence = true;
+  if (odd % sizeof(uint4) == 0) {
+    copy_rows<uint4>(to, pitch, from, width, rows, ctx);
+  } else if (odd % sizeof(uint32_t) == 0) {
+    copy_rows<uint32_t>(to, pitch, from, width, rows, ctx);
+  } else {
+    copy_rows<char>(to, pitch, from, width, rows, ctx);
+  }
+  ctx.behind_fence = true;
+  return true;
 }
 
 void run_scale_logits(const ScaleLogitsParams& p, Context& ctx) {
