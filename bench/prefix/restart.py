@@ -4,9 +4,10 @@
         [--settle 3] [--dtype bfloat16] [--json OUT]
 
 A server with the disk tier answers the first turn of some chats and, --settle seconds later, is killed
-without warning. A new one over the same folder answers their second turns (from disk), then a repetition of
-them (from the device); a server over an empty folder answers the second turns cold. Texts of all three must
-be the same in float32; in other types they are only counted.
+without warning. A new one over the same folder answers their second turns (from disk). A server over an empty
+folder answers the second turns cold (under a salt of their own), then both turns one after the other (the
+second from the device): what it would have been without the kill. Texts of all three must be the same in
+float32; in other types differences are only counted.
 """
 
 from __future__ import annotations
@@ -65,22 +66,26 @@ def main() -> int:
         ready = server.ready_after
         restored = server.cache()
         from_disk = [server.complete(text, args.tokens) for text in second_turns]
-        again = [server.complete(text, args.tokens) for text in second_turns]
         server.stop()
         server = start("empty")
-        cold = [server.complete(text, args.tokens) for text in second_turns]
+        cold = [server.complete(text, args.tokens, cache_salt="cold") for text in second_turns]
+        for task in tasks:
+            server.complete(task.prefix + task.questions[0], args.tokens)
+        from_device = [server.complete(text, args.tokens) for text in second_turns]
         server.stop()
     print(line("first turns, cold", first))
     print(line("second turns, after kill -9", from_disk))
-    print(line("the same again (device)", again))
-    print(line("second turns, empty folder", cold))
+    print(line("second turns, no kill", from_device))
+    print(line("second turns, cold", cold))
     tiers = {tier["tier"]: tier["blocks"] for tier in before["tiers"]}
     found = {tier["tier"]: tier["blocks"] for tier in restored["tiers"]}
     print(f"blocks before the kill {tiers}, after the start {found}; ready after {ready:.2f} s")
-    different = sum(a.text != b.text for a, b in zip(from_disk, cold, strict=True))
-    print(f"{different} of {len(cold)} second turns differ from those of the empty folder")
+    different = sum(
+        a.text != b.text for kind in (from_disk, from_device) for a, b in zip(kind, cold, strict=True)
+    )
+    print(f"{different} of {2 * len(cold)} second turns differ from the cold ones")
     if args.json:
-        rows = {"first": first, "from_disk": from_disk, "again": again, "cold": cold}
+        rows = {"first": first, "from_disk": from_disk, "from_device": from_device, "cold": cold}
         report = {
             name: {
                 "prompt_tokens": [a.prompt_tokens for a in answers],
