@@ -58,6 +58,13 @@ def checkpoint(tmp_path_factory: Any) -> Path:
     return tiny_model.write(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="module")
+def heavy(tmp_path_factory: Any) -> Path:
+    """Computing is much slower than loading, as in real models: else loads would not be worth it."""
+    sizes = {"hidden_size": 128, "intermediate_size": 2048, "num_hidden_layers": 4}
+    return tiny_model.write(tmp_path_factory.mktemp("heavy"), scale=0.2, **sizes)
+
+
 @contextmanager
 def model(checkpoint: Path, **settings: Any) -> Iterator[LLM]:
     with LLM(str(checkpoint), **SMALL | settings) as llm:
@@ -264,14 +271,14 @@ def test_aborted_requests(checkpoint: Path) -> None:
 # --- tiers
 
 
-def test_eleven_prefixes_of_ten_blocks_over_a_hundred(checkpoint: Path, caplog: Any) -> None:
+def test_eleven_prefixes_of_ten_blocks_over_a_hundred(heavy: Path, caplog: Any) -> None:
     """After the eleventh the first one is no longer on the device: offload brings it back."""
     caplog.set_level("INFO", "taco_llm")
     prefixes = [text(200 + i, 160) for i in range(11)]
     found = {}
     for name, settings in (("off", {}), ("plain", {"enable_prefix_caching": True}), ("offload", OFFLOAD)):
         more = {"apc_offload_enable_hit_cnt": True} if settings else {}
-        with model(checkpoint, num_gpu_blocks_override=100, **settings | more) as llm:
+        with model(heavy, num_gpu_blocks_override=100, **settings | more) as llm:
             answers = [ask(llm, prefix + "Q")[0] for prefix in prefixes]
             found[name] = answers + ask(llm, prefixes[0] + "R")
             stats = llm.handle.core.stats().prefix_cache
@@ -290,7 +297,7 @@ def test_eleven_prefixes_of_ten_blocks_over_a_hundred(checkpoint: Path, caplog: 
 @pytest.mark.parametrize("more", [
     {}, {"apc_offload_not_lazy": True}, {"apc_offload_gpu_evictor_limit": 10},
 ])  # fmt: skip
-def test_a_small_device_over_memory(checkpoint: Path, more: dict[str, Any]) -> None:
+def test_a_small_device_over_memory(heavy: Path, more: dict[str, Any]) -> None:
     """Many prefixes in turns, several at a time, over a device that holds a few of them."""
     prefixes = [text(300 + i, 90 + 5 * i) for i in range(12)]
 
@@ -301,17 +308,17 @@ def test_a_small_device_over_memory(checkpoint: Path, more: dict[str, Any]) -> N
                 answers += ask(llm, [p + text(400 + turn, 7) for p in prefixes[group : group + 3]])
         return answers
 
-    found = both(checkpoint, run, num_gpu_blocks_override=40, **OFFLOAD | more)
+    found = both(heavy, run, num_gpu_blocks_override=40, **OFFLOAD | more)
     later = sum(found[24:])
     wanted = sum(len(p) // 16 * 16 for p in prefixes) * 2
     assert later > 0.5 * wanted, found
 
 
-def test_what_was_used_once_is_not_worth_a_copy(checkpoint: Path) -> None:
+def test_what_was_used_once_is_not_worth_a_copy(heavy: Path) -> None:
     once, twice = text(10, 160), text(11, 160)
     others = [text(12 + i, 160) for i in range(11)]
     settings = {"num_gpu_blocks_override": 100, "apc_offload_min_access_threshold": 2}
-    with model(checkpoint, **OFFLOAD | settings) as llm:
+    with model(heavy, **OFFLOAD | settings) as llm:
         assert cached(ask(llm, [once + "A"]) + ask(llm, [twice + "A"]) + ask(llm, [twice + "B"])) == [
             0,
             0,
@@ -442,10 +449,10 @@ def test_usage(checkpoint: Path, stream: bool) -> None:
         assert found == {"cached_tokens": 64}  # user:...| is 66 tokens
 
 
-def test_metrics(checkpoint: Path) -> None:
+def test_metrics(heavy: Path) -> None:
     from test_speculation_figures import figures
 
-    with served(checkpoint, num_gpu_blocks_override=100, **OFFLOAD) as server:
+    with served(heavy, num_gpu_blocks_override=100, **OFFLOAD) as server:
         for seed in (*range(210, 221), 210, 220):
             hits(server, text(seed, 160) + "Q")
         values = figures(server)

@@ -32,11 +32,13 @@ def _byte_characters() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
-def write(folder: Path, seed: int = 0, scale: float = 0.5) -> Path:
-    """Writes the checkpoint and returns its folder. Greedy answers of it repeat themselves soon."""
-    hidden, inner, vocab = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["vocab_size"]
+def write(folder: Path, seed: int = 0, scale: float = 0.5, **sizes: int) -> Path:
+    """Writes the checkpoint and returns its folder. Greedy answers of it repeat themselves soon. sizes:
+    instead of CONFIG's; there are half as many KV heads as heads."""
+    config = CONFIG | sizes
+    hidden, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
-    for i in range(CONFIG["num_hidden_layers"]):
+    for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}."
         for name in ("input_layernorm", "post_attention_layernorm"):
             shapes[f"{layer}{name}.weight"] = (hidden,)
@@ -56,7 +58,7 @@ def write(folder: Path, seed: int = 0, scale: float = 0.5) -> Path:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(config))
 
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     tokenizer = {
