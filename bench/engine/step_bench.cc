@@ -1,9 +1,10 @@
 // What the engine adds to each step: planning, committing, detokenising, publishing, over an executor that
 // does nothing but answer. The host's part is the time from a step's result to the submission of the next
 // step: with one step in flight the device is idle meanwhile, with two it has the other one to run.
-//   step_bench [--device-ms x] [sequences ...]
+//   step_bench [--device-ms x] [--prefix-cache] [sequences ...]
 // With --device-ms each step takes x milliseconds of sleep, so that the host's part starts from a cold cache,
-// as it does behind a real device.
+// as it does behind a real device. With --prefix-cache everything is measured without a prefix cache and with
+// one, which publishes each block that the sequences fill.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -91,7 +92,7 @@ double quantile(std::vector<double>& values, double part) {
   return *at;
 }
 
-void measure(int num_seqs, bool with_text, int max_in_flight, double step_seconds) {
+void measure(int num_seqs, bool with_text, int max_in_flight, double step_seconds, bool with_cache) {
   const int output_len = step_seconds > 0 ? 300 : 2000;
   std::shared_ptr<const Vocabulary> vocabulary;
   SamplingParams params;
@@ -105,6 +106,7 @@ void measure(int num_seqs, bool with_text, int max_in_flight, double step_second
   EngineConfig config;
   config.max_num_seqs = std::max(config.max_num_seqs, num_seqs);
   config.max_num_batched_tokens = std::max(config.max_num_batched_tokens, num_seqs);
+  config.prefix_caching.enabled = with_cache;
   auto gate = std::make_shared<Gate>();
   Engine engine(std::make_unique<EmptyExecutor>(gate, max_in_flight, step_seconds), vocabulary, config);
   for (int i = 0; i < num_seqs; ++i) engine.submit(std::vector<int32_t>(kPromptLen, i % kVocab), params);
@@ -126,12 +128,12 @@ void measure(int num_seqs, bool with_text, int max_in_flight, double step_second
   reader.join();
   engine.shutdown();
   std::printf(
-      "%5d sequences, %d in flight, %s: %8.2f us of CPU per step, %6.3f per token; host part median %7.2f "
+      "%5d sequences, %d in flight, %s%s: %8.2f us of CPU per step, %6.3f per token; host part median %7.2f "
       "us, "
       "p99 %7.2f\n",
       num_seqs, max_in_flight, with_text ? "text and a stop string" : "token ids             ",
-      seconds / steps * 1e6, seconds / (num_seqs * output_len) * 1e6, quantile(gate->host_part, 0.5) * 1e6,
-      quantile(gate->host_part, 0.99) * 1e6);
+      with_cache ? ", prefix cache" : "", seconds / steps * 1e6, seconds / (num_seqs * output_len) * 1e6,
+      quantile(gate->host_part, 0.5) * 1e6, quantile(gate->host_part, 0.99) * 1e6);
 }
 
 }  // namespace
@@ -140,9 +142,12 @@ void measure(int num_seqs, bool with_text, int max_in_flight, double step_second
 int main(int argc, char** argv) {
   std::vector<int> counts;
   double step_seconds = 0;
+  bool compares = false;
   for (int i = 1; i < argc; ++i) {
     if (std::string(argv[i]) == "--device-ms" && i + 1 < argc) {
       step_seconds = std::atof(argv[++i]) * 1e-3;
+    } else if (std::string(argv[i]) == "--prefix-cache") {
+      compares = true;
     } else {
       counts.push_back(std::atoi(argv[i]));
     }
@@ -150,7 +155,11 @@ int main(int argc, char** argv) {
   if (counts.empty()) counts = {1, 32, 256};
   for (int count : counts) {
     for (bool with_text : {false, true}) {
-      for (int max_in_flight : {1, 2}) taco::measure(count, with_text, max_in_flight, step_seconds);
+      for (int max_in_flight : {1, 2}) {
+        for (bool with_cache : {false, true})
+          if (compares || !with_cache)
+            taco::measure(count, with_text, max_in_flight, step_seconds, with_cache);
+      }
     }
   }
   return 0;
