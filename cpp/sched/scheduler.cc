@@ -171,7 +171,7 @@ const StepPlan& Scheduler::reserve(const Proposal& proposal) {
   flight.swapped_in.clear();
   flight.samplers.clear();
   flight.prompt_first = proposal.prompt_first;
-  flight.from_history = flight.advanced = false;
+  flight.from_history = flight.has_parts = flight.advanced = false;
   flight.reversible = true;
 
   for (SeqState* seq : proposal.preempt) preempt(*seq, flight);
@@ -227,6 +227,7 @@ void Scheduler::describe_step(SeqState& seq, int32_t count, Flight& flight, SeqS
   step.count = count;
   step.samplers.clear();
   int32_t end = step.draft ? seq.len() : step.start + count;
+  flight.has_parts |= end < seq.len();
   if (end == seq.len()) {
     flight.from_history |= seq.owner->from_history || step.draft != nullptr;
     if (seq.owner->forked) {
@@ -329,7 +330,7 @@ void Scheduler::commit(std::span<const Choice> choices, std::vector<SeqState*>& 
     }
   }
   if (cache_) {
-    for (size_t i = 0; i < flight.undo.size(); ++i) {
+    for (size_t i = 0; flight.has_parts && i < flight.undo.size(); ++i) {
       SeqState& seq = *flight.undo[i].seq;
       if (!flight.plan.seqs[i].samplers.empty() || seq.status != SeqStatus::kRunning) continue;
       seq.num_committed = seq.num_computed;

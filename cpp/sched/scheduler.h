@@ -187,6 +187,7 @@ class Scheduler {
     std::vector<SeqState*> samplers;  // in the plan's order
     bool prompt_first = false;
     bool from_history = false;  // of any sampler
+    bool has_parts = false;     // of prompts, without a sampler
     bool advanced = false;
     bool reversible = true;  // nothing was finished since
   };

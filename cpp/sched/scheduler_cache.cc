@@ -121,8 +121,8 @@ void Scheduler::attach(SeqState& seq, const Proposal::Hit& hit, Flight& flight) 
 // Of the tokens whose K and V are there, and good.
 void Scheduler::publish(SeqState& seq) {
   if (!cache_ || seq.status != SeqStatus::kRunning || seq.attachment.detached) return;
-  const int32_t full = seq.num_committed / config_.block_size;
-  if (full > seq.attachment.blocks) cache_->publish(seq.tokens, full, seq.blocks, seq.attachment);
+  if (seq.num_committed < (seq.attachment.blocks + 1) * config_.block_size) return;
+  cache_->publish(seq.tokens, seq.num_committed / config_.block_size, seq.blocks, seq.attachment);
 }
 
 // Its blocks were given back.
