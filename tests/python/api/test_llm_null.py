@@ -213,3 +213,19 @@ def test_without_tokenizer() -> None:
             llm.generate("text", use_tqdm=False)
         with pytest.raises(ValueError, match="skip_tokenizer_init"):
             llm.chat([{"role": "user", "content": "x"}], use_tqdm=False)
+
+
+def test_prefix_caching_and_its_tiers() -> None:
+    settings = {"enable_prefix_caching": True, "enable_prefix_cache_offload": True}
+    with LLM("null", max_model_len=512, num_gpu_blocks_override=40, **settings) as llm:
+        prompts = [[i + 1] * 200 for i in range(6)]
+        greedy = SamplingParams(temperature=0, max_tokens=8)
+        first = [llm.generate({"prompt_token_ids": p}, greedy, use_tqdm=False)[0] for p in prompts]
+        again = [llm.generate({"prompt_token_ids": p}, greedy, use_tqdm=False)[0] for p in prompts]
+        stats = llm.handle.core.cache_report(0).stats
+    assert [a.outputs[0].token_ids for a in first] == [a.outputs[0].token_ids for a in again]
+    assert not any(answer.num_cached_tokens for answer in first)
+    assert stats.lookups == 12 and stats.tokens_queried == 12 * 200
+    assert sum(stats.tokens_hit.values()) == sum(answer.num_cached_tokens for answer in again)
+    with pytest.raises(ValueError, match="null model has no blocks to write"):
+        LLM("null", prefix_cache_dir="kv", **settings)
