@@ -17,13 +17,14 @@
 //
 // The order of calls, by the engine thread alone:
 //
-//   match ... fetch ...            before a step is planned, or while
+//   finished, fetch                before a step is planned, or at any time without one
+//   maintain, take_transfers       and Executor::begin of these, in order: an attach may take blocks whose load
+//                                  was begun, and names it to the step
+//   match                          while the step is planned
 //   [ attach of all admitted, then every other allocation of the step; take_evictions ]   in this order: an
 //                                  allocation before an attach may give up what the match had counted on
 //   submit to the executor, or rolled_back(step)
-//   maintain, take_transfers       and Executor::begin of these, in order
 //   stepped(step), publish         when the step was collected
-//   finished                       whenever a transfer was
 //
 // Between the brackets nothing else of this class is called but match().
 #pragma once
@@ -163,7 +164,7 @@ class PrefixCache final : public BlockKeeper {
   // Once for each step, and when a transfer has finished: makes transfers ahead (stores of idle blocks that
   // would be given up next, writes, the next stages of fetches), and trims idle blocks.
   void maintain(double now);
-  // Transfers to be begun now, in this order, after the step at hand was submitted.
+  // Transfers to be begun now, in this order.
   void take_transfers(std::vector<Transfer>& transfers);
   void finished(const TransferResult& result, double now);
   // Whether a transfer is out: blocks may still be held by it when no request is left.
