@@ -10,7 +10,7 @@ follow    the same with more text behind the prefix, so that the step follows th
 document  100 blocks, 11 prefixes of 10 blocks one after the other, then the first again: it must hit.
 steps     how long each step of requests that generate takes meanwhile.
 beside    tokens a second of requests that generate, alone, beside requests for prefixes on the device, and
-          beside the same requests for prefixes in host memory; windows in turn, medians of paired ratios.
+          beside the same requests for prefixes in host memory; windows there and back, means of ratios.
 """
 
 from __future__ import annotations
@@ -210,6 +210,10 @@ def document(place: lab.Lab, args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def mean_ratio(rounds: list[dict[str, tuple[float, float, int]]], kind: str) -> float:
+    return sum(r["host"][0] / r[kind][0] for r in rounds) / len(rounds)
+
+
 def beside(place: lab.Lab, args: argparse.Namespace) -> dict[str, Any]:
     """Requests that generate, and among them one request after another for a long prefix."""
     per = -(-args.prefix // BLOCK)
@@ -268,11 +272,13 @@ def beside(place: lab.Lab, args: argparse.Namespace) -> dict[str, Any]:
         args.pause = pause
         window("host")
         rounds: list[dict[str, tuple[float, float, int]]] = []
-        for _ in range(args.rounds):
-            rounds.append({kind: window(kind) for kind in ("alone", "device", "host")})
+        # There and back: steps get slower as texts grow.
+        for number in range(args.rounds):
+            kinds = ("alone", "device", "host")
+            rounds.append({kind: window(kind) for kind in (kinds if number % 2 == 0 else kinds[::-1])})
         speed = {kind: lab.median([r[kind][0] for r in rounds]) for kind in rounds[0]}
-        ratio = lab.median([r["host"][0] / r["device"][0] for r in rounds])
-        to_alone = lab.median([r["host"][0] / r["alone"][0] for r in rounds])
+        ratio = mean_ratio(rounds, "device")
+        to_alone = mean_ratio(rounds, "alone")
         loads = lab.median([r["host"][1] for r in rounds])
         probes = lab.median([r["host"][2] for r in rounds])
         results[f"{pause:g}"] = {
@@ -375,7 +381,7 @@ def main() -> int:
     parser.add_argument(
         "--window", type=float, default=1.5, help="seconds of a measurement in the part beside"
     )
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4, help="an even number: every other is in reverse")
     parser.add_argument("--pauses", type=numbers, default=[0.5, 0.0], help="seconds between its requests")
     parser.add_argument("--parts", default="restore,follow,document,steps,beside")
     parser.add_argument("--out", type=Path)
