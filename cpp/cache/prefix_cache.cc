@@ -63,14 +63,18 @@ EntryId PrefixCache::match_path(const Digest& root, std::span<const int32_t> tok
   const int bs = config_.block_size;
   const int64_t usable = std::clamp<int64_t>(max_tokens, 0, static_cast<int64_t>(tokens.size()));
   tree_.walk(root, tokens, usable / bs, path_);
-  int64_t at = 0;
   const auto size = static_cast<int64_t>(path_.size());
-  for (; at < size && tree_[path_[static_cast<size_t>(at)]].on_device == Presence::kReady; ++at) {
-    match.idle_blocks += tree_[path_[static_cast<size_t>(at)]].idle;
+  int64_t at = 0;
+  for (; at < size; ++at) {
+    const Look& look = tree_.look(path_[static_cast<size_t>(at)]);
+    if (look.on_device != Presence::kReady) break;
+    match.idle_blocks += look.idle;
   }
   match.device_blocks = static_cast<int32_t>(at);
-  for (; at < size && tree_[path_[static_cast<size_t>(at)]].on_device != Presence::kNone; ++at) {
-    match.loading_idle += tree_[path_[static_cast<size_t>(at)]].idle;
+  for (; at < size; ++at) {
+    const Look& look = tree_.look(path_[static_cast<size_t>(at)]);
+    if (look.on_device == Presence::kNone) break;
+    match.loading_idle += look.idle;
   }
   match.loading_blocks = static_cast<int32_t>(at) - match.device_blocks;
   match.lower_blocks = static_cast<int32_t>(size - at);
@@ -245,6 +249,7 @@ void PrefixCache::set_device(EntryId id, BlockId block, Presence presence) {
   entry_on_[static_cast<size_t>(block)] = id;
   ++tree_[entry.parent].device_children;
   ++stats_.blocks[0];
+  tree_.sync(id);
   num_loading_ += presence == Presence::kComing;
 }
 
@@ -260,12 +265,14 @@ void PrefixCache::clear_device(EntryId id) {
   entry.on_device = Presence::kNone;
   --tree_[entry.parent].device_children;
   --stats_.blocks[0];
+  tree_.sync(id);
 }
 
 void PrefixCache::let_go(BlockId block) {
   EntryId id = entry_on(block);
   tree_[id].used = ++clock_;
   idle_.push_back(tree_, id);
+  tree_.sync(id);
   refresh(id);
 }
 
@@ -273,6 +280,7 @@ void PrefixCache::taken(BlockId block) {
   EntryId id = entry_on(block);
   if (tree_[id].dirty) dirty_.erase(tree_, id);
   idle_.erase(tree_, id);
+  tree_.sync(id);
 }
 
 void PrefixCache::give_up_one() {

@@ -304,6 +304,7 @@ void PrefixCache::loaded(const Move& move, bool ok) {
   if (entry.device != move.device || entry.on_device != Presence::kComing) return;
   if (!ok) return drop(move.entry.id);
   entry.on_device = Presence::kReady;
+  tree_.sync(move.entry.id);
   --num_loading_;
 }
 

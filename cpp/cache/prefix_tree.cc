@@ -24,15 +24,35 @@ uint64_t word_at(const int32_t* tokens) {
   return word;
 }
 
-bool same_tokens(const int32_t* a, const int32_t* b, int count) {
-  return std::memcmp(a, b, sizeof(int32_t) * static_cast<size_t>(count)) == 0;
+// kSize: tokens of a block, if the compiler knows it; 0: `size` says.
+template <int kSize>
+bool same_tokens(const int32_t* a, const int32_t* b, int size) {
+  if constexpr (kSize == 0) return std::memcmp(a, b, sizeof(int32_t) * static_cast<size_t>(size)) == 0;
+  uint64_t differ = 0;
+  for (int i = 0; i < kSize; i += 2) differ |= word_at(a + i) ^ word_at(b + i);
+  return differ == 0;
+}
+
+// The sum of products of keyed words: no product waits for another.
+template <int kSize>
+uint64_t hash_block(const int32_t* tokens, int size, const uint64_t* secret) {
+  if constexpr (kSize != 0) size = kSize;
+  uint64_t sum = 0;
+  int i = 0;
+  for (; i + 4 <= size; i += 4, secret += 2) {
+    sum += fold(word_at(tokens + i) ^ secret[0], word_at(tokens + i + 2) ^ secret[1]);
+  }
+  if (i < size) {
+    int32_t rest[4] = {-1, -1, -1, -1};
+    std::copy(tokens + i, tokens + size, rest);
+    sum += fold(word_at(rest) ^ secret[0], word_at(rest + 2) ^ secret[1]);
+  }
+  return sum;
 }
 
 void prefetch(const void* address) { __builtin_prefetch(address, 0, 3); }
 
 }  // namespace
-
-void PrefixTree::Free::operator()(int32_t* data) const { ::operator delete (data, std::align_val_t{kLine}); }
 
 PrefixTree::PrefixTree(const Options& options)
     : block_size_(options.block_size), hash_mask_(options.hash_mask) {
@@ -47,20 +67,8 @@ PrefixTree::PrefixTree(const Options& options)
   table_mask_ = table_.size() - 1;
 }
 
-// The sum of products of keyed words: no product waits for another.
 uint64_t PrefixTree::block_hash(const int32_t* tokens) const {
-  uint64_t sum = 0;
-  const uint64_t* secret = secrets_.data();
-  int i = 0;
-  for (; i + 4 <= block_size_; i += 4, secret += 2) {
-    sum += fold(word_at(tokens + i) ^ secret[0], word_at(tokens + i + 2) ^ secret[1]);
-  }
-  if (i < block_size_) {
-    int32_t rest[4] = {-1, -1, -1, -1};
-    std::copy(tokens + i, tokens + block_size_, rest);
-    sum += fold(word_at(rest) ^ secret[0], word_at(rest + 2) ^ secret[1]);
-  }
-  return sum;
+  return hash_block<0>(tokens, block_size_, secrets_.data());
 }
 
 uint64_t PrefixTree::chain(uint64_t parent_hash, uint64_t block_hash) const {
@@ -74,20 +82,20 @@ EntryId PrefixTree::new_id() {
     id = free_ids_.back();
     free_ids_.pop_back();
   } else {
+    constexpr size_t kCount = kChunkMask + 1;
     if ((num_ids_ & kChunkMask) == 0) {
-      Chunk chunk;
-      chunk.entries = std::make_unique<Entry[]>(kChunkMask + 1);
-      size_t bytes = sizeof(int32_t) * static_cast<size_t>(block_size_) * (kChunkMask + 1);
-      chunk.tokens.reset(static_cast<int32_t*>(::operator new (bytes, std::align_val_t{kLine})));
-      chunks_.push_back(std::move(chunk));
+      chunks_.push_back({Array<Entry>(kCount), Array<int32_t>(kCount * static_cast<size_t>(block_size_)),
+                         Array<Look>(kCount)});
     }
     id = num_ids_++;
+    new (&(*this)[id]) Entry();
   }
   Entry& entry = (*this)[id];
-  uint32_t generation = entry.generation;
+  const uint32_t generation = entry.generation;
   entry = Entry{};
   entry.generation = generation;
   entry.alive = true;
+  new (&look_at(id)) Look();
   return id;
 }
 
@@ -126,6 +134,7 @@ void PrefixTree::link(EntryId id, EntryId parent) {
   if (above.first_child != kNoEntry) (*this)[above.first_child].previous = id;
   above.first_child = id;
   ++above.num_children;
+  sync(id);
 }
 
 void PrefixTree::unlink(EntryId id) {
@@ -136,20 +145,21 @@ void PrefixTree::unlink(EntryId id) {
   --above.num_children;
 }
 
+template <int kSize>
 EntryId PrefixTree::lookup(EntryId parent, uint64_t hash, const int32_t* tokens) const {
   const auto tag = static_cast<uint32_t>(hash);
   for (size_t at = tag & table_mask_;; at = (at + 1) & table_mask_) {
     const Place& place = table_[at];
     if (place.id == kNoEntry) return kNoEntry;
-    if (place.tag == tag && (*this)[place.id].parent == parent &&
-        same_tokens(token_pointer(place.id), tokens, block_size_)) {
+    if (place.tag == tag && look_at(place.id).parent == parent &&
+        same_tokens<kSize>(token_pointer(place.id), tokens, block_size_)) {
       return place.id;
     }
   }
 }
 
 EntryId PrefixTree::find_child(EntryId parent, std::span<const int32_t> tokens) const {
-  return lookup(parent, chain((*this)[parent].hash, block_hash(tokens.data())), tokens.data());
+  return lookup<0>(parent, chain((*this)[parent].hash, block_hash(tokens.data())), tokens.data());
 }
 
 EntryId PrefixTree::make_child(EntryId parent, std::span<const int32_t> tokens) {
@@ -209,7 +219,7 @@ void PrefixTree::erase_place(uint64_t hash, EntryId id) {
 }
 
 void PrefixTree::grow_table() {
-  std::vector<Place> old(table_.size() * 2);
+  decltype(table_) old(table_.size() * 2);
   old.swap(table_);
   table_mask_ = table_.size() - 1;
   for (const Place& place : old) {
@@ -220,23 +230,38 @@ void PrefixTree::grow_table() {
   }
 }
 
-// Three stages, each some blocks ahead of the next: the hash and the line of the table; the likely entry and
-// its tokens; the comparison. Hashes do not depend on what is found, so that many cache misses are under way
-// at once.
 void PrefixTree::walk(const Digest& root, std::span<const int32_t> tokens, int64_t max_blocks,
                       std::vector<EntryId>& path) const {
-  constexpr int64_t kRing = 64, kAhead = 16;
   path.clear();
   const EntryId top = find_root(root);
   if (top == kNoEntry) return;
   const int64_t num_blocks = std::min<int64_t>(max_blocks, static_cast<int64_t>(tokens.size()) / block_size_);
+  switch (block_size_) {
+    case 8:
+      return walk_from<8>(top, tokens.data(), num_blocks, path);
+    case 16:
+      return walk_from<16>(top, tokens.data(), num_blocks, path);
+    case 32:
+      return walk_from<32>(top, tokens.data(), num_blocks, path);
+    default:
+      return walk_from<0>(top, tokens.data(), num_blocks, path);
+  }
+}
+
+// Three stages, each some blocks ahead of the next: the hash and the line of the table; the likely entry and
+// its tokens; the comparison. Hashes do not depend on what is found, so that many cache misses are under way
+// at once.
+template <int kSize>
+void PrefixTree::walk_from(EntryId top, const int32_t* tokens, int64_t num_blocks,
+                           std::vector<EntryId>& path) const {
+  constexpr int64_t kRing = 64, kAhead = 16;
   uint64_t hashes[kRing];
   uint64_t hash = (*this)[top].hash;
   EntryId parent = top;
   int64_t hashed = 0, fetched = 0;
   for (int64_t i = 0; i < num_blocks; ++i) {
     for (const int64_t last = std::min(i + 2 * kAhead, num_blocks); hashed < last; ++hashed) {
-      hash = chain(hash, block_hash(tokens.data() + hashed * block_size_));
+      hash = chain(hash, hash_block<kSize>(tokens + hashed * block_size_, block_size_, secrets_.data()));
       hashes[hashed % kRing] = hash;
       prefetch(&table_[static_cast<uint32_t>(hash) & table_mask_]);
     }
@@ -245,7 +270,7 @@ void PrefixTree::walk(const Digest& root, std::span<const int32_t> tokens, int64
       for (size_t at = tag & table_mask_; table_[at].id != kNoEntry; at = (at + 1) & table_mask_) {
         if (table_[at].tag != tag) continue;
         const EntryId id = table_[at].id;
-        prefetch(&(*this)[id]);
+        prefetch(&look_at(id));
         const char* data = reinterpret_cast<const char*>(token_pointer(id));
         for (size_t offset = 0; offset < sizeof(int32_t) * static_cast<size_t>(block_size_);
              offset += kLine) {
@@ -254,7 +279,7 @@ void PrefixTree::walk(const Digest& root, std::span<const int32_t> tokens, int64
         break;
       }
     }
-    EntryId child = lookup(parent, hashes[i % kRing], tokens.data() + i * block_size_);
+    EntryId child = lookup<kSize>(parent, hashes[i % kRing], tokens + i * block_size_);
     if (child == kNoEntry) return;
     path.push_back(child);
     parent = child;
@@ -268,7 +293,7 @@ EntryId PrefixTree::longest_tail(EntryId parent, std::span<const int32_t> tokens
   int looked_at = 0;
   for (EntryId id = (*this)[parent].first_child; id != kNoEntry && looked_at < kMaxTailChildren;
        id = (*this)[id].next, ++looked_at) {
-    if ((*this)[id].on_device != Presence::kReady) continue;
+    if (look(id).on_device != Presence::kReady) continue;
     std::span<const int32_t> own = this->tokens(id);
     auto [end, unused] = std::mismatch(own.begin(), own.end(), tokens.begin(), tokens.end());
     auto same = static_cast<int32_t>(end - own.begin());
@@ -302,6 +327,8 @@ void PrefixTree::check() const {
       continue;
     }
     ++entries;
+    const Look& look = this->look(id);
+    TACO_CHECK(look.parent == entry.parent && look.on_device == entry.on_device && look.idle == entry.idle);
     TACO_CHECK((*this)[entry.parent].alive && find_child(entry.parent, tokens(id)) == id);
   }
   for (const Place& place : table_) places += place.id != kNoEntry;

@@ -3,14 +3,15 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "base/digest.h"
 #include "base/error.h"
 #include "cache/block_id.h"
+#include "cache/huge_pages.h"
 
 namespace taco {
 
@@ -26,7 +27,6 @@ enum class Presence : uint8_t {
 
 // One full block of tokens after those of its parent; or a root, which has none and no tier.
 struct alignas(64) Entry {
-  // What matching reads: one cache line.
   uint64_t hash = 0;  // of all tokens from the root on
   EntryId parent = kNoEntry;
   uint32_t generation = 0;  // told apart from what had this id before
@@ -44,7 +44,6 @@ struct alignas(64) Entry {
   bool in_host_heap = false, in_disk_heap = false;
   uint8_t fetched_from = 0;  // the lower tier (CacheTier) that it came from, until that is counted as a hit
 
-  // Who uses the links changes them.
   uint64_t used = 0;  // when it was last used: a count, not a time
   EntryId first_child = kNoEntry, next = kNoEntry, previous = kNoEntry;  // siblings, the newest first
   int32_t num_children = 0, device_children = 0, disk_children = 0;      // by presence that is not kNone
@@ -55,6 +54,13 @@ struct alignas(64) Entry {
   bool nowhere() const {
     return on_device == Presence::kNone && on_host == Presence::kNone && on_disk == Presence::kNone;
   }
+};
+
+// What matching reads of an entry besides its tokens, where it is close together: a copy.
+struct Look {
+  EntryId parent = kNoEntry;
+  Presence on_device = Presence::kNone;
+  bool idle = false;
 };
 
 // An entry that may be gone by now.
@@ -83,10 +89,16 @@ class PrefixTree {
   int64_t size() const { return num_entries_; }  // without roots
   EntryId end() const { return num_ids_; }       // ids are below; not all are alive
   Entry& operator[](EntryId id) {
-    return chunks_[static_cast<size_t>(id >> kChunkBits)].entries[id & kChunkMask];
+    return chunks_[static_cast<size_t>(id >> kChunkBits)].entries.data()[id & kChunkMask];
   }
   const Entry& operator[](EntryId id) const {
-    return chunks_[static_cast<size_t>(id >> kChunkBits)].entries[id & kChunkMask];
+    return chunks_[static_cast<size_t>(id >> kChunkBits)].entries.data()[id & kChunkMask];
+  }
+  const Look& look(EntryId id) const { return look_at(id); }
+  // After a change of on_device or idle.
+  void sync(EntryId id) {
+    const Entry& entry = (*this)[id];
+    look_at(id) = {entry.parent, entry.on_device, entry.idle};
   }
   std::span<const int32_t> tokens(EntryId id) const {
     return {token_pointer(id), static_cast<size_t>(block_size_)};
@@ -134,14 +146,27 @@ class PrefixTree {
   void check() const;  // links, counts of children and roots, the table
 
  private:
-  static constexpr int kChunkBits = 10;
+  static constexpr int kChunkBits = 14;  // entries of a chunk fill a huge page
   static constexpr int kChunkMask = (1 << kChunkBits) - 1;
-  struct Free {
-    void operator()(int32_t* data) const;
+  // Raw memory, made into entries one by one as they are needed: a new chunk costs no more than its address.
+  template <typename T>
+  class Array {
+   public:
+    explicit Array(size_t count) : count_(count), data_(HugePageAllocator<T>().allocate(count)) {}
+    Array(Array&& other) noexcept : count_(other.count_), data_(std::exchange(other.data_, nullptr)) {}
+    ~Array() {
+      if (data_) HugePageAllocator<T>().deallocate(data_, count_);
+    }
+    T* data() const { return data_; }
+
+   private:
+    size_t count_;
+    T* data_;
   };
   struct Chunk {
-    std::unique_ptr<Entry[]> entries;
-    std::unique_ptr<int32_t[], Free> tokens;
+    Array<Entry> entries;
+    Array<int32_t> tokens;
+    Array<Look> looks;
   };
   struct Place {
     uint32_t tag = 0;  // the lower half of the hash: where the search for it begins, too
@@ -149,8 +174,11 @@ class PrefixTree {
   };
 
   int32_t* token_pointer(EntryId id) const {
-    return chunks_[static_cast<size_t>(id >> kChunkBits)].tokens.get() +
+    return chunks_[static_cast<size_t>(id >> kChunkBits)].tokens.data() +
            int64_t{id & kChunkMask} * block_size_;
+  }
+  Look& look_at(EntryId id) const {
+    return chunks_[static_cast<size_t>(id >> kChunkBits)].looks.data()[id & kChunkMask];
   }
   EntryId new_id();
   void free_id(EntryId id);
@@ -158,7 +186,10 @@ class PrefixTree {
   void unlink(EntryId id);
   uint64_t block_hash(const int32_t* tokens) const;
   uint64_t chain(uint64_t parent_hash, uint64_t block_hash) const;
+  template <int kSize>
   EntryId lookup(EntryId parent, uint64_t hash, const int32_t* tokens) const;
+  template <int kSize>
+  void walk_from(EntryId top, const int32_t* tokens, int64_t num_blocks, std::vector<EntryId>& path) const;
   void insert_place(uint64_t hash, EntryId id);
   void erase_place(uint64_t hash, EntryId id);
   void grow_table();
@@ -170,7 +201,7 @@ class PrefixTree {
   EntryId num_ids_ = 0;
   std::vector<EntryId> free_ids_;
   int64_t num_entries_ = 0;
-  std::vector<Place> table_;
+  std::vector<Place, HugePageAllocator<Place>> table_;
   size_t table_mask_ = 0;
   std::unordered_map<Digest, EntryId> roots_;
   std::unordered_map<EntryId, Digest> root_digests_;
