@@ -258,8 +258,7 @@ void PrefixCache::clear_device(EntryId id) {
   Entry& entry = tree_[id];
   TACO_CHECK(entry.on_device != Presence::kNone);
   num_loading_ -= entry.on_device == Presence::kComing;
-  if (entry.dirty) dirty_.erase(tree_, id);
-  if (entry.idle) idle_.erase(tree_, id);
+  if (entry.idle) erase_idle(id);
   entry_on_[static_cast<size_t>(entry.device)] = kNoEntry;
   entry.device = -1;
   entry.on_device = Presence::kNone;
@@ -268,19 +267,32 @@ void PrefixCache::clear_device(EntryId id) {
   tree_.sync(id);
 }
 
+void PrefixCache::push_idle(EntryId id) {
+  idle_.push_back(tree_, id);
+  if (front_end_ == kNoEntry) front_end_ = id;
+  tree_.sync(id);
+}
+
+void PrefixCache::erase_idle(EntryId id) {
+  Entry& entry = tree_[id];
+  if (front_end_ == id) front_end_ = idle_.next(tree_, id);
+  num_clean_front_ -= entry.in_clean_front;
+  entry.in_clean_front = false;
+  if (entry.dirty) dirty_.erase(tree_, id);
+  idle_.erase(tree_, id);
+  tree_.sync(id);
+}
+
 void PrefixCache::let_go(BlockId block) {
   EntryId id = entry_on(block);
   tree_[id].used = ++clock_;
-  idle_.push_back(tree_, id);
-  tree_.sync(id);
+  push_idle(id);
   refresh(id);
 }
 
 void PrefixCache::taken(BlockId block) {
   EntryId id = entry_on(block);
-  if (tree_[id].dirty) dirty_.erase(tree_, id);
-  idle_.erase(tree_, id);
-  tree_.sync(id);
+  erase_idle(id);
 }
 
 void PrefixCache::give_up_one() {

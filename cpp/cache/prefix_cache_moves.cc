@@ -139,24 +139,31 @@ void PrefixCache::trim() {
   }
 }
 
+int64_t PrefixCache::clean_front() {
+  for (; front_end_ != kNoEntry && !tree_[front_end_].dirty; front_end_ = idle_.next(tree_, front_end_)) {
+    tree_[front_end_].in_clean_front = true;
+    ++num_clean_front_;
+  }
+  return num_clean_front_;
+}
+
 // Stores the idle blocks that would be given up next, so that the step that needs their room has nothing to
-// store.
+// store, and that a fetch finds room. What counts is the front of the list: a clean block behind a dirty one
+// may have it below, and cannot leave before. The rest stays as it is: a copy of what is on the device anyway
+// takes the host's room from what is nowhere else.
 void PrefixCache::clean(double now) {
-  const int64_t target = std::max<int64_t>(pool_.size() / 8, 4);
-  // All of them, the oldest first: those at the ends of the tree are dirty for longest, and nothing above a
-  // dirty block can leave before it does.
-  int64_t wanted = pool_.num_free() < target ? dirty_.size() : 0;
-  if (config_.max_idle_blocks >= 0) wanted = std::max(wanted, idle_.size() - config_.max_idle_blocks);
-  while (wanted > 0 && dirty_.front() != kNoEntry && under_way(TransferKind::kStore) < kMaxUnderWay) {
+  const int64_t ahead = std::max<int64_t>({pool_.size() / 8, 4, room_wanted_});
+  const int64_t surplus = config_.max_idle_blocks >= 0 ? idle_.size() - config_.max_idle_blocks : 0;
+  auto enough = [&] { return clean_front() >= std::max(ahead - pool_.num_free(), surplus); };
+  while (!enough() && dirty_.front() != kNoEntry && under_way(TransferKind::kStore) < kMaxUnderWay) {
     std::vector<Move> moves;
-    const int64_t most = std::min(wanted, max_moves());
-    while (static_cast<int64_t>(moves.size()) < most && dirty_.front() != kNoEntry) {
+    while (!enough() && dirty_.front() != kNoEntry && static_cast<int64_t>(moves.size()) < max_moves()) {
       if (!store_later(dirty_.front(), moves)) break;
     }
-    if (moves.empty()) return;
-    wanted -= static_cast<int64_t>(moves.size());
+    if (moves.empty()) break;
     begin(TransferKind::kStore, std::move(moves), now);
   }
+  room_wanted_ = 0;  // who still wants it asks again
 }
 
 // Takes a room on the host for an entry on the device. False if there is none.
@@ -188,7 +195,6 @@ void PrefixCache::write_out(double now) {
   const bool may_store = under_way(TransferKind::kStore) < kMaxUnderWay;
   const bool may_write = under_way(TransferKind::kWrite) < kMaxUnderWay;
   const auto most = static_cast<size_t>(max_moves());
-  std::vector<EntryRef> later;
   while (to_disk_done_ < to_disk_.size() && stores.size() < most && writes.size() < most) {
     const EntryRef ref = to_disk_[to_disk_done_];
     if (!tree_.alive(ref)) {
@@ -201,14 +207,14 @@ void PrefixCache::write_out(double now) {
     const bool to_write = entry.on_host == Presence::kReady && !entry.unstepped;
     const EntryId parent = entry.parent;
     const bool parent_first = !tree_[parent].is_root() && tree_[parent].on_disk == Presence::kNone;
-    if (!on_disk && !parent_first && ((to_store && !may_store) || (to_write && !may_write))) break;
+    if (!on_disk && ((to_store && !may_store) || (to_write && !parent_first && !may_write))) break;
     ++to_disk_done_;
     entry.queued = false;
     if (on_disk) continue;
-    if (parent_first) {  // when it is written, its children come again
-      want_on_disk(parent);
-    } else if (to_store) {
+    if (to_store) {
       store_later(ref.id, stores);
+    } else if (parent_first) {  // when it is written, its children come again
+      want_on_disk(parent);
     } else if (to_write) {
       // Not at the cost of its own parent, which may stand on disk and have nobody else below it.
       const int32_t above = tree_[parent].slot;

@@ -144,8 +144,8 @@ class World {
     if (choice < 985) return fork();
     if (choice < 990) return cancel();
     if (choice < 995) {
-      cache_->measured_prefill(
-          2000, below(4) == 0 ? 1e-3 : 10.0);  // now and then computing is faster than fetching
+      cache_->measured_prefill(2000,
+                               chance(40) ? 1e-3 : 10.0);  // now and then computing is faster than fetching
       return;
     }
     if (below(20) == 0) return reset();
@@ -654,7 +654,7 @@ TEST_P(PrefixCacheWorld, EveryHitIsRight) {
   const bool host = shape.host > 0, disk = shape.disk > 0;
   EXPECT_EQ(lower_hits > 0, host);
   EXPECT_EQ(stored_by_steps > 10, host);
-  EXPECT_EQ(declined > 10, host);
+  EXPECT_EQ(declined > 0, host);
   EXPECT_EQ(rooms_missed > 10, host);
   EXPECT_EQ(failed > 10, host);
   EXPECT_EQ(disk_hits > 10, disk);
