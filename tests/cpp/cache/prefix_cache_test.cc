@@ -238,9 +238,7 @@ TEST_F(PrefixCacheTest, FetchesOnlyWhatComputingWouldNotGiveSooner) {
   run(text_of(3, 8 * kBlock));
   settle();
   ASSERT_EQ(match(text).lower_blocks, 7);
-  auto fetch = [&](uint64_t& id) {
-    return cache->fetch({}, text, 8 * kBlock - 1, 0, now, id);
-  };
+  auto fetch = [&](uint64_t& id) { return cache->fetch({}, text, 8 * kBlock - 1, 0, now, id); };
   uint64_t id = 0;
   cache->measured_prefill(1000000, 25.0);  // 0.1 ms a block
   EXPECT_EQ(fetch(id), PrefixCache::Fetch::kNone);
@@ -249,6 +247,8 @@ TEST_F(PrefixCacheTest, FetchesOnlyWhatComputingWouldNotGiveSooner) {
   while (tries < 1000 && fetch(id) == PrefixCache::Fetch::kNone) ++tries;
   EXPECT_GT(tries, 10);
   EXPECT_LT(tries, 1000);
+  // There was no clean room for so many: it is made, for who asks again.
+  for (settle(); fetch(id) != PrefixCache::Fetch::kStarted && tries < 1000; ++tries) settle();
   settle();
   EXPECT_EQ(match(text).device_blocks, 7);
 }
