@@ -152,7 +152,7 @@ int64_t PrefixCache::clean_front() {
 // may have it below, and cannot leave before. The rest stays as it is: a copy of what is on the device anyway
 // takes the host's room from what is nowhere else.
 void PrefixCache::clean(double now) {
-  const int64_t ahead = std::max<int64_t>({pool_.size() / 8, 4, room_wanted_});
+  const int64_t ahead = std::max<int64_t>({pool_.size() / 4, 4, room_wanted_});
   const int64_t surplus = config_.max_idle_blocks >= 0 ? idle_.size() - config_.max_idle_blocks : 0;
   auto enough = [&] { return clean_front() >= std::max(ahead - pool_.num_free(), surplus); };
   while (!enough() && dirty_.front() != kNoEntry && under_way(TransferKind::kStore) < kMaxUnderWay) {

@@ -85,14 +85,14 @@ TEST_F(PrefixCacheTiers, WhatWasUsedTooSeldomIsNotStored) {
 }
 
 TEST_F(PrefixCacheTiers, IdleBlocksAreStoredAhead) {
-  make(32, 32);
-  run(text_of(1, 31 * kBlock));
+  make(16, 16);
+  run(text_of(1, 15 * kBlock));
   cache->maintain(now);
-  std::vector<Transfer> stores = transfers();  // an eighth is to be free or clean; one is
+  std::vector<Transfer> stores = transfers();  // a quarter is to be free or clean; one is
   ASSERT_EQ(stores.size(), 1u);
   EXPECT_EQ(stores[0].kind, TransferKind::kStore);
   ASSERT_EQ(stores[0].moves.size(), 3u);
-  EXPECT_EQ(stores[0].moves[0].device, 30);  // the first that would be given up
+  EXPECT_EQ(stores[0].moves[0].device, 14);  // the first that would be given up
   EXPECT_EQ(cache->stats().clean_idle_blocks, 3);
   EXPECT_TRUE(settle().empty());
   finish(stores[0]);
@@ -100,13 +100,13 @@ TEST_F(PrefixCacheTiers, IdleBlocksAreStoredAhead) {
   TestSequence taker = start(text_of(2, 4 * kBlock));
   EXPECT_TRUE(swap_out.empty());
   EXPECT_TRUE(waits.empty());
-  EXPECT_EQ(match(text_of(1, 31 * kBlock + 1)).lower_blocks, 3);
+  EXPECT_EQ(match(text_of(1, 15 * kBlock + 1)).lower_blocks, 3);
   end(taker);
 }
 
 TEST_F(PrefixCacheTiers, AStepWaitsForTheStoreThatItOvertakes) {
-  make(32, 32);
-  run(text_of(1, 31 * kBlock));
+  make(16, 16);
+  run(text_of(1, 15 * kBlock));
   cache->maintain(now);
   std::vector<Transfer> stores = transfers();
   ASSERT_EQ(stores.size(), 1u);
@@ -114,24 +114,24 @@ TEST_F(PrefixCacheTiers, AStepWaitsForTheStoreThatItOvertakes) {
   EXPECT_EQ(waits, (std::vector<uint64_t>{stores[0].id}));
   EXPECT_TRUE(swap_out.empty());
   uint64_t id = 0;
-  EXPECT_EQ(fetch(text_of(1, 31 * kBlock + 1), id), Fetch::kNoRoom);  // all idle ones are dirty
+  EXPECT_EQ(fetch(text_of(1, 15 * kBlock + 1), id), Fetch::kNoRoom);  // all idle ones are dirty
   end(taker);
   submit();
   EXPECT_EQ(waits.size(), 1u);  // and so does every step until it has been heard of
   finish(stores[0]);
   submit();
   EXPECT_TRUE(waits.empty());
-  EXPECT_EQ(match(text_of(1, 31 * kBlock + 1)).lower_blocks, 2);
+  EXPECT_EQ(match(text_of(1, 15 * kBlock + 1)).lower_blocks, 2);
 }
 
 TEST_F(PrefixCacheTiers, AFailedStoreLosesTheCopyOnly) {
-  make(32, 32);
-  run(text_of(1, 31 * kBlock));
+  make(16, 16);
+  run(text_of(1, 15 * kBlock));
   cache->maintain(now);
   std::vector<Transfer> stores = transfers();
   finish(stores[0], true);
   EXPECT_EQ(cache->stats().blocks[1], 0);
-  EXPECT_EQ(match(text_of(1, 31 * kBlock + 1)).device_blocks, 31);
+  EXPECT_EQ(match(text_of(1, 15 * kBlock + 1)).device_blocks, 15);
   EXPECT_EQ(cache->stats().failed, 3u);
 }
 
@@ -149,8 +149,8 @@ TEST_F(PrefixCacheTiers, TheHostGivesUpWhatWasUnusedLongest) {
 }
 
 TEST_F(PrefixCacheTiers, AHostFullOfBlocksUnderWay) {
-  make(32, 2);
-  run(text_of(1, 32 * kBlock));
+  make(16, 2);
+  run(text_of(1, 16 * kBlock));
   cache->maintain(now);
   std::vector<Transfer> stores = transfers();
   ASSERT_EQ(stores.size(), 1u);
@@ -161,7 +161,7 @@ TEST_F(PrefixCacheTiers, AHostFullOfBlocksUnderWay) {
   cache->check();
   // What is gone took the stored ones with it, which hang below it. Their rooms are still written.
   EXPECT_EQ(cache->stats().blocks[1], 0);
-  EXPECT_EQ(cache->stats().entries, 28);
+  EXPECT_EQ(cache->stats().entries, 12);
   displace(2);
   EXPECT_TRUE(swap_out.empty());
   finish(stores[0]);
@@ -189,22 +189,22 @@ TEST_F(PrefixCacheTiers, ARolledBackStepStoredNothing) {
 }
 
 TEST_F(PrefixCacheTiers, ResetDuringTransfersKeepsTheirBlocks) {
-  make(32, 4);
-  run(text_of(1, 31 * kBlock));
+  make(16, 4);
+  run(text_of(1, 15 * kBlock));
   cache->maintain(now);
   std::vector<Transfer> stores = transfers();
   ASSERT_EQ(stores[0].moves.size(), 3u);
   cache->reset();
   cache->check();
   EXPECT_TRUE(cache->busy());
-  EXPECT_EQ(pool->num_free(), 29);  // three are being read
+  EXPECT_EQ(pool->num_free(), 13);  // three are being read
   EXPECT_EQ(pool->num_idle(), 0);
-  run(text_of(2, 29 * kBlock));
-  displace(29);
+  run(text_of(2, 13 * kBlock));
+  displace(13);
   EXPECT_EQ(swap_out.size(), 1u);  // one room of the host is not under way
   finish(stores[0]);
-  EXPECT_EQ(pool->num_available(), 32);
-  EXPECT_EQ(match(text_of(1, 31 * kBlock)).device_blocks, 0);
+  EXPECT_EQ(pool->num_available(), 16);
+  EXPECT_EQ(match(text_of(1, 15 * kBlock)).device_blocks, 0);
 }
 
 TEST_F(PrefixCacheTiers, ResetDuringALoad) {
