@@ -203,6 +203,7 @@ class Scheduler {
   bool looks_up(const SeqState& seq) const;
   void begin_fetch(SeqState& seq, double now, int64_t room);
   void continue_fetch(SeqState& seq, double now);
+  int64_t num_fetches() const;  // under way for fetching_
   int64_t blocks_to_come(const SeqState& seq) const;
   void attach(SeqState& seq, const Proposal::Hit& hit, Flight& flight);
   void publish(SeqState& seq);

@@ -28,7 +28,20 @@ void Scheduler::measured_prefill(int64_t tokens, double seconds) {
 
 void Scheduler::fetch(double now) {
   if (!cache_ || cache_->config().num_host_blocks == 0) return;
-  for (SeqState* seq : fetching_) continue_fetch(*seq, now);
+  bool found_no_room = false;
+  for (SeqState* seq : fetching_) {
+    FetchWish& wish = seq->fetch;
+    if (wish.state != FetchState::kNoRoom) {
+      continue_fetch(*seq, now);
+    } else if (num_fetches() >= kMaxFetches) {
+      wish.no_room_since = now;  // its turn comes
+    } else if (!found_no_room) {
+      begin_fetch(*seq, now, pool_.num_available());
+      found_no_room = wish.state == FetchState::kNoRoom;
+    } else if (now - wish.no_room_since > kWaitForRoom) {
+      wish.state = FetchState::kDone;
+    }
+  }
   std::erase_if(fetching_, [](const SeqState* seq) { return seq->fetch.state == FetchState::kDone; });
   // What the pool can give to those in the queue: more is not brought back, lest it be gone again before its
   // request is admitted.
@@ -46,9 +59,14 @@ void Scheduler::fetch(double now) {
   }
 }
 
+int64_t Scheduler::num_fetches() const {
+  return std::count_if(fetching_.begin(), fetching_.end(), [](const SeqState* seq) {
+    return seq->fetch.state == FetchState::kOpen || seq->fetch.state == FetchState::kNearby;
+  });
+}
+
 void Scheduler::continue_fetch(SeqState& seq, double now) {
   FetchWish& wish = seq.fetch;
-  if (wish.state == FetchState::kNoRoom) return begin_fetch(seq, now, pool_.num_available());
   const double remaining = cache_->remaining(wish.id, now);
   if (remaining <= 0) {
     wish.state = FetchState::kDone;
@@ -78,9 +96,7 @@ void Scheduler::begin_fetch(SeqState& seq, double now, int64_t room) {
   PrefixCache::Fetch result = PrefixCache::Fetch::kNoRoom;
   // Those that run must not be preempted for what is to run later.
   const int64_t spare = running_.empty() ? 0 : watermark_blocks_ + static_cast<int64_t>(running_.size());
-  const auto open = std::count_if(fetching_.begin(), fetching_.end(),
-                                  [](const SeqState* other) { return other->fetch.id != 0; });
-  if (open < kMaxFetches)
+  if (num_fetches() < kMaxFetches)
     result = cache_->fetch(seq.owner->cache_root, seq.tokens, max_tokens, spare, now, id);
   switch (result) {
     case PrefixCache::Fetch::kNone:

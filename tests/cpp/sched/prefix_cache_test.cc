@@ -330,6 +330,27 @@ TEST(PrefixCacheTiers, ALoadThatIsNearlyDoneIsWaitedForInTheStep) {
   }
 }
 
+// More than are brought back at once: the others wait for their turn, however long, and compute nothing
+// twice.
+TEST(PrefixCacheTiers, ManyFetchesTakeTurns) {
+  SchedulerConfig config = cached({.num_blocks = 400, .num_host_blocks = 1000});
+  config.max_num_seqs = 32;
+  config.prefix_cache->lazy = false;
+  FakeEngine engine(config);
+  engine.step_seconds = 1;
+  engine.model.transfers().set_delay_calls(4);
+  for (int i = 0; i < 30; ++i) rows_of(engine, prompt_of(41, i));
+  for (int i = 0; i < 15; ++i) rows_of(engine, prompt_of(160, 40 + i));
+  engine.scheduler.measured_prefill(1000, 1000);
+  for (int i = 0; i < 30; ++i) engine.submit(prompt_of(41, i), 1);
+  engine.run_to_end();
+  engine.check_streams();
+  int found = 0;
+  for (size_t i = 45; i < engine.requests.size(); ++i) found += engine.requests[i]->num_cached_tokens == 40;
+  EXPECT_EQ(found, 30);
+  EXPECT_GT(engine.scheduler.prefix_cache()->stats().fetches_started, 20u);
+}
+
 TEST(PrefixCacheTiers, AllWaitForFetchesInASmallPool) {
   for (int delay : {0, 1, 5, 20, 23}) {  // the pool has room for two of them, or for three
     SchedulerConfig config = cached({.num_blocks = delay == 23 ? 24 : 40, .num_host_blocks = 300});
