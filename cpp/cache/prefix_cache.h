@@ -11,15 +11,14 @@
 // * An entry's parent exists; on the device, too, if the entry is on the device.
 // * Who is attached to an entry holds the cache's own device blocks for it and for all entries above it. So
 //   everything below an idle block is idle. Tables are released from their end (release_table does).
-// * Device blocks of an entry are never written. A sequence that ends in the middle of one (the tail) gets a
-// copy
-//   (make_writable) before it writes.
+// * Device blocks of an entry are never written. A sequence that ends in the middle of one (the tail)
+//   gets a copy (make_writable) before it writes.
 //
 // The order of calls, by the engine thread alone:
 //
 //   finished, fetch                before a step is planned, or at any time without one
-//   maintain, take_transfers       and Executor::begin of these, in order: an attach may take blocks whose load
-//                                  was begun, and names it to the step
+//   maintain, take_transfers       and Executor::begin of these, in order: an attach may take blocks
+//                                  whose load was begun, and names it to the step
 //   match                          while the step is planned
 //   [ attach of all admitted, then every other allocation of the step; take_evictions ]   in this order: an
 //                                  allocation before an attach may give up what the match had counted on
