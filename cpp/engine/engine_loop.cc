@@ -188,7 +188,7 @@ bool EngineLoop::step() {
       const bool busy = scheduler_.prefix_cache() && scheduler_.prefix_cache()->busy();
       // What a fetch has given up at its end is there for the next plan.
       idle_plans_ = busy ? 0 : idle_plans_ + 1;
-      TACO_CHECK(busy || idle_plans_ < 3, "there are sequences, but none can run");
+      TACO_CHECK(busy || idle_plans_ < 10, "there are sequences, but none can run");
       return !busy;
     }
     idle_plans_ = 0;

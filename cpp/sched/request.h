@@ -32,6 +32,7 @@ struct FetchWish {
   int32_t blocks = 0;         // of the prefix that it holds on the device, those that come included
   int32_t tokens_left = 0;    // to compute once it is done
   double no_room_since = 0;   // seconds; kNoRoom
+  int refusals = 0;           // for want of room
 };
 
 // A sequence and what the scheduler remembers of it.

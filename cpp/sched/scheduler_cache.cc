@@ -8,7 +8,8 @@ namespace taco {
 
 namespace {
 constexpr int kMaxFetches = 8;           // of waiting requests at once
-constexpr double kWaitForRoom = 0.05;    // seconds that a request waits at most for a fetch to begin
+constexpr double kWaitForRoom = 0.05;    // seconds that a request waits at most for a fetch to begin,
+constexpr int kMinRefusals = 4;          // but it asks so often
 constexpr double kOldPartOfSpeed = 0.7;  // of a mean over steps
 }  // namespace
 
@@ -38,8 +39,8 @@ void Scheduler::fetch(double now) {
     } else if (!found_no_room) {
       begin_fetch(*seq, now, pool_.num_available());
       found_no_room = wish.state == FetchState::kNoRoom;
-    } else if (now - wish.no_room_since > kWaitForRoom) {
-      wish.state = FetchState::kDone;
+    } else {
+      wish.no_room_since = now;  // likewise
     }
   }
   std::erase_if(fetching_, [](const SeqState* seq) { return seq->fetch.state == FetchState::kDone; });
@@ -106,7 +107,8 @@ void Scheduler::begin_fetch(SeqState& seq, double now, int64_t room) {
       if (wish.state == FetchState::kNotAsked) {  // now the cache knows that room is wanted
         wish.state = FetchState::kNoRoom;
         wish.no_room_since = now;
-      } else if (!cache_->busy() || now - wish.no_room_since > kWaitForRoom) {
+      } else if (++wish.refusals >= kMinRefusals &&
+                 (!cache_->busy() || now - wish.no_room_since > kWaitForRoom)) {
         wish.state = FetchState::kDone;
       }
       break;
