@@ -269,16 +269,11 @@ void PrefixCache::clear_device(EntryId id) {
 
 void PrefixCache::push_idle(EntryId id) {
   idle_.push_back(tree_, id);
-  if (front_end_ == kNoEntry) front_end_ = id;
   tree_.sync(id);
 }
 
 void PrefixCache::erase_idle(EntryId id) {
-  Entry& entry = tree_[id];
-  if (front_end_ == id) front_end_ = idle_.next(tree_, id);
-  num_clean_front_ -= entry.in_clean_front;
-  entry.in_clean_front = false;
-  if (entry.dirty) dirty_.erase(tree_, id);
+  if (tree_[id].dirty) dirty_.erase(tree_, id);
   idle_.erase(tree_, id);
   tree_.sync(id);
 }

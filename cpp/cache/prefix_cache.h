@@ -259,8 +259,6 @@ class PrefixCache final : public BlockKeeper {
   DiskRecord record_of(EntryId id);
   int64_t max_moves() const;  // in one transfer
   int64_t under_way(TransferKind kind) const;
-  // How many idle blocks could leave, one after the other, with nothing to store.
-  int64_t clean_front();
   void push_idle(EntryId id);
   void erase_idle(EntryId id);
   void trim();
@@ -297,9 +295,6 @@ class PrefixCache final : public BlockKeeper {
       in_transfer_;  // of each device block: the unfinished transfer that reads or writes it, or 0
   IdleList idle_;
   DirtyList dirty_;
-  EntryId front_end_ = kNoEntry;  // the first idle entry that was not counted for clean_front() yet
-  int64_t num_clean_front_ = 0;
-  int64_t room_wanted_ = 0;  // clean blocks that a fetch did not find
   TierSlots host_, disk_;
   LruHeap<&Entry::in_host_heap> host_lru_;
   LruHeap<&Entry::in_disk_heap> disk_lru_;

@@ -118,7 +118,6 @@ PrefixCache::Fetch PrefixCache::fetch(const Digest& root, std::span<const int32_
     if (step.held >= 0) continue;
     step.reserved = take_clean_device_block();
     if (step.reserved < 0) {
-      room_wanted_ = std::max(room_wanted_, wanted);
       end_fetch(fetch);
       return Fetch::kNoRoom;
     }

@@ -139,31 +139,23 @@ void PrefixCache::trim() {
   }
 }
 
-int64_t PrefixCache::clean_front() {
-  for (; front_end_ != kNoEntry && !tree_[front_end_].dirty; front_end_ = idle_.next(tree_, front_end_)) {
-    tree_[front_end_].in_clean_front = true;
-    ++num_clean_front_;
-  }
-  return num_clean_front_;
-}
-
-// Stores the idle blocks that would be given up next, so that the step that needs their room has nothing to
-// store, and that a fetch finds room. What counts is the front of the list: a clean block behind a dirty one
-// may have it below, and cannot leave before. The rest stays as it is: a copy of what is on the device anyway
-// takes the host's room from what is nowhere else.
+// Stores idle blocks, so that the step that needs their room has nothing to store, and that fetches find
+// room. All of them, when the device is nearly full, the oldest first: those at the ends of the tree are
+// dirty for longest, and nothing above a dirty block can leave before it does.
 void PrefixCache::clean(double now) {
-  const int64_t ahead = std::max<int64_t>({pool_.size() / 4, 4, room_wanted_});
-  const int64_t surplus = config_.max_idle_blocks >= 0 ? idle_.size() - config_.max_idle_blocks : 0;
-  auto enough = [&] { return clean_front() >= std::max(ahead - pool_.num_free(), surplus); };
-  while (!enough() && dirty_.front() != kNoEntry && under_way(TransferKind::kStore) < kMaxUnderWay) {
+  const int64_t target = std::max<int64_t>(pool_.size() / 8, 4);
+  int64_t wanted = pool_.num_free() < target ? dirty_.size() : 0;
+  if (config_.max_idle_blocks >= 0) wanted = std::max(wanted, idle_.size() - config_.max_idle_blocks);
+  while (wanted > 0 && dirty_.front() != kNoEntry && under_way(TransferKind::kStore) < kMaxUnderWay) {
     std::vector<Move> moves;
-    while (!enough() && dirty_.front() != kNoEntry && static_cast<int64_t>(moves.size()) < max_moves()) {
+    const int64_t most = std::min(wanted, max_moves());
+    while (static_cast<int64_t>(moves.size()) < most && dirty_.front() != kNoEntry) {
       if (!store_later(dirty_.front(), moves)) break;
     }
-    if (moves.empty()) break;
+    if (moves.empty()) return;
+    wanted -= static_cast<int64_t>(moves.size());
     begin(TransferKind::kStore, std::move(moves), now);
   }
-  room_wanted_ = 0;  // who still wants it asks again
 }
 
 // Takes a room on the host for an entry on the device. False if there is none.

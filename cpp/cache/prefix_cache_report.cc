@@ -80,22 +80,15 @@ void PrefixCache::check() const {
     }
   }
   // The order of the idle list: all below on the device comes before.
-  int64_t clean_front = 0;
-  bool before_end = true;
   std::vector<int64_t> position(static_cast<size_t>(tree_.end()), -1);
   for (EntryId id = idle_.front(); id != kNoEntry; id = idle_.next(tree_, id)) {
     TACO_CHECK(tree_[id].alive && tree_[id].idle);
     position[static_cast<size_t>(id)] = idle++;
-    clean_front += tree_[id].in_clean_front;
-    TACO_CHECK(!tree_[id].in_clean_front || !tree_[id].dirty);
-    before_end &= id != front_end_;
-    TACO_CHECK(before_end || !tree_[id].in_clean_front);
   }
   for (EntryId id = dirty_.front(); id != kNoEntry; id = dirty_.next(tree_, id)) {
     TACO_CHECK(tree_[id].alive && tree_[id].dirty);
     ++dirty;
   }
-  TACO_CHECK(clean_front == num_clean_front_ && before_end == (front_end_ == kNoEntry));
   TACO_CHECK(idle == idle_.size() && idle == pool_.num_idle() && dirty == dirty_.size());
 
   for (EntryId id = 0; id < tree_.end(); ++id) {

@@ -26,14 +26,10 @@ bool PrefixCache::may_leave_disk(EntryId id) const {
 }
 
 void PrefixCache::refresh(EntryId id) {
-  Entry& entry = tree_[id];
+  const Entry& entry = tree_[id];
   if (entry.is_root()) return;
   const bool dirty = entry.idle && has_host() && entry.on_host == Presence::kNone && worth_a_copy(entry);
-  if (dirty && !entry.dirty) {
-    dirty_.push_back(tree_, id);
-    num_clean_front_ -= entry.in_clean_front;  // it lost its copy
-    entry.in_clean_front = false;
-  }
+  if (dirty && !entry.dirty) dirty_.push_back(tree_, id);
   if (!dirty && entry.dirty) dirty_.erase(tree_, id);
   if (entry.on_host != Presence::kNone && may_leave_host(id)) host_lru_.push(tree_, id);
   if (entry.on_disk != Presence::kNone && may_leave_disk(id)) disk_lru_.push(tree_, id);

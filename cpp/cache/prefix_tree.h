@@ -37,11 +37,10 @@ struct alignas(64) Entry {
   uint32_t accesses = 0;
   Presence on_device = Presence::kNone, on_host = Presence::kNone, on_disk = Presence::kNone;
   bool alive = false;
-  bool idle = false;            // in the list of idle blocks
-  bool dirty = false;           // in the list of idle blocks that are worth a copy below and have none
-  bool in_clean_front = false;  // idle and clean, as all before it in the list of idle blocks
-  bool unstepped = false;       // the host's copy is made by a step that was not collected yet
-  bool queued = false;          // stands in the queue of what is to be written to disk
+  bool idle = false;       // in the list of idle blocks
+  bool dirty = false;      // in the list of idle blocks that are worth a copy below and have none
+  bool unstepped = false;  // the host's copy is made by a step that was not collected yet
+  bool queued = false;     // stands in the queue of what is to be written to disk
   bool in_host_heap = false, in_disk_heap = false;
   uint8_t fetched_from = 0;  // the lower tier (CacheTier) that it came from, until that is counted as a hit
 
