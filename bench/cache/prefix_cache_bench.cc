@@ -62,8 +62,8 @@ class Bench {
   void attach(Sequence& seq) {
     std::vector<uint64_t> wait_for;
     seq.attachment = {};
-    const int32_t cached = cache_.attach({}, seq.tokens, static_cast<int32_t>(seq.tokens.size()), false, seq.table,
-                                         seq.attachment, wait_for);
+    const int32_t cached = cache_.attach({}, seq.tokens, static_cast<int32_t>(seq.tokens.size()), false,
+                                         seq.table, seq.attachment, wait_for);
     // A tail is not its own.
     shrink_table(pool_, seq.table, cached / options_.block_size);
   }

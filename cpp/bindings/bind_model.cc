@@ -156,8 +156,8 @@ void bind_model(nb::module_& m) {
           [](ModelExecutorHandle* self, std::shared_ptr<Model> model, int max_model_len, int block_size,
              int64_t num_blocks, const std::string& kv, int max_num_batched_tokens, int max_num_seqs,
              bool enforce_eager, int max_seq_len_to_capture, int64_t swap_blocks, int max_draft_rows,
-             const std::optional<std::pair<float, float>>& typical, int64_t host_blocks,
-             bool loads_by_layer, const DiskStoreHandle* disk) {
+             const std::optional<std::pair<float, float>>& typical, int64_t host_blocks, bool loads_by_layer,
+             const DiskStoreHandle* disk) {
             new (self) ModelExecutorHandle();
             nb::gil_scoped_release release;
             ModelExecutorConfig config{max_model_len,

@@ -70,8 +70,8 @@ template <typename Unit>
 void copy_rows(void* to, size_t pitch, const void* from, size_t width, int64_t rows, const Context& ctx) {
   const size_t blocks = (width / sizeof(Unit) + kThreads - 1) / kThreads;
   const dim3 grid(static_cast<unsigned>(std::clamp<size_t>(blocks, 1, 32)), static_cast<unsigned>(rows));
-  launch(ctx, small_copy_kernel<Unit>, grid, dim3(kThreads), 0, static_cast<char*>(to), static_cast<int64_t>(pitch),
-         static_cast<const char*>(from), static_cast<int64_t>(width));
+  launch(ctx, small_copy_kernel<Unit>, grid, dim3(kThreads), 0, static_cast<char*>(to),
+         static_cast<int64_t>(pitch), static_cast<const char*>(from), static_cast<int64_t>(width));
 }
 
 __global__ void __launch_bounds__(kThreads)
