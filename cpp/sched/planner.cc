@@ -100,11 +100,38 @@ void Scheduler::Planner::pass(const SeqState& seq) {
   passed_blocks_ += s_.blocks_to_come(seq);
 }
 
+// Whether somebody who goes before it is to compute a good deal of its prompt that the cache lacks. Then it
+// waits, and finds it there.
+bool Scheduler::Planner::awaits_prefix(const SeqState& seq) const {
+  if (!s_.looks_up(seq)) return false;
+  const int32_t bs = s_.config_.block_size;
+  int32_t shared = 0;  // tokens
+  auto compare = [&](const SeqState& other, int32_t published) {
+    const int32_t most = std::min(seq.len() - 1, other.len());
+    if (most - published < s_.config_.min_shared_tokens || other.owner->cache_root != seq.owner->cache_root)
+      return;
+    const auto differ = std::mismatch(seq.tokens.begin(), seq.tokens.begin() + most, other.tokens.begin());
+    const auto common = static_cast<int32_t>(differ.first - seq.tokens.begin()) / bs * bs;
+    if (common - published >= s_.config_.min_shared_tokens) shared = std::max(shared, common);
+  };
+  for (size_t i = 0; i < alive_; ++i) {
+    const SeqState& other = *s_.running_[i];
+    if (!goes_before(other.key, seq.key)) break;
+    if (!other.attachment.detached) compare(other, other.attachment.blocks * bs);
+  }
+  for (size_t i = 0; i < out_.admit.size(); ++i) compare(*out_.admit[i], out_.hits[i].tokens);
+  if (shared == 0) return false;
+  const PrefixCache::Match match = s_.cache_->match(seq.owner->cache_root, seq.tokens, shared);
+  return shared - (match.device_blocks + match.loading_blocks + match.lower_blocks) * bs >=
+         s_.config_.min_shared_tokens;
+}
+
 const SeqState* Scheduler::Planner::first_waiting() {
   passed_slots_ = 0;
   passed_blocks_ = 0;
   for (const SeqState* seq : s_.waiting_) {
-    if (!awaits_fetch(*seq)) return seq;
+    if (passed_slots_ >= s_.config_.max_num_seqs) return nullptr;
+    if (!awaits_fetch(*seq) && !awaits_prefix(*seq)) return seq;
     pass(*seq);
   }
   return nullptr;
@@ -220,8 +247,8 @@ void Scheduler::Planner::plan_admissions() {
   passed_blocks_ = 0;
   Admission admission;
   for (SeqState* seq : s_.waiting_) {
-    if (budget_ == 0) return;
-    if (awaits_fetch(*seq)) {
+    if (budget_ == 0 || num_slots_ + passed_slots_ >= s_.config_.max_num_seqs) return;
+    if (awaits_fetch(*seq) || awaits_prefix(*seq)) {
       pass(*seq);
       continue;
     }

@@ -32,6 +32,7 @@ class Scheduler::Planner {
   };
   bool fits(const SeqState& seq, Admission& admission) const;
   void look_up(const SeqState& seq, int64_t room, Admission& admission) const;
+  bool awaits_prefix(const SeqState& seq) const;
   const SeqState* first_waiting();
   void pass(const SeqState& seq);
 
@@ -48,7 +49,8 @@ class Scheduler::Planner {
   int32_t budget_;
   int64_t free_;
   int num_slots_;
-  // Of those in the queue who wait for blocks of a lower tier: others pass them, but do not take their place.
+  // Of those in the queue who wait for blocks, of a lower tier or of somebody's prompt: others pass them, but
+  // do not take their place.
   int passed_slots_ = 0;
   int64_t passed_blocks_ = 0;
   size_t alive_;  // running_[alive_ ...] are preempted by this plan: victims are always the last in the order

@@ -68,6 +68,9 @@ struct SchedulerConfig {
   PreemptionMode preemption_mode = PreemptionMode::kAuto;
   int max_sampled_rows = 0;  // of a step with drafts; 0: nobody drafts
   std::optional<PrefixCacheConfig> prefix_cache;
+  // Tokens of a prompt that another request is computing just now from which on it is worth to wait for them,
+  // with a prefix cache: waiting costs a step, and computing them costs that and more.
+  int min_shared_tokens = 256;
 };
 
 // What plan decided, by reference to the sequences concerned.

@@ -92,6 +92,52 @@ TEST(PrefixCache, RunningRequestsShareBlocks) {
   engine.check_streams();
 }
 
+// Requests that come together compute what they have in common once; others do not wait for that.
+TEST(PrefixCache, WhatIsBeingComputedIsWaitedFor) {
+  for (bool runs_ahead : {false, true}) {
+    for (int budget : {256, 32}) {
+      SchedulerConfig config = cached({});
+      config.max_num_batched_tokens = budget;
+      config.min_shared_tokens = 16;
+      FakeEngine engine(config, runs_ahead);
+      for (int i = 0; i < 5; ++i) {
+        std::vector<int32_t> prompt = prompt_of(40);
+        for (int k = 0; k < 5; ++k) prompt.push_back((7 * i + k + 1) % kFakeVocab);
+        engine.submit(prompt, 1);
+      }
+      std::vector<int32_t> unrelated(10, 3);
+      Request& other = engine.submit(unrelated, 1);
+      engine.step();
+      if (budget == 256) EXPECT_GE(other.sequences.front().num_computed, 10);
+      engine.run_to_end();
+      engine.check_streams();
+      // In steps of 32 rows the last 8 tokens in common are not worth another step.
+      const int32_t found = budget == 256 ? 40 : 32;
+      EXPECT_LE(engine.num_rows, 45u + 4 * (45 - static_cast<uint64_t>(found)) + 10);
+      for (int i = 1; i < 5; ++i)
+        EXPECT_GE(engine.requests[static_cast<size_t>(i)]->num_cached_tokens, found);
+    }
+  }
+}
+
+TEST(PrefixCache, WhoeverIsWaitedForMayEnd) {
+  for (bool runs_ahead : {false, true}) {
+    SchedulerConfig config = cached({});
+    config.max_num_batched_tokens = 16;
+    config.min_shared_tokens = 16;
+    FakeEngine engine(config, runs_ahead);
+    Request& first = engine.submit(prompt_of(100), 5);
+    Request& second = engine.submit(prompt_of(100), 5);
+    engine.step();
+    engine.step();
+    EXPECT_EQ(second.sequences.front().num_computed, 0);
+    engine.abort(first);
+    engine.run_to_end();
+    engine.check_streams();
+    EXPECT_EQ(second.num_cached_tokens, 32);
+  }
+}
+
 TEST(PrefixCache, DifferentRootsShareNothing) {
   FakeEngine engine(cached({}));
   rows_of(engine, prompt_of(40));

@@ -37,6 +37,7 @@ SchedulerConfig random_config(std::mt19937& random) {
   p.min_accesses = pick({1, 1, 2});
   p.max_idle_blocks = random() % 4 == 0 ? c.num_blocks / 3 : -1;
   p.lazy = random() % 2 == 0;
+  c.min_shared_tokens = static_cast<int>(1 + random() % 40);
   return c;
 }
 
