@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taco_llm.cache_identity import cache_identity
-from taco_llm.loading.weights_digest import dummy_digest, weights_digest
 from taco_llm.logging import get_logger
 from taco_llm.memory import GIB, part_of_memory
 
@@ -188,6 +187,8 @@ def digest_of_weights(args: Any, checkpoint: Checkpoint) -> Future[bytes] | None
     """Begins to read the weights, beside their loading, for a disk tier that is theirs; None without one."""
     if args.prefix_cache_dir is None:
         return None
+    from taco_llm.loading.weights_digest import dummy_digest, weights_digest
+
     if checkpoint.format == "dummy":
         made_up: Future[bytes] = Future()
         made_up.set_result(dummy_digest(args.seed))
