@@ -15,101 +15,26 @@ At batch 1 every task is measured on its own; larger batches mix them (--each-ta
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import shlex
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import streams
 from streams import Stream
 
-
-@dataclass
-class Answer:
-    tokens: int
-    first: float  # seconds from the request to its first token
-    total: float
-    text: str
-
-    @property
-    def decode(self) -> float:
-        return self.total - self.first
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "serve"))
+from served import Answer, Server  # noqa: E402
 
 
-class Server:
-    def __init__(self, model: str, words: Sequence[str], log: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "taco_llm", "serve", model, "--host", "127.0.0.1"]
-        self.log = log
-        with log.open("wb") as file:
-            self.process = subprocess.Popen(
-                [*command, "--port", str(self.port), *words], stdout=file, stderr=subprocess.STDOUT
-            )
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                if self.get("/ready")[0] == 200:
-                    return
-            except OSError:
-                pass
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"a server did not start:\n{log.read_text()[-2000:]}")
-            time.sleep(0.2)
-
-    def get(self, path: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        connection.request("GET", path)
-        response = connection.getresponse()
-        return response.status, response.read().decode()
-
-    def complete(self, model: str, row: Stream, max_tokens: int) -> Answer:
-        body = {
-            "model": model,
-            "prompt": row.prompt,
-            "max_tokens": max_tokens,
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
-        begin = time.perf_counter()
-        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        if response.status != 200:
-            raise SystemExit(f"{response.status}: {response.read()[:500]!r}")
-        first, last, text, tokens = 0.0, 0.0, [], 0
-        while line := response.readline():
-            if not line.startswith(b"data: {"):
-                continue
-            now = time.perf_counter()
-            data = json.loads(line[6:])
-            if data.get("usage"):
-                tokens = data["usage"]["completion_tokens"]
-            for choice in data.get("choices", ()):
-                first = first or now
-                last = now
-                text.append(choice["text"])
-        connection.close()
-        return Answer(tokens, first - begin, last - begin, "".join(text))
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
+def complete(server: Server, model: str, row: Stream, max_tokens: int) -> Answer:
+    return server.complete(row.prompt, max_tokens, model=model, ignore_eos=False)
 
 
 def in_flight(server: Server, model: str, rows: Sequence[Stream], batch: int, most: int) -> dict[str, Any]:
@@ -124,7 +49,7 @@ def in_flight(server: Server, model: str, rows: Sequence[Stream], batch: int, mo
                 if not waiting:
                     return
                 i = waiting.pop()
-            answers[i] = server.complete(model, rows[i], most)
+            answers[i] = complete(server, model, rows[i], most)
 
     threads = [threading.Thread(target=work) for _ in range(batch)]
     begin = time.perf_counter()
@@ -192,7 +117,7 @@ def main() -> int:
         try:
             name = json.loads(off.get("/v1/models")[1])["data"][0]["id"]
             for server in (off, on):  # code paths that run for the first time
-                server.complete(name, test[wanted[0]][0], 8)
+                complete(server, name, test[wanted[0]][0], 8)
             if "1" in args.batch.split(","):
                 for task in wanted:
                     measure_task(task, test[task][: args.requests], off, on, name, args, result)
@@ -232,7 +157,7 @@ def measure_task(
     pairs: list[tuple[Answer, Answer]] = []
     for number, row in enumerate(rows):
         order = (off, on) if number % 2 == 0 else (on, off)
-        answers = {server: server.complete(name, row, args.max_tokens) for server in order}
+        answers = {server: complete(server, name, row, args.max_tokens) for server in order}
         pairs.append((answers[off], answers[on]))
     long = [pair for pair in pairs if pair[0].tokens > 1 and pair[1].tokens > 1]
     decode = ratio([a.decode / a.tokens for a, _ in long], [b.decode / b.tokens for _, b in long])

@@ -20,7 +20,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from served import Server
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "serve"))
+from served import Server  # noqa: E402
 
 
 def main() -> int:

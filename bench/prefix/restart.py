@@ -21,7 +21,9 @@ import time
 from pathlib import Path
 
 import prompts
-from served import Answer, Server
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "serve"))
+from served import Answer, Server  # noqa: E402
 
 
 def line(name: str, answers: list[Answer]) -> str:

@@ -26,6 +26,10 @@ class Answer:
     cached_tokens: int
     tokens: int
 
+    @property
+    def decode(self) -> float:
+        return self.total - self.first
+
 
 class Server:
     def __init__(self, model: str, words: Sequence[str], log: Path) -> None:
