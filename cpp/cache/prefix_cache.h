@@ -168,8 +168,11 @@ class PrefixCache final : public BlockKeeper {
   void finished(const TransferResult& result, double now);
   // Whether a transfer is out: blocks may still be held by it when no request is left.
   bool busy() const;
-  // A step computed so many tokens of prompts in so many seconds: what a fetch competes with.
+  // A step that was made of little else computed so many tokens of prompts in so many seconds: what a fetch
+  // competes with.
   void measured_prefill(int64_t tokens, double seconds);
+  // The mean over such steps; 0: none was measured yet.
+  double seconds_per_prompt_token() const { return prefill_seconds_; }
   // At start, before anything else: what the disk has. Untrusted: records that are not whole, come twice,
   // have no parent, or whose keys are not those of their tokens are ignored (their slots are overwritten in
   // time). Returns how many were taken.

@@ -243,7 +243,7 @@ void EngineLoop::measure_prefill(const StepPlan& plan, double now) {
   }
   if (!samples) return;
   if (prefill_.prompt_tokens * 2 > prefill_.tokens)
-    scheduler_.measured_prefill(prefill_.prompt_tokens, now - prefill_.begin);
+    scheduler_.prefix_cache()->measured_prefill(prefill_.prompt_tokens, now - prefill_.begin);
   prefill_ = {};
 }
 

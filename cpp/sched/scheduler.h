@@ -123,8 +123,6 @@ class Scheduler {
   // and sees which of those who wait for it need wait no longer. now: monotonic seconds. What it
   // begins must be begun by the executor before the step that is planned next is submitted.
   void fetch(double now);
-  // Rows of prompts in a step that was made of little else, and what it took.
-  void measured_prefill(int64_t tokens, double seconds);
 
   void plan(Proposal& proposal) const;
   // At most two steps are in flight, and the older one must be advanced. The plan stays good until the step's
@@ -234,8 +232,7 @@ class Scheduler {
            num_generation_tokens_ = 0;
   std::optional<PrefixCache> cache_;
   HitCounter hit_counter_;
-  std::vector<SeqState*> fetching_;      // of those that wait: kNoRoom, kOpen and kNearby
-  double seconds_per_prompt_token_ = 0;  // as measured; 0: not yet
+  std::vector<SeqState*> fetching_;  // of those that wait: kNoRoom, kOpen and kNearby
 
   Flight flights_[2];
   int oldest_flight_ = 0, num_flights_ = 0;

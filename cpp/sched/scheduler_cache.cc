@@ -7,24 +7,15 @@
 namespace taco {
 
 namespace {
-constexpr int kMaxFetches = 8;           // of waiting requests at once
-constexpr double kWaitForRoom = 0.05;    // seconds that a request waits at most for a fetch to begin,
-constexpr int kMinRefusals = 4;          // but it asks so often
-constexpr double kOldPartOfSpeed = 0.7;  // of a mean over steps
+constexpr int kMaxFetches = 8;         // of waiting requests at once
+constexpr double kWaitForRoom = 0.05;  // seconds that a request waits at most for a fetch to begin,
+constexpr int kMinRefusals = 4;        // but it asks so often
 }  // namespace
 
 // Whether it may use cached tokens. Prompt logprobs need logits of every position.
 bool Scheduler::looks_up(const SeqState& seq) const {
   if (!cache_ || !seq.host_blocks.empty()) return false;
   return seq.params->prompt_logprobs < 0 || seq.index > 0 || seq.prompt_logprobs_from >= seq.prompt_len;
-}
-
-void Scheduler::measured_prefill(int64_t tokens, double seconds) {
-  if (tokens <= 0 || seconds <= 0) return;
-  const double measured = seconds / static_cast<double>(tokens);
-  const double old = seconds_per_prompt_token_;
-  seconds_per_prompt_token_ = old == 0 ? measured : kOldPartOfSpeed * old + (1 - kOldPartOfSpeed) * measured;
-  if (cache_) cache_->measured_prefill(tokens, seconds);
 }
 
 void Scheduler::fetch(double now) {
@@ -72,7 +63,7 @@ void Scheduler::continue_fetch(SeqState& seq, double now) {
   if (remaining <= 0) {
     wish.state = FetchState::kDone;
   } else if (cache_->config().lazy) {
-    const bool near = remaining <= wish.tokens_left * seconds_per_prompt_token_;
+    const bool near = remaining <= wish.tokens_left * cache_->seconds_per_prompt_token();
     wish.state = near ? FetchState::kNearby : FetchState::kOpen;
   }
 }

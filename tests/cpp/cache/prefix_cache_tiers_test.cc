@@ -304,6 +304,21 @@ TEST_F(PrefixCacheTiers, AFailedLoadForgetsTheEntries) {
   EXPECT_EQ(pool->num_available(), 12);
 }
 
+TEST_F(PrefixCacheTiers, SecondsOfAPromptsTokenAreAMeanInWhichLongStepsSayMore) {
+  make(8, 24);
+  EXPECT_EQ(cache->seconds_per_prompt_token(), 0.0);
+  cache->measured_prefill(0, 1.0);
+  cache->measured_prefill(10, 0.0);
+  EXPECT_EQ(cache->seconds_per_prompt_token(), 0.0);
+  cache->measured_prefill(10, 10.0);
+  EXPECT_DOUBLE_EQ(cache->seconds_per_prompt_token(), 1.0);
+  cache->measured_prefill(128, 256.0);
+  EXPECT_DOUBLE_EQ(cache->seconds_per_prompt_token(), 1.0 + 0.3 / 16);
+  for (int i = 0; i < 50; ++i) cache->measured_prefill(4096, 8192.0);
+  EXPECT_NEAR(cache->seconds_per_prompt_token(), 2.0, 1e-6);
+  EXPECT_DOUBLE_EQ(cache->stats().prefill_speed, 1 / cache->seconds_per_prompt_token());
+}
+
 TEST_F(PrefixCacheTiers, NothingIsFetchedThatIsComputedFaster) {
   make(8, 24);
   run(text_of(1, 12));

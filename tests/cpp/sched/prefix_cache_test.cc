@@ -300,7 +300,7 @@ TEST(PrefixCache, ResetForgetsAndHurtsNobody) {
 uint64_t rows_of_the_first_again(int64_t num_host_blocks) {
   FakeEngine engine(cached({.num_blocks = 100, .num_host_blocks = num_host_blocks}));
   for (int i = 0; i < 11; ++i) rows_of(engine, prompt_of(40, 3 * i));
-  engine.scheduler.measured_prefill(1000, 1000);  // slow enough that a fetch is worth it
+  engine.scheduler.prefix_cache()->measured_prefill(1000, 1000);  // slow enough that a fetch is worth it
   return rows_of(engine, prompt_of(41));
 }
 
@@ -312,7 +312,7 @@ TEST(PrefixCacheTiers, ElevenPrefixesOverAHundredBlocks) {
 // Fills the device so that the first prompt is on the host only.
 void push_out(FakeEngine& engine, int prompts) {
   for (int i = 0; i < prompts; ++i) rows_of(engine, prompt_of(40, 1 + i));
-  engine.scheduler.measured_prefill(1000, 1000);
+  engine.scheduler.prefix_cache()->measured_prefill(1000, 1000);
 }
 
 // A request whose fetch has begun, and does not end.
@@ -387,7 +387,7 @@ TEST(PrefixCacheTiers, ManyFetchesTakeTurns) {
   engine.model.transfers().set_delay_calls(4);
   for (int i = 0; i < 30; ++i) rows_of(engine, prompt_of(41, i));
   for (int i = 0; i < 15; ++i) rows_of(engine, prompt_of(160, 40 + i));
-  engine.scheduler.measured_prefill(1000, 1000);
+  engine.scheduler.prefix_cache()->measured_prefill(1000, 1000);
   for (int i = 0; i < 30; ++i) engine.submit(prompt_of(41, i), 1);
   engine.run_to_end();
   engine.check_streams();
@@ -403,7 +403,7 @@ TEST(PrefixCacheTiers, AllWaitForFetchesInASmallPool) {
     FakeEngine engine(config);
     engine.model.transfers().set_delay_calls(delay);
     for (int i = 0; i < 12; ++i) rows_of(engine, prompt_of(45, 5 * i));
-    engine.scheduler.measured_prefill(1000, 1000);
+    engine.scheduler.prefix_cache()->measured_prefill(1000, 1000);
     const uint64_t before = engine.num_rows;
     const uint64_t begun = engine.scheduler.prefix_cache()->stats().fetches_started;
     for (int i = 0; i < 12; ++i) engine.submit(prompt_of(46, 5 * i), 6);

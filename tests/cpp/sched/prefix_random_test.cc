@@ -112,7 +112,7 @@ void run_traffic(unsigned seed, int steps, Seen& seen) {
       engine.scheduler.prefix_cache()->reset();
       check_invariants(engine.scheduler);
     }
-    engine.scheduler.measured_prefill(1000, 1000 * token_seconds);
+    engine.scheduler.prefix_cache()->measured_prefill(1000, 1000 * token_seconds);
     if (!engine.has_work()) {
       engine.take_transfers();
       engine.begin_transfers();
