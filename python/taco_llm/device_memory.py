@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from taco_llm.memory import GIB, KvPlan, fit_length
+from taco_llm.memory import GIB, KvPlan, fit_length, gib
 
 if TYPE_CHECKING:
     from taco_llm import _core
@@ -108,22 +108,18 @@ class MemoryPlan:
         return self.kv.num_blocks * self.block_size
 
     def __str__(self) -> str:
-        step = f"{self.step_reserve} x {_gib(self.step)}" if self.step_reserve > 1 else _gib(self.step)
-        others = f"; other programs hold {_gib(self.others)}" if self.others else ""
+        step = f"{self.step_reserve} x {gib(self.step)}" if self.step_reserve > 1 else gib(self.step)
+        others = f"; other programs hold {gib(self.others)}" if self.others else ""
         return (
-            f"Memory of {self.device}: {_gib(self.total)} GiB x {self.utilization:g} = {_gib(self.budget)}, "
-            f"less context {_gib(self.context)}, weights {_gib(self.weights)}, a step {step}, CUDA graphs "
-            f"{_gib(self.graphs)}: {_gib(self.kv_bytes)} for the KV cache, of which {_gib(self.kv_used)} are "
+            f"Memory of {self.device}: {gib(self.total)} GiB x {self.utilization:g} = {gib(self.budget)}, "
+            f"less context {gib(self.context)}, weights {gib(self.weights)}, a step {step}, CUDA graphs "
+            f"{gib(self.graphs)}: {gib(self.kv_bytes)} for the KV cache, of which {gib(self.kv_used)} are "
             f"used{others}"
         )
 
     @property
     def kv_used(self) -> int:
         return self.kv.num_blocks * self.block_bytes
-
-
-def _gib(number: int) -> str:
-    return f"{number / GIB:.2f}"
 
 
 def check_weights(weights: int, total: int, available: int, utilization: float, fp8: bool) -> None:
@@ -137,8 +133,8 @@ def check_weights(weights: int, total: int, available: int, utilization: float, 
     elif weights <= total * utilization:
         first = "end other programs that use the GPU, or "
     raise MemoryError(
-        f"the weights need {_gib(weights)} GiB, and of the GPU's {_gib(total)} GiB "
-        f"{_gib(min(int(total * utilization), available))} can be used: {first}use "
+        f"the weights need {gib(weights)} GiB, and of the GPU's {gib(total)} GiB "
+        f"{gib(min(int(total * utilization), available))} can be used: {first}use "
         f"{' or '.join(', '.join(ways).rsplit(', ', 1))}"
     )
 
@@ -176,13 +172,13 @@ def plan_device_memory(
     kv_bytes = min(budget - context - weights, available - _MARGIN) - step_bytes * reserve - graph_bytes
     how = "raise --gpu-memory-utilization, or lower --max-num-batched-tokens or --max-num-seqs"
     if others:
-        how += f", or end the other programs on the GPU (they hold {_gib(others)} GiB)"
+        how += f", or end the other programs on the GPU (they hold {gib(others)} GiB)"
 
     def parts() -> str:
         return (
-            f"{_gib(budget)} GiB of {device} may be used, the weights and the driver's context hold "
-            f"{_gib(context + weights)}, a step needs {_gib(step_bytes * reserve)}, CUDA graphs "
-            f"{_gib(graph_bytes)}"
+            f"{gib(budget)} GiB of {device} may be used, the weights and the driver's context hold "
+            f"{gib(context + weights)}, a step needs {gib(step_bytes * reserve)}, CUDA graphs "
+            f"{gib(graph_bytes)}"
         )
 
     if num_blocks is None:
@@ -194,7 +190,7 @@ def plan_device_memory(
         how = "raise --num-gpu-blocks-override"
         if num_blocks * block_bytes > available - _MARGIN - step_bytes - graph_bytes:
             raise MemoryError(
-                f"num_gpu_blocks_override={num_blocks} needs {_gib(num_blocks * block_bytes)} GiB: "
+                f"num_gpu_blocks_override={num_blocks} needs {gib(num_blocks * block_bytes)} GiB: "
                 f"{parts()}; lower --num-gpu-blocks-override"
             )
     kv = fit_length(num_blocks, block_bytes, block_size, model_limit, max_model_len, how)
@@ -223,6 +219,6 @@ def swap_blocks(space_gib: float, block_bytes: int, host_available: int) -> tupl
     if asked <= limit:
         return asked // block_bytes, None
     return limit // block_bytes, (
-        f"swap space: {_gib(limit)} GiB instead of the {space_gib:g} asked for, half of the host memory that "
+        f"swap space: {gib(limit)} GiB instead of the {space_gib:g} asked for, half of the host memory that "
         "is free; lower --swap-space"
     )

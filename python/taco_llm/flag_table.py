@@ -305,6 +305,12 @@ def _given(settings: Any) -> Iterable[tuple[dataclasses.Field[Any], Flag, Any]]:
             yield field, spec, value
 
 
+def flags_given(settings: Any, names: Sequence[str]) -> list[str]:
+    """Those of the flags' names whose value is not the default."""
+    changed = {field.name for field, _, _ in _given(settings)}
+    return [name for name in names if name in changed]
+
+
 def shown(name: str, value: Any, spec: Flag) -> str:
     """The flag as one would type it."""
     if value is True:

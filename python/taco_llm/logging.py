@@ -1,4 +1,4 @@
-"""Log lines to stderr: `INFO 04-28 16:10:04 engine.py:265] what happened`.
+"""Log lines to stderr: `INFO 04-28 16:10:04 builder.py:118] what happened`.
 
 Nothing is set up by importing the package; the command line, `LLM` and the server call `setup`.
 TACO_LLM_LOG_LEVEL (debug, info, warning, error) sets the level.

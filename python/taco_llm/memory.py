@@ -104,6 +104,11 @@ def available_bytes(
     return available
 
 
+def gib(number: int) -> str:
+    """Bytes as GiB, for people."""
+    return f"{number / GIB:.2f}"
+
+
 def part_of_memory(part: float, total: int, available: int, *, what: str, flag: str) -> int:
     """Bytes for something that the flag gives a `part` of the `total` memory that this process may have: not
     more than half of what is `available`, which is told. what: its name, to be told."""

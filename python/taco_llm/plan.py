@@ -6,30 +6,25 @@ percent different.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from taco_llm import cuda, engine, prefix_cache
+from taco_llm import cuda, prefix_cache
 from taco_llm.device_memory import (
     CONTEXT_BYTES,
     DTYPE_BYTES,
     MemoryPlan,
-    check_weights,
-    graph_bytes,
     kv_block_bytes,
-    plan_device_memory,
     spec_weight_bytes,
     step_estimate,
 )
+from taco_llm.engine.checkpoint import model_and_names, products_in_fp8, resolve_model
+from taco_llm.engine.device import device_name, make_backend
+from taco_llm.engine.memory import check_weights, plan_on_cpu, plan_on_gpu
+from taco_llm.engine.sizes import batched_tokens, check_length, wanted_length
 from taco_llm.engine_args import EngineArgs
-from taco_llm.memory import (
-    GIB,
-    KvPlan,
-    available_bytes,
-    plan_kv_cache,
-    space_from_environment,
-    total_bytes,
-)
+from taco_llm.memory import GIB, KvPlan, available_bytes, total_bytes
 from taco_llm.prefix_cache import Tiers
 
 
@@ -151,18 +146,11 @@ def make(args: EngineArgs, device_memory_gib: float | None = None) -> Plan:
     else:
         device, _ = cuda.choose(args.device)
     args.check(device)
-    from taco_llm.loading import describe, resolve
+    from taco_llm.loading import describe
 
-    path, names = engine.model_and_names(args)
-    checkpoint = engine.resolve_model(
-        resolve,
-        path,
-        revision=args.revision,
-        download_dir=args.download_dir,
-        load_format="auto" if path.endswith(".gguf") else "dummy",
-        ignore_patterns=args.ignore_patterns,
-    )
-    wanted = engine.wanted_length(args, checkpoint)
+    path, names = model_and_names(args)
+    checkpoint = resolve_model(args, path, "auto" if path.endswith(".gguf") else "dummy")
+    wanted = wanted_length(args, checkpoint)
     spec, slots, dtype = describe(
         checkpoint,
         dtype=args.dtype,
@@ -170,50 +158,42 @@ def make(args: EngineArgs, device_memory_gib: float | None = None) -> Plan:
         rope_theta=args.rope_theta,
         max_model_len=wanted,
     )
-    fp8 = device != "cpu" and engine.products_in_fp8(args, checkpoint)
+    fp8 = device != "cpu" and products_in_fp8(args, checkpoint)
     kv_dtype = dtype if args.kv_cache_dtype == "auto" else args.kv_cache_dtype
     limit = spec.max_positions
-    engine.check_length(wanted, limit)
+    check_length(wanted, limit)
     block_bytes = kv_block_bytes(spec, args.block_size, kv_dtype)
-    batched = engine.batched_tokens(args, wanted or limit, device)
-    parameters = sum(_count(shape) for shape in slots.values())
-    weights = spec_weight_bytes(spec, slots, dtype, fp8)
+    batched = batched_tokens(args, wanted or limit, device)
+    parameters = sum(math.prod(shape) for shape in slots.values())
+    memory = None
     if device == "cpu":
+        where = "the CPU"
+        weights = spec_weight_bytes(spec, slots, dtype, fp8)
         if checkpoint.gguf is not None:  # quantised matrices stay as they are
             weights = sum(tensor.num_bytes for tensor in checkpoint.gguf.tensors.values())
         elif spec.tied_head and DTYPE_BYTES[dtype] == 2:
-            weights -= _count(slots["embed.tokens"]) * 2  # one table serves both
-        kv = plan_kv_cache(
+            weights -= math.prod(slots["embed.tokens"]) * 2  # one table serves both
+        kv = plan_on_cpu(
+            args,
             block_bytes=block_bytes,
-            block_size=args.block_size,
             model_limit=limit,
-            max_model_len=wanted,
-            max_num_seqs=args.max_num_seqs,
-            num_blocks=args.num_gpu_blocks_override,
+            wanted_len=wanted,
             available=available_bytes() - weights,
-            asked_bytes=space_from_environment(),
         )
-        memory = None
-        where = "the CPU"
     else:
         where, total, free = _device_memory(args, device, device_memory_gib)
-        weights = max(weights - int(args.cpu_offload_gb * GIB), 0)
-        check_weights(weights, total, free, args.gpu_memory_utilization, fp8)
-        memory = plan_device_memory(
-            device=where,
+        weights = check_weights(args, spec, slots, dtype, fp8, total, free)
+        memory = plan_on_gpu(
+            args,
+            name=where,
             total=total,
             available=free - weights,
             available_before=free,
-            utilization=args.gpu_memory_utilization,
             step_bytes=step_estimate(spec, dtype, batched, args.max_num_seqs, fp8),
-            graph_bytes=0 if args.enforce_eager else graph_bytes(len(spec.layers), args.max_num_seqs),
-            conservative=args.conservative_dry_run,
+            num_layers=len(spec.layers),
             block_bytes=block_bytes,
-            block_size=args.block_size,
             model_limit=limit,
-            max_model_len=wanted,
-            max_num_seqs=args.max_num_seqs,
-            num_blocks=args.num_gpu_blocks_override,
+            wanted_len=wanted,
         )
         kv = memory.kv
     tiers = prefix_cache.plan_tiers(
@@ -241,18 +221,10 @@ def make(args: EngineArgs, device_memory_gib: float | None = None) -> Plan:
     )
 
 
-def _count(shape: Any) -> int:
-    number = 1
-    for size in shape:
-        number *= size
-    return number
-
-
 def _device_memory(args: EngineArgs, device: str, given_gib: float | None) -> tuple[str, int, int]:
     """(name, bytes in all, bytes free with the driver's context there)."""
     if given_gib is not None:
         total = int(given_gib * GIB)
         return f"a GPU of {given_gib:g} GiB", total, total - CONTEXT_BYTES
-    backend = engine.make_backend(args, device)
-    total, free = backend.memory
-    return backend.description.partition(",")[0], total, free
+    backend = make_backend(args, device)
+    return (device_name(backend), *backend.memory)

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taco_llm.cache_identity import cache_identity
+from taco_llm.flag_table import flags_given, option_name
 from taco_llm.logging import get_logger
-from taco_llm.memory import GIB, part_of_memory
+from taco_llm.memory import GIB, gib, part_of_memory
 
 if TYPE_CHECKING:
     from taco_llm import _core
@@ -28,15 +29,14 @@ logger = get_logger(__name__)
 
 _LEAST_BLOCKS = 16  # a tier of fewer is of no use
 _LOOK_SECONDS = 0.5
-_DEFAULT_DISK_GB = 16
 
 # Flags that say nothing without the one they belong to.
-_OF_CACHING = {"apc_offload_enable_hit_cnt": False, "apc_offload_gpu_evictor_limit": -1}
-_OF_OFFLOAD = {
-    "cpu_prefill_memory_utilization": 0.3,
-    "apc_offload_not_lazy": False,
-    "apc_offload_min_access_threshold": 1,
-}
+_OF_CACHING = ("apc_offload_enable_hit_cnt", "apc_offload_gpu_evictor_limit")
+_OF_OFFLOAD = (
+    "cpu_prefill_memory_utilization",
+    "apc_offload_not_lazy",
+    "apc_offload_min_access_threshold",
+)
 
 
 # --- flags
@@ -84,17 +84,15 @@ def notes(args: Any) -> list[str]:
     found = []
     if not args.enable_prefix_caching:
         found += [
-            f"{_flag(name)}: there is no prefix cache without --enable-prefix-caching"
-            for name, default in _OF_CACHING.items()
-            if getattr(args, name) != default
+            f"{option_name(name)}: there is no prefix cache without --enable-prefix-caching"
+            for name in flags_given(args, _OF_CACHING)
         ]
     if not args.enable_prefix_cache_offload:
         found += [
-            f"{_flag(name)}: nothing is offloaded without --enable-prefix-cache-offload"
-            for name, default in _OF_OFFLOAD.items()
-            if getattr(args, name) != default
+            f"{option_name(name)}: nothing is offloaded without --enable-prefix-cache-offload"
+            for name in flags_given(args, _OF_OFFLOAD)
         ]
-    if args.prefix_cache_dir is None and args.prefix_cache_disk_gb != _DEFAULT_DISK_GB:
+    if args.prefix_cache_dir is None and flags_given(args, ("prefix_cache_disk_gb",)):
         found.append("--prefix-cache-disk-gb: nothing is kept on disk without --prefix-cache-dir")
     return found
 
@@ -102,10 +100,6 @@ def notes(args: Any) -> list[str]:
 def folder(path: str) -> Path:
     """The folder of --prefix-cache-dir, wherever the process goes later."""
     return Path(path).expanduser().absolute()
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 # --- sizes
@@ -145,13 +139,13 @@ def plan_tiers(args: Any, *, device: str, block_bytes: int, total: int, availabl
         swap_bytes = int(args.swap_space * GIB)
     asked = int(args.cpu_prefill_memory_utilization * total)
     if asked + swap_bytes + draft_bytes > total:
-        parts = [f"--cpu-prefill-memory-utilization {args.cpu_prefill_memory_utilization:g} is {_gib(asked)}"]
+        parts = [f"--cpu-prefill-memory-utilization {args.cpu_prefill_memory_utilization:g} is {gib(asked)}"]
         if draft_bytes:
-            parts.append(f"the lookahead cache (--cpu-decoding-memory-utilization) {_gib(draft_bytes)}")
+            parts.append(f"the lookahead cache (--cpu-decoding-memory-utilization) {gib(draft_bytes)}")
         if swap_bytes:
-            parts.append(f"--swap-space {_gib(swap_bytes)}")
+            parts.append(f"--swap-space {gib(swap_bytes)}")
         raise ValueError(
-            f"{' and '.join(parts)} GiB, and this process may have {_gib(total)} GiB of memory in all: lower "
+            f"{' and '.join(parts)} GiB, and this process may have {gib(total)} GiB of memory in all: lower "
             "one of them"
         )
     share = part_of_memory(
@@ -237,7 +231,7 @@ def open_disk(
         tiers.disk_dir,
         f"{store.num_found:,}",
         f"{store.num_slots:,}",
-        _gib(store.num_slots * tiers.block_bytes),
+        gib(store.num_slots * tiers.block_bytes),
         time.perf_counter() - started,
     )
     return dataclasses.replace(tiers, disk_blocks=store.num_slots), store
@@ -265,15 +259,15 @@ def settings(
     return config
 
 
-def _disk_blocks(path: Path, gib: float, block_bytes: int) -> int:
+def _disk_blocks(path: Path, limit_gib: float, block_bytes: int) -> int:
     """Blocks for a folder that may hold so many GiB: fewer where the disk has no room for them."""
-    wanted, room = int(gib * GIB), _room(path)
+    wanted, room = int(limit_gib * GIB), _room(path)
     if wanted > room:
         logger.warning(
             "the prefix cache on disk gets %s GiB and not %g GiB (--prefix-cache-disk-gb): that is nine "
             "tenths of what is free at %s",
-            _gib(room),
-            gib,
+            gib(room),
+            limit_gib,
             path,
         )
         wanted = room
@@ -294,10 +288,6 @@ def _room(path: Path) -> int:
         for base, _, names in os.walk(path):
             held += sum(os.lstat(os.path.join(base, name)).st_blocks * 512 for name in names)
     return shutil.disk_usage(existing).free * 9 // 10 + held
-
-
-def _gib(number: int) -> str:
-    return f"{number / GIB:.2f}"
 
 
 # --- the log

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taco_llm import lookahead_config
+from taco_llm.flag_table import flags_given, option_name
 from taco_llm.logging import get_logger
 from taco_llm.memory import available_bytes, part_of_memory, total_bytes
 
@@ -53,13 +54,12 @@ def check(args: Any) -> None:
 
 
 def _check_lookahead(args: Any) -> None:
-    for name in _NGRAM_FLAGS:
-        if getattr(args, name) is not None:
-            instead = "copy_length" if name == "num_speculative_tokens" else "turbo_match_length"
-            raise ValueError(
-                f"{_flag(name)} is for --speculative-model {NGRAM}; how the lookahead cache drafts is said "
-                f"in {lookahead_config.FILE_NAME} ({instead} and others): leave it out"
-            )
+    for name in flags_given(args, _NGRAM_FLAGS):
+        instead = "copy_length" if name == "num_speculative_tokens" else "turbo_match_length"
+        raise ValueError(
+            f"{option_name(name)} is for --speculative-model {NGRAM}; how the lookahead cache drafts is said "
+            f"in {lookahead_config.FILE_NAME} ({instead} and others): leave it out"
+        )
     part = args.cpu_decoding_memory_utilization
     if not 0 < part <= 1:
         raise ValueError(
@@ -82,12 +82,11 @@ def _check_lookahead(args: Any) -> None:
 
 def _check_ngram(args: Any, how: str) -> None:
     if how == "none":
-        for name in _NGRAM_FLAGS:
-            if getattr(args, name) is not None:
-                raise ValueError(
-                    f"{_flag(name)} is for n-gram speculation: add --speculative-model {NGRAM}, or leave it "
-                    "out"
-                )
+        for name in flags_given(args, _NGRAM_FLAGS):
+            raise ValueError(
+                f"{option_name(name)} is for n-gram speculation: add --speculative-model {NGRAM}, or leave "
+                "it out"
+            )
     if how != "ngram":
         return
     if args.num_speculative_tokens is None:
@@ -127,24 +126,21 @@ def notes(args: Any) -> list[str]:
     """A sentence for each flag that was given and changes nothing beside the others. args: EngineArgs."""
     how = method(args)
     found = []
-    defaults = {"cpu_decoding_memory_utilization": 0.15, "ignore_prompt_for_lookahead_cache": False}
     if how != "lookahead":
         found += [
-            f"{_flag(name)}: there is no lookahead cache without --lookahead-cache-config-dir"
-            for name in _LOOKAHEAD_FLAGS
-            if getattr(args, name) != defaults[name]
+            f"{option_name(name)}: there is no lookahead cache without --lookahead-cache-config-dir"
+            for name in flags_given(args, _LOOKAHEAD_FLAGS)
         ]
     typical = args.spec_decoding_acceptance_method == TYPICAL
     if how == "none":
-        if args.speculative_disable_by_batch_size is not None:
+        if flags_given(args, ("speculative_disable_by_batch_size",)):
             found.append("--speculative-disable-by-batch-size: nothing drafts anyway")
         if typical:
             found.append(f"--spec-decoding-acceptance-method {TYPICAL}: nothing drafts, so all is exact")
     if how == "none" or not typical:
         found += [
-            f"{_flag(name)}: is for --spec-decoding-acceptance-method {TYPICAL} while something drafts"
-            for name in _TYPICAL_FLAGS
-            if getattr(args, name) is not None
+            f"{option_name(name)}: is for --spec-decoding-acceptance-method {TYPICAL} while something drafts"
+            for name in flags_given(args, _TYPICAL_FLAGS)
         ]
     return found
 
@@ -233,7 +229,3 @@ def memory_bound(part: float, total: int, available: int) -> int:
             "memory, raise --cpu-decoding-memory-utilization, or leave out --lookahead-cache-config-dir"
         )
     return wanted
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from taco_llm import EngineArgs, cuda, doctor, engine
 from taco_llm.cuda import CudaUnavailableError, Device, Driver
+from taco_llm.engine import device as devices
 from taco_llm.engine_args import NotBuiltError
 
 H100 = Device(0, "H100", (9, 0), 80 << 30, 132)
@@ -131,12 +132,12 @@ def test_a_device_that_does_not_start_leaves_auto_the_cpu(
             raise RuntimeError("CUDA driver version is insufficient")
         return "the CPU's"
 
-    monkeypatch.setattr(engine, "make_backend", start)
-    assert engine.open_device(EngineArgs()) == ("cpu", "the CPU's")
+    monkeypatch.setattr(devices, "make_backend", start)
+    assert devices.open_device(EngineArgs()) == ("cpu", "the CPU's")
     with pytest.raises(RuntimeError, match="insufficient"):
-        engine.open_device(EngineArgs(device="cuda"))
+        devices.open_device(EngineArgs(device="cuda"))
     with pytest.raises(NotBuiltError, match="needs a GPU"):
-        engine.open_device(EngineArgs(quantization="fp8"))
+        devices.open_device(EngineArgs(quantization="fp8"))
 
 
 def test_where_cublaslt_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

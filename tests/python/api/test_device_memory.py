@@ -20,6 +20,8 @@ from taco_llm.device_memory import (
     step_estimate,
     swap_blocks,
 )
+from taco_llm.engine import device as devices
+from taco_llm.engine.sizes import batched_tokens
 from taco_llm.loading import describe, load_model, resolve
 from taco_llm.memory import GIB
 
@@ -209,7 +211,7 @@ def test_plan_on_the_cpu_is_the_engines(tmp_path: Path) -> None:
 def test_the_engine_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The path that a GPU takes through engine.build, on the CPU's backend."""
     monkeypatch.setattr(cuda, "choose", lambda asked: ("cuda:0", ""))
-    monkeypatch.setattr(engine, "make_backend", lambda args, device: _core.Backend("cpu", 1))
+    monkeypatch.setattr(devices, "make_backend", lambda args, device: _core.Backend("cpu", 1))
     args = EngineArgs(model=folder(tmp_path, TINY), load_format="dummy", skip_tokenizer_init=True,
                       max_num_seqs=4, max_model_len=256, num_gpu_blocks_override=40)  # fmt: skip
     handle = engine.build(args)
@@ -220,4 +222,4 @@ def test_the_engine_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert memory.weights >= 0 and memory.utilization == 0.9
     finally:
         handle.shutdown()
-    assert engine.batched_tokens(args, 256, "cuda:0") == 8192 and engine.batched_tokens(args, 256) == 2048
+    assert batched_tokens(args, 256, "cuda:0") == 8192 and batched_tokens(args, 256) == 2048

@@ -34,7 +34,8 @@ CLEAN = {
     "cpp/bindings/module.cc": '#include <nanobind/nanobind.h>\n#include "engine/engine.h"\n',
     "python/taco_llm/__init__.py": "from taco_llm.llm import LLM\n",
     "python/taco_llm/llm.py": "from .engine import build\n\n\ndef load():\n    import torch\n\n    return torch\n",
-    "python/taco_llm/engine.py": "from taco_llm import _core\nfrom taco_llm.loading import resolve\n",
+    "python/taco_llm/engine/__init__.py": "from .builder import build\n",
+    "python/taco_llm/engine/builder.py": "from taco_llm import _core\nfrom ..loading import resolve\n",
     "python/taco_llm/loading/__init__.py": "from taco_llm.archs import build_spec\n",
     "python/taco_llm/archs/__init__.py": (
         "from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    from taco_llm.engine import build\n\n"
@@ -91,7 +92,7 @@ def test_clean_tree(tmp_path: Path) -> None:
         ("python/taco_llm/loading/x.py", "from taco_llm import llm\n", "taco_llm.loading may not import taco_llm.llm"),
         ("python/taco_llm/loading/x.py", "import taco_llm\n", "taco_llm.loading may not import taco_llm "),
         ("python/taco_llm/tokenizer/x.py", "def f():\n    from ..server import app\n", "may not import taco_llm.server"),
-        ("python/taco_llm/engine.py", "from .server.app import run\n", "may not import taco_llm.server.app"),
+        ("python/taco_llm/engine/x.py", "from ..server.app import run\n", "may not import taco_llm.server.app"),
         ("python/taco_llm/novel.py", "", "taco_llm.novel is not in the layer map"),
         ("python/taco_llm/llm.py", "import tests.helpers\n", "may not import its tests"),
         # Python: heavy modules at module level
