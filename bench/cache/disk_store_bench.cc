@@ -115,7 +115,9 @@ void throughput(const std::string& directory, size_t block_bytes, double gib) {
       auto reader = [&] {
         Pages own(block_bytes);
         for (size_t i; (i = next++) < order.size();) {
-          if (!store->read(order[i], record_of(order[i]).key, own.span())) std::exit(1);
+          BlockRead block{order[i], record_of(order[i]).key, own.span(), false};
+          store->read({&block, 1});
+          if (!block.done) std::exit(1);
         }
       };
       std::vector<std::thread> threads;

@@ -59,10 +59,7 @@ DiskAccess disk_access(const DiskStoreHandle* disk) {
           [store = disk->store](int64_t slot, const DiskRecord& record, std::span<const char> block) {
             return store->write(slot, record, {reinterpret_cast<const uint8_t*>(block.data()), block.size()});
           },
-      .read =
-          [store = disk->store](int64_t slot, const DiskRecord& expected, std::span<char> block) {
-            return store->read(slot, expected.key, {reinterpret_cast<uint8_t*>(block.data()), block.size()});
-          }};
+      .read = [store = disk->store](std::span<BlockRead> blocks) { store->read(blocks); }};
 }
 
 void bind_disk_store(nb::module_& m) {

@@ -3,8 +3,10 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <system_error>
 
@@ -38,6 +40,27 @@ bool read_fully(const File& file, std::span<uint8_t> bytes, int64_t offset) {
     if (count <= 0) return false;
     bytes = bytes.subspan(static_cast<size_t>(count));
     offset += count;
+  }
+  return true;
+}
+
+bool read_fully(const File& file, std::span<const std::span<uint8_t>> parts, int64_t offset) {
+  std::array<iovec, kMaxParts> vectors;
+  size_t count = 0;
+  for (std::span<uint8_t> part : parts) vectors[count++] = {part.data(), part.size()};
+  for (iovec* at = vectors.data(); count > 0;) {
+    ssize_t got = ::preadv(file.fd(), at, static_cast<int>(count), offset);
+    if (got < 0 && errno == EINTR) continue;
+    if (got == 0) errno = ENODATA;
+    if (got <= 0) return false;
+    offset += got;
+    for (auto left = static_cast<size_t>(got); count > 0; ++at, --count) {
+      if (left < at->iov_len) {
+        *at = {static_cast<char*>(at->iov_base) + left, at->iov_len - left};
+        break;
+      }
+      left -= at->iov_len;
+    }
   }
   return true;
 }

@@ -35,6 +35,9 @@ File open_folder(const File& folder, const std::string& name);
 
 // All of the bytes, at `offset`. False: errno says why; ENODATA where the file ends before.
 bool read_fully(const File& file, std::span<uint8_t> bytes, int64_t offset);
+// Into all of these, one after the other; at most kMaxParts.
+inline constexpr size_t kMaxParts = 256;
+bool read_fully(const File& file, std::span<const std::span<uint8_t>> parts, int64_t offset);
 bool write_fully(const File& file, std::span<const uint8_t> bytes, int64_t offset);
 
 // Held as long as the file is open, and gone with the process. False: somebody else has it.

@@ -319,43 +319,78 @@ bool DiskStore::write(int64_t slot, const DiskRecord& record, std::span<const ui
   return true;
 }
 
-bool DiskStore::read(int64_t slot, const Digest& key, std::span<uint8_t> payload) {
-  TACO_CHECK(slot >= 0 && slot < num_slots(), "slot ", slot, " of ", num_slots());
-  TACO_CHECK(payload.size() == header_.block_bytes, "a block has ", header_.block_bytes, " bytes");
+void DiskStore::read(std::span<BlockRead> blocks) {
+  for (BlockRead& block : blocks) {
+    TACO_CHECK(block.slot >= 0 && block.slot < num_slots(), "slot ", block.slot, " of ", num_slots());
+    TACO_CHECK(block.payload.size() == header_.block_bytes, "a block has ", header_.block_bytes, " bytes");
+    block.done = false;
+  }
   std::shared_lock open(closing_);
-  if (!can_read()) return false;
-  Clock::time_point start = Clock::now();
-  uint32_t expected;
+  std::vector<Wanted> wanted;
   {
     std::lock_guard lock(mutex_);
-    const Slot& state = slots_[static_cast<size_t>(slot)];
-    if (!state.used || state.key != first_bytes(key)) return false;
-    expected = state.payload_crc;
+    for (BlockRead& block : blocks) {
+      const Slot& state = slots_[static_cast<size_t>(block.slot)];
+      if (state.used && state.key == first_bytes(block.key)) wanted.push_back({&block, state.payload_crc});
+    }
   }
-  bool whole = read_payload(slot, payload);
-  if (!whole && errno != ENODATA) {
-    stop_all(errno, "reading from");
-    return false;
+  for (std::span<const Wanted> rest = wanted; !rest.empty() && can_read();) {
+    const size_t length = run_length(rest);
+    read_run(rest.first(length));
+    rest = rest.subspan(length);
   }
-  if (whole && crc32c(payload) == expected) {
-    std::lock_guard lock(mutex_);
-    ++stats_.blocks_read;
-    stats_.bytes_read += static_cast<int64_t>(payload.size());
-    stats_.read_seconds += seconds_since(start);
-    return true;
+}
+
+// How many, from the first on, stand one behind the other in a data file.
+size_t DiskStore::run_length(std::span<const Wanted> blocks) const {
+  if (header_.block_bytes % kPage != 0) return 1;  // there are gaps between them
+  const auto fits = [this](const Wanted& wanted) {
+    return options_.io != DiskIo::kDirect || is_aligned(wanted.block->payload.data());
+  };
+  const size_t most = fits(blocks[0]) ? std::min(blocks.size(), kMaxParts) : 1;
+  size_t length = 1;
+  for (; length < most && fits(blocks[length]); ++length) {
+    const int64_t slot = blocks[length].block->slot;
+    if (slot != blocks[length - 1].block->slot + 1 || slot % header_.segment_slots == 0) break;
   }
-  empty_record(slot);
+  return length;
+}
+
+void DiskStore::read_run(std::span<const Wanted> run) {
+  const Clock::time_point start = Clock::now();
+  const bool whole = read_payloads(run);
+  const int error = errno;
+  if (!whole && run.size() > 1) {  // all but those that are broken
+    for (size_t i = 0; i < run.size(); ++i) read_run(run.subspan(i, 1));
+    return;
+  }
+  if (!whole && error != ENODATA) return stop_all(error, "reading from");
+  int64_t count = 0;
+  for (const Wanted& wanted : run) {
+    wanted.block->done = whole && crc32c(wanted.block->payload) == wanted.crc;
+    count += wanted.block->done;
+    if (!wanted.block->done) give_up(wanted.block->slot);
+  }
+  std::lock_guard lock(mutex_);
+  stats_.blocks_read += count;
+  stats_.bytes_read += count * static_cast<int64_t>(header_.block_bytes);
+  stats_.read_seconds += seconds_since(start);
+}
+
+// Its block is damaged.
+void DiskStore::give_up(int64_t slot) {
   bool first;
   {
     std::lock_guard lock(mutex_);
+    if (!slots_[static_cast<size_t>(slot)].used) return;  // it was asked for twice
     ++stats_.blocks_damaged;
     first = !std::exchange(said_damaged_, true);
   }
+  empty_record(slot);
   if (first) {
     log("A block in " + path_ + " is damaged (slot " + std::to_string(slot) +
         "); it is computed again. Further ones are only counted.");
   }
-  return false;
 }
 
 void DiskStore::erase(int64_t slot) {
@@ -423,39 +458,43 @@ bool DiskStore::write_payload(int64_t slot, std::span<const uint8_t> payload) {
     ::sync_file_range(file->fd(), at.offset, stride, SYNC_FILE_RANGE_WRITE);
     if (forget.segment >= 0) {
       std::lock_guard lock(mutex_);
-      if (const File* before = segment(forget.segment, false)) forget_pages(*before, forget.offset);
+      if (const File* before = segment(forget.segment, false)) forget_pages(*before, forget.offset, 1);
     }
   }
   return true;
 }
 
-bool DiskStore::read_payload(int64_t slot, std::span<uint8_t> payload) {
-  Place at = place(slot);
+// Of a run, into their payloads. False: errno says why.
+bool DiskStore::read_payloads(std::span<const Wanted> run) {
+  const Place at = place(run[0].block->slot);
   const File* file;
   {
     std::lock_guard lock(mutex_);
     file = segment(at.segment, false);
   }
   if (!file) return false;
-  if (options_.io == DiskIo::kDirect && !is_aligned(payload.data())) {
+  std::span<uint8_t> first = run[0].block->payload;
+  if (options_.io == DiskIo::kDirect && !is_aligned(first.data())) {
     Pages pages = take_pages();
-    bool whole = read_fully(*file, {pages.get(), payload.size()}, at.offset);
+    bool whole = read_fully(*file, {pages.get(), first.size()}, at.offset);
     int error = errno;
-    if (whole) std::memcpy(payload.data(), pages.get(), payload.size());
+    if (whole) std::memcpy(first.data(), pages.get(), first.size());
     give_pages(std::move(pages));
     errno = error;
     return whole;
   }
-  bool whole = read_fully(*file, payload, at.offset);
+  std::array<std::span<uint8_t>, kMaxParts> parts;
+  std::transform(run.begin(), run.end(), parts.begin(), [](const Wanted& w) { return w.block->payload; });
+  bool whole = read_fully(*file, std::span(parts).first(run.size()), at.offset);
   int error = errno;
-  if (options_.io == DiskIo::kDropping) forget_pages(*file, at.offset);
+  if (options_.io == DiskIo::kDropping) forget_pages(*file, at.offset, run.size());
   errno = error;
   return whole;
 }
 
 // The host tier has a copy: the system's cache would be a second one.
-void DiskStore::forget_pages(const File& file, int64_t offset) {
-  ::posix_fadvise(file.fd(), offset, static_cast<off_t>(disk_format::stride(header_.block_bytes)),
+void DiskStore::forget_pages(const File& file, int64_t offset, size_t blocks) {
+  ::posix_fadvise(file.fd(), offset, static_cast<off_t>(blocks * disk_format::stride(header_.block_bytes)),
                   POSIX_FADV_DONTNEED);
 }
 

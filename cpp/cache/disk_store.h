@@ -53,8 +53,8 @@ struct DiskStoreStats {
   int64_t num_slots = 0, used_slots = 0;
   int64_t blocks_written = 0, blocks_read = 0, blocks_damaged = 0;
   int64_t bytes_written = 0, bytes_read = 0;
-  double write_seconds = 0, read_seconds = 0;
-  int64_t folders_removed = 0;  // of other identities, to make room
+  double write_seconds = 0, read_seconds = 0;  // of all threads together
+  int64_t folders_removed = 0;                 // of other identities, to make room
 };
 
 // Any thread may call any method; two calls at once on one slot are the caller's mistake.
@@ -75,9 +75,9 @@ class DiskStore {
 
   // False: the slot is empty now. `payload` has block_bytes.
   bool write(int64_t slot, const DiskRecord& record, std::span<const uint8_t> payload);
-  // Into `payload`, of block_bytes. False: `payload` holds anything, and the slot does not hold the block of
-  // this key, or not any more: a damaged one is emptied.
-  bool read(int64_t slot, const Digest& key, std::span<uint8_t> payload);
+  // Into each payload, of block_bytes; neighbouring slots one after the other are read together. Not done:
+  // the slot does not hold the block of this key, or not any more: a damaged one is emptied.
+  void read(std::span<BlockRead> blocks);
   void erase(int64_t slot);
 
   // Ends reads and writes, waits for those under way and lets another store open the folder.
@@ -118,9 +118,16 @@ class DiskStore {
   Place place(int64_t slot) const;
   const File* segment(int64_t number, bool create);
   bool write_payload(int64_t slot, std::span<const uint8_t> payload);
-  bool read_payload(int64_t slot, std::span<uint8_t> payload);
+  struct Wanted {
+    BlockRead* block;
+    uint32_t crc;
+  };
+  size_t run_length(std::span<const Wanted> blocks) const;
+  void read_run(std::span<const Wanted> run);
+  bool read_payloads(std::span<const Wanted> run);
+  void give_up(int64_t slot);
   bool empty_record(int64_t slot);
-  void forget_pages(const File& file, int64_t offset);
+  void forget_pages(const File& file, int64_t offset, size_t blocks);
   Pages take_pages();
   void give_pages(Pages pages);
 

@@ -260,7 +260,7 @@ class PrefixCache final : public BlockKeeper {
   void add_move(std::vector<Move>& moves, const Move& move);
   void begin(TransferKind kind, std::vector<Move> moves, double now);
   DiskRecord record_of(EntryId id);
-  int64_t max_moves() const;  // in one transfer
+  int64_t max_moves(TransferKind kind) const;  // in one transfer
   int64_t under_way(TransferKind kind) const;
   void push_idle(EntryId id);
   void erase_idle(EntryId id);

@@ -154,7 +154,7 @@ void PrefixCache::read_path(FetchState& fetch, double now) {
     ++stats_.blocks[1];
     host_.pin(step.pinned = host);
     add_move(moves, {step.entry, -1, host, entry.slot, false});
-    if (static_cast<int64_t>(moves.size()) == max_moves()) {
+    if (static_cast<int64_t>(moves.size()) == max_moves(TransferKind::kRead)) {
       begin(TransferKind::kRead, std::move(moves), now);
       moves.clear();
     }
@@ -194,7 +194,7 @@ bool PrefixCache::advance_fetch(FetchState& fetch, double now) {
     }
     all_ready &= entry.on_device == Presence::kReady;
     if (all_ready) fetch.next = i + 1;
-    if (static_cast<int64_t>(loads.size()) == max_moves()) {
+    if (static_cast<int64_t>(loads.size()) == max_moves(TransferKind::kLoad)) {
       begin(TransferKind::kLoad, std::move(loads), now);
       loads.clear();
     }

@@ -10,6 +10,8 @@ namespace {
 // What a transfer moves at most: small enough that loads are not held up for long behind it, and that what
 // has arrived can be used.
 constexpr size_t kMaxTransferBytes = size_t{64} << 20;
+// Of what is read, the first blocks are loaded while the next ones are read.
+constexpr size_t kMaxReadBytes = size_t{8} << 20;
 constexpr int64_t kMaxTransferBlocks = 256;
 // Stores (writes) that are under way at once: one is carried out, the next waits behind it.
 constexpr int64_t kMaxUnderWay = 2;
@@ -18,9 +20,10 @@ size_t index(TransferKind kind) { return static_cast<size_t>(kind); }
 
 }  // namespace
 
-int64_t PrefixCache::max_moves() const {
+int64_t PrefixCache::max_moves(TransferKind kind) const {
   const size_t bytes = std::max<size_t>(config_.block_bytes, 1);
-  return std::clamp<int64_t>(static_cast<int64_t>(kMaxTransferBytes / bytes), 4, kMaxTransferBlocks);
+  const size_t most = kind == TransferKind::kRead ? kMaxReadBytes : kMaxTransferBytes;
+  return std::clamp<int64_t>(static_cast<int64_t>(most / bytes), 4, kMaxTransferBlocks);
 }
 
 int64_t PrefixCache::under_way(TransferKind kind) const {
@@ -148,7 +151,7 @@ void PrefixCache::clean(double now) {
   if (config_.max_idle_blocks >= 0) wanted = std::max(wanted, idle_.size() - config_.max_idle_blocks);
   while (wanted > 0 && dirty_.front() != kNoEntry && under_way(TransferKind::kStore) < kMaxUnderWay) {
     std::vector<Move> moves;
-    const int64_t most = std::min(wanted, max_moves());
+    const int64_t most = std::min(wanted, max_moves(TransferKind::kStore));
     while (static_cast<int64_t>(moves.size()) < most && dirty_.front() != kNoEntry) {
       if (!store_later(dirty_.front(), moves)) break;
     }
@@ -186,7 +189,7 @@ void PrefixCache::write_out(double now) {
   std::vector<Move> stores, writes;
   const bool may_store = under_way(TransferKind::kStore) < kMaxUnderWay;
   const bool may_write = under_way(TransferKind::kWrite) < kMaxUnderWay;
-  const auto most = static_cast<size_t>(max_moves());
+  const auto most = static_cast<size_t>(max_moves(TransferKind::kWrite));
   while (to_disk_done_ < to_disk_.size() && stores.size() < most && writes.size() < most) {
     const EntryRef ref = to_disk_[to_disk_done_];
     if (!tree_.alive(ref)) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "base/digest.h"
@@ -30,6 +31,14 @@ struct DiskRecord {
   std::vector<int32_t> tokens;
 };
 
+// A block that is to be read from disk.
+struct BlockRead {
+  int64_t slot = 0;
+  Digest key;                  // of the block that is expected there
+  std::span<uint8_t> payload;  // of a block's bytes
+  bool done = false;           // else payload holds anything
+};
+
 // Stores and loads begin after all steps that were submitted before them. Those of one kind are carried out
 // in the order in which they were begun, of different kinds in any order. Nothing that a transfer writes is
 // in another unfinished one, and nothing that it reads is written meanwhile, but for device blocks that a
@@ -45,7 +54,9 @@ struct Transfer {
 
 struct TransferResult {
   uint64_t id = 0;
-  double seconds = 0;           // that the copies took, from the first to the last
+  // That the copies took: from the first to the last; of the disk's, while no earlier transfer of the kind
+  // was under way.
+  double seconds = 0;
   std::vector<uint8_t> failed;  // per move: 1 if it was not made; empty: all were
 };
 

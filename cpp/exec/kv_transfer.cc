@@ -1,14 +1,12 @@
 #include "exec/kv_transfer.h"
 
 #include <algorithm>
-#include <chrono>
+#include <optional>
 
 #include "base/error.h"
 
 namespace taco {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 constexpr size_t kGroupsInFlight = 8;
 constexpr auto kPoll = std::chrono::microseconds(20);
@@ -24,9 +22,11 @@ struct KvTransfer::Job {
     int first_layer, last_layer;     // [first, last)
     size_t first_place, last_place;  // of `places`
   };
-  std::vector<Group> groups;  // in the order of copying
-  size_t next = 0;            // group, or move of the disk
-  bool issued = false;        // to the last group
+  std::vector<Group> groups;               // in the order of copying
+  size_t next = 0;                         // group, or move of the disk
+  bool issued = false;                     // to the last of these
+  int num_shares = 0;                      // of the disk's moves, that threads are at
+  std::optional<Clock::time_point> begun;  // likewise: the first
   bool finished = false;
   std::vector<std::shared_ptr<Fence>> layers;  // by layer: after its copies; null: not yet issued
   std::shared_ptr<Fence> end;
@@ -66,7 +66,7 @@ KvTransfer::~KvTransfer() {
   }
   host_->stop();
   for (Lane& lane : lanes_)
-    if (lane.thread.joinable()) lane.thread.join();
+    for (std::thread& thread : lane.threads) thread.join();
 }
 
 KvTransfer::LaneKind KvTransfer::lane_of(TransferKind kind) {
@@ -108,8 +108,9 @@ void KvTransfer::begin(const Transfer& transfer) {
     inherit_failures(*job, before->second);
   jobs_.emplace(transfer.id, job);
   lane.waiting.push_back(std::move(job));
-  if (!lane.thread.joinable())
-    lane.thread = std::thread([this, kind, &lane] { kind == kDisk ? run_disk(lane) : run_copies(lane); });
+  const auto wanted = static_cast<size_t>(transfer.kind == TransferKind::kRead ? options_.readers : 1);
+  while (lane.threads.size() < wanted)
+    lane.threads.emplace_back([this, kind, &lane] { kind == kDisk ? run_disk(lane) : run_copies(lane); });
   work_.notify_all();
 }
 
@@ -183,13 +184,14 @@ bool KvTransfer::writes(const Loads& loads, BlockId device_block) {
 
 bool KvTransfer::ready(const Job& job) const { return jobs_.count(job.transfer.after) == 0; }
 
-// What this thread should go on with: urgent before others, reads before writes, then the oldest. A step
+// What a thread should go on with: urgent before others, reads before writes, then the oldest. A step
 // takes the layers of all its loads in turn, and so do they.
 KvTransfer::JobPtr KvTransfer::next(const Lane& lane) const {
   JobPtr best;
   std::pair<int, int> best_rank{-1, 0};
   for (const JobPtr& job : lane.waiting) {
     if (job->issued || !ready(*job)) continue;
+    if (job->transfer.kind == TransferKind::kWrite && lane.writing) continue;
     const int layer = job->urgent ? job->next_layer() : 0;
     const std::pair<int, int> rank{2 * job->urgent + (job->transfer.kind != TransferKind::kWrite), -layer};
     if (!best || rank > best_rank) best = job, best_rank = rank;
@@ -360,20 +362,56 @@ void KvTransfer::run_copies(Lane& lane) {
   lane.stream.reset();  // waits for its copies
 }
 
-bool KvTransfer::disk_move(const Job& job, size_t index) {
-  const DiskMove& move = job.transfer.disk[index];
-  const DiskRecord& record = job.transfer.records[index];
-  try {
-    if (!host_->wait(move.host)) return false;
-    const std::span<char> block(host_->block(move.host), host_->block_bytes());
-    return job.transfer.kind == TransferKind::kWrite ? options_.disk.write(move.slot, record, block)
-                                                     : options_.disk.read(move.slot, record, block);
-  } catch (const std::exception&) {
-    return false;
-  }
+// --- the disk
+
+// The moves that a thread takes next. Few at a time, so that others can help, and that a read comes between
+// the blocks of a long write. What has failed already is passed over.
+std::vector<size_t> KvTransfer::take_share(Job& job) const {
+  const size_t most = job.transfer.kind == TransferKind::kWrite
+                          ? 1
+                          : std::max<size_t>(options_.read_bytes / host_->block_bytes(), 1);
+  std::vector<size_t> share;
+  for (; job.next < job.num_moves() && share.size() < most; ++job.next)
+    if (!job.has_failed(job.next)) share.push_back(job.next);
+  job.issued = job.next == job.num_moves();
+  return share;
 }
 
-// One block at a time, so that a read comes between the blocks of a long write.
+bool KvTransfer::write(const Job& job, size_t index) {
+  const DiskMove& move = job.transfer.disk[index];
+  return host_->wait(move.host) && options_.disk.write(move.slot, job.transfer.records[index],
+                                                       {host_->block(move.host), host_->block_bytes()});
+}
+
+// Returns what failed.
+std::vector<size_t> KvTransfer::carry_out(const Job& job, std::span<const size_t> share) {
+  std::vector<size_t> failed;
+  std::vector<BlockRead> reads;
+  std::vector<size_t> read;  // of `reads`: the move
+  try {
+    for (size_t i : share) {
+      if (job.transfer.kind == TransferKind::kWrite) {
+        if (!write(job, i)) failed.push_back(i);
+        continue;
+      }
+      const DiskMove& move = job.transfer.disk[i];
+      if (!host_->wait(move.host)) {
+        failed.push_back(i);
+        continue;
+      }
+      auto* const block = reinterpret_cast<uint8_t*>(host_->block(move.host));
+      reads.push_back({move.slot, job.transfer.records[i].key, {block, host_->block_bytes()}, false});
+      read.push_back(i);
+    }
+    if (!reads.empty()) options_.disk.read(reads);
+  } catch (const std::exception&) {
+    return {share.begin(), share.end()};
+  }
+  for (size_t i = 0; i < reads.size(); ++i)
+    if (!reads[i].done) failed.push_back(read[i]);
+  return failed;
+}
+
 void KvTransfer::run_disk(Lane& lane) {
   std::unique_lock lock(mutex_);
   while (!stop_) {
@@ -384,18 +422,26 @@ void KvTransfer::run_disk(Lane& lane) {
       work_.wait(lock);
       continue;
     }
-    const size_t index = job->next++;
-    if (index < job->num_moves() && !job->has_failed(index)) {
-      lock.unlock();
-      const auto begin = Clock::now();
-      const bool done = disk_move(*job, index);
-      const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-      lock.lock();
-      job->seconds += seconds;
-      if (!done) job->fail(index);
+    const bool writes = job->transfer.kind == TransferKind::kWrite;
+    const std::vector<size_t> share = take_share(*job);
+    const Clock::time_point begin = Clock::now();
+    if (!job->begun) job->begun = begin;
+    ++job->num_shares;
+    lane.writing |= writes;
+    lock.unlock();
+    const std::vector<size_t> failed = carry_out(*job, share);
+    lock.lock();
+    const Clock::time_point end = Clock::now();
+    for (size_t i : failed) job->fail(i);
+    if (writes) {
+      lane.writing = false;
+      job->seconds += std::chrono::duration<double>(end - begin).count();
     }
-    if (job->next < job->num_moves()) continue;
-    job->issued = true;
+    if (--job->num_shares > 0 || !job->issued) continue;
+    if (!writes) {
+      job->seconds = std::chrono::duration<double>(end - std::max(*job->begun, lane.read_until)).count();
+      lane.read_until = end;
+    }
     finish(lane, job, job->seconds);
   }
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -19,16 +20,19 @@
 
 namespace taco {
 
-// What kWrite and kRead go through, a block [layers][bytes of a layer] at a time, on a thread that does
-// nothing else. They return whether it was done.
+// What kWrite and kRead go through, on threads that do nothing else. Blocks are [layers][bytes of a layer].
 struct DiskAccess {
+  // Returns whether it was done. By one thread at a time.
   std::function<bool(int64_t slot, const DiskRecord& record, std::span<const char> block)> write;
-  std::function<bool(int64_t slot, const DiskRecord& expected, std::span<char> block)> read;
+  // Some blocks, of neighbouring slots where it could be; says of each whether it was done. By several
+  // threads at a time.
+  std::function<void(std::span<BlockRead> blocks)> read;
 };
 
-// Three threads, begun when there is something for them: loads, stores and the disk do not wait for each
-// other. Each takes what is urgent (a step waits for it) first, then the oldest; reads from the disk before
-// writes. A load goes layer by layer, and a step may follow it a layer behind.
+// Threads for each of three lanes, begun when there is something for them: loads, stores and the disk do not
+// wait for each other. Each takes what is urgent (a step waits for it) first, then the oldest; reads from the
+// disk before writes. A load goes layer by layer, and a step may follow it a layer behind. Several reads from
+// the disk are under way at once, in the order in which they were begun; writes are made one by one.
 //
 // begin, finished and the waiting calls are for the thread of the backend's ops.
 class KvTransfer {
@@ -46,6 +50,9 @@ class KvTransfer {
     // does not wait long behind it.
     size_t group_bytes = size_t{8} << 20;
     size_t store_bytes = size_t{2} << 20;  // of whole blocks in a store's call
+    // What a thread asks the disk for at once, and how many do (bench/cache/fetch_bench.cc tells).
+    size_t read_bytes = size_t{256} << 10;
+    int readers = 4;
   };
   KvTransfer(std::shared_ptr<Backend> backend, const DeviceBlocks& device, std::shared_ptr<HostBlocks> host,
              Options options);
@@ -68,6 +75,7 @@ class KvTransfer {
   static bool writes(const Loads& loads, BlockId device_block);
 
  private:
+  using Clock = std::chrono::steady_clock;
   using JobPtr = std::shared_ptr<Job>;
   enum LaneKind { kLoads, kStores, kDisk, kNumLanes };
   // Copies on their way in the device's queue.
@@ -80,7 +88,9 @@ class KvTransfer {
     std::deque<JobPtr> waiting;  // the oldest first; with those that have begun
     std::deque<InFlight> in_flight;
     std::unique_ptr<CopyStream> stream;
-    std::thread thread;
+    std::vector<std::thread> threads;   // one; the disk's lane: as many as it takes
+    bool writing = false;               // of the disk's lane: one of its threads is
+    Clock::time_point read_until = {};  // likewise: when its last read ended
   };
   static LaneKind lane_of(TransferKind kind);
   void check(const Transfer& transfer) const;
@@ -92,7 +102,9 @@ class KvTransfer {
   void abandon(Lane& lane, const JobPtr& job);
   void prepare(Job& job, CopyStream& stream);
   void copy_group(Lane& lane, const JobPtr& job, std::unique_lock<std::mutex>& lock);
-  bool disk_move(const Job& job, size_t index);
+  std::vector<size_t> take_share(Job& job) const;
+  std::vector<size_t> carry_out(const Job& job, std::span<const size_t> share);
+  bool write(const Job& job, size_t index);
   void finish(Lane& lane, const JobPtr& job, double seconds);
   void wake(std::unique_lock<std::mutex>& lock);
   static void inherit_failures(Job& job, std::span<const BlockId> hosts);

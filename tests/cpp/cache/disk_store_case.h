@@ -98,10 +98,15 @@ class DiskStoreTest : public testing::Test {
     return payload_of(record(number), block_bytes);
   }
 
+  static bool read(DiskStore& store, int64_t slot, const Digest& key, std::span<uint8_t> payload) {
+    BlockRead block{slot, key, payload, false};
+    store.read({&block, 1});
+    return block.done;
+  }
   // False: the store says that it does not have it. Wrong bytes are a failure, always.
   static bool reads_right(DiskStore& store, int64_t slot, const DiskRecord& record) {
     std::vector<uint8_t> bytes(store.block_bytes());
-    if (!store.read(slot, record.key, bytes)) return false;
+    if (!read(store, slot, record.key, bytes)) return false;
     EXPECT_EQ(bytes, payload_of(record, store.block_bytes())) << "slot " << slot;
     return true;
   }

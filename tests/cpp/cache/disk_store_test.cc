@@ -97,8 +97,82 @@ TEST_F(DiskStoreTest, UnalignedMemory) {
   std::copy(bytes.begin(), bytes.end(), memory.begin() + 1);
   ASSERT_TRUE(store->write(1, record(9), {memory.data() + 1, 8192}));
   std::fill(memory.begin(), memory.end(), uint8_t{0});
-  ASSERT_TRUE(store->read(1, record(9).key, {memory.data() + 1, 8192}));
+  ASSERT_TRUE(read(*store, 1, record(9).key, {memory.data() + 1, 8192}));
   EXPECT_TRUE(std::equal(bytes.begin(), bytes.end(), memory.begin() + 1));
+}
+
+// Many blocks asked for at once, in any order: neighbours, gaps, ends of data files, the same block twice,
+// what is not there and what is damaged.
+TEST_F(DiskStoreTest, ReadsManyAtOnce) {
+  constexpr int kSlots = 40;
+  std::mt19937 random(5);
+  for (size_t block_bytes : {size_t{8192}, size_t{8192 + 64}}) {
+    for (DiskIo io : {DiskIo::kDropping, DiskIo::kCached, DiskIo::kDirect}) {
+      DiskStoreOptions options = small(block_bytes, kSlots);
+      options.io = io;
+      options.segment_bytes = 16 * static_cast<int64_t>(disk_format::stride(block_bytes));
+      std::set<int> damaged, gone;
+      auto store = open(options);
+      for (int slot = 0; slot < kSlots; ++slot)
+        ASSERT_TRUE(store->write(slot, record(slot), payload(slot, block_bytes)));
+      for (int slot : {5, 17, 18, 33}) store->erase(slot), gone.insert(slot);
+      for (int slot : {7, 15, 16, 39}) {
+        const int segment = slot / 16;
+        const std::string path = store->path() + "/blocks.0000" + std::to_string(segment);
+        std::vector<uint8_t> bytes = read_file(path);
+        bytes[static_cast<size_t>(slot % 16) * disk_format::stride(block_bytes) + 100] ^= 1;
+        write_file(path, bytes);
+        damaged.insert(slot);
+      }
+      for (int round = 0; round < 50; ++round) {
+        std::vector<int> slots;
+        for (int at = static_cast<int>(random() % kSlots); slots.size() < 30; at = (at + 1) % kSlots)
+          slots.push_back(random() % 4 == 0 ? static_cast<int>(random() % kSlots) : at);
+        // Page by page: what direct reads want, and one that they do not want.
+        std::vector<uint8_t> memory((slots.size() + 1) * 12288 + 4096);
+        size_t base = 4096 - reinterpret_cast<uintptr_t>(memory.data()) % 4096;
+        std::vector<BlockRead> reads;
+        for (size_t i = 0; i < slots.size(); ++i) {
+          uint8_t* to = memory.data() + base + i * 12288 + (i == 9);
+          reads.push_back(
+              {slots[i], record(round == 0 ? slots[i] + 1 : slots[i]).key, {to, block_bytes}, true});
+        }
+        store->read(reads);
+        for (size_t i = 0; i < slots.size(); ++i) {
+          const bool expected = round > 0 && gone.count(slots[i]) + damaged.count(slots[i]) == 0;
+          ASSERT_EQ(reads[i].done, expected) << "slot " << slots[i];
+          if (!expected) continue;
+          ASSERT_TRUE(std::ranges::equal(reads[i].payload, payload(slots[i], block_bytes))) << slots[i];
+        }
+      }
+      EXPECT_EQ(store->stats().blocks_damaged, static_cast<int64_t>(damaged.size()));
+      EXPECT_TRUE(store->can_read() && store->can_write());
+      const std::string path = store->path();
+      store.reset();
+      std::filesystem::remove_all(path);
+    }
+  }
+}
+
+// The end of a data file is gone: what stood there is, and no other.
+TEST_F(DiskStoreTest, ReadsWhatIsLeftOfAFile) {
+  DiskStoreOptions options = small(4096, 8);
+  auto store = open(options);
+  for (int slot = 0; slot < 8; ++slot) ASSERT_TRUE(store->write(slot, record(slot), payload(slot, 4096)));
+  std::filesystem::resize_file(store->path() + "/blocks.00000", 5 * 4096 + 100);
+  std::vector<std::vector<uint8_t>> memory(8, std::vector<uint8_t>(4096));
+  std::vector<BlockRead> reads;
+  for (size_t i = 0; i < 8; ++i)
+    reads.push_back({static_cast<int64_t>(i), record(static_cast<int>(i)).key, memory[i], false});
+  store->read(reads);
+  for (size_t i = 0; i < 8; ++i) {
+    EXPECT_EQ(reads[i].done, i < 5) << i;
+    if (reads[i].done) {
+      EXPECT_EQ(memory[i], payload(static_cast<int>(i), 4096)) << i;
+    }
+  }
+  EXPECT_EQ(store->stats().blocks_damaged, 3);
+  EXPECT_TRUE(store->can_read());
 }
 
 TEST_F(DiskStoreTest, NothingIsSharedBetweenIdentitiesOrShapes) {

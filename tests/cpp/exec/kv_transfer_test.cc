@@ -278,9 +278,9 @@ TEST(KvTransfer, StoresAndLoadsRunBesideASlowDisk) {
   std::promise<void> gate;
   std::shared_future<void> open = gate.get_future().share();
   KvTransfer::Options options;
-  options.disk.read = [open](int64_t, const DiskRecord&, std::span<char>) {
+  options.disk.read = [open](std::span<BlockRead> blocks) {
     open.wait();
-    return true;
+    for (BlockRead& block : blocks) block.done = true;
   };
   Rig rig(3, 4, 4, 64, options);
   rig.fill(true, 1, 11);
@@ -295,40 +295,106 @@ TEST(KvTransfer, StoresAndLoadsRunBesideASlowDisk) {
   rig.collect({read, behind});
 }
 
-TEST(KvTransfer, ReadsComeBetweenTheBlocksOfAWrite) {
+// What the disk was asked for, in this order.
+struct Noted {
+  bool note(int64_t slot) {
+    std::lock_guard lock(mutex);
+    slots.push_back(slot);
+    return slots.size() == 1;
+  }
+  std::function<bool(int64_t, const DiskRecord&, std::span<const char>)> write_held() {
+    return [this](int64_t slot, const DiskRecord&, std::span<const char>) {
+      if (note(slot)) entered.set_value(), open.wait();
+      return true;
+    };
+  }
+  std::function<void(std::span<BlockRead>)> read() {
+    return [this](std::span<BlockRead> blocks) {
+      for (BlockRead& block : blocks) note(block.slot), block.done = true;
+    };
+  }
   std::mutex mutex;
-  std::vector<int64_t> order;
+  std::vector<int64_t> slots;
   std::promise<void> gate, entered;
   std::shared_future<void> open = gate.get_future().share();
-  auto note = [&](int64_t slot) {
-    std::lock_guard lock(mutex);
-    order.push_back(slot);
-    return order.size() == 1;
-  };
+};
+
+TEST(KvTransfer, ReadsComeBetweenTheBlocksOfAWrite) {
+  Noted noted;
   KvTransfer::Options options;
-  options.disk.write = [&](int64_t slot, const DiskRecord&, std::span<const char>) {
-    if (note(slot)) entered.set_value(), open.wait();
-    return true;
-  };
-  options.disk.read = [&](int64_t slot, const DiskRecord&, std::span<char>) {
-    note(slot);
-    return true;
-  };
+  options.disk.write = noted.write_held();
+  options.disk.read = noted.read();
+  options.readers = 1;
   Rig rig(1, 1, 4, 64, options);
   const uint64_t write = rig.begin_disk(TransferKind::kWrite, {{0, 1}, {1, 2}, {2, 3}});
-  entered.get_future().wait();
+  noted.entered.get_future().wait();
   const uint64_t read = rig.begin_disk(TransferKind::kRead, {{3, 100}});
-  gate.set_value();
+  noted.gate.set_value();
   rig.collect({write, read});
-  EXPECT_EQ(order, (std::vector<int64_t>{1, 100, 2, 3}));
+  EXPECT_EQ(noted.slots, (std::vector<int64_t>{1, 100, 2, 3}));
+}
+
+TEST(KvTransfer, ReadsDoNotWaitForAWriteAndWritesAreMadeOneByOne) {
+  Noted noted;
+  KvTransfer::Options options;
+  options.disk.write = noted.write_held();
+  options.disk.read = noted.read();
+  Rig rig(1, 1, 5, 64, options);
+  const uint64_t write = rig.begin_disk(TransferKind::kWrite, {{0, 1}, {1, 2}});
+  noted.entered.get_future().wait();
+  const uint64_t next = rig.begin_disk(TransferKind::kWrite, {{4, 3}});
+  const uint64_t read = rig.begin_disk(TransferKind::kRead, {{3, 100}});
+  rig.collect({read});  // while the first write is held
+  EXPECT_EQ(rig.results.count(write) + rig.results.count(next), 0u);
+  noted.gate.set_value();
+  rig.collect({write, next});
+  EXPECT_EQ(noted.slots, (std::vector<int64_t>{1, 100, 2, 3}));
+}
+
+TEST(KvTransfer, SeveralReadsAreUnderWayAtOnce) {
+  constexpr int kReaders = 3;
+  std::mutex mutex;
+  std::condition_variable all_here;
+  int here = 0;
+  std::vector<size_t> sizes;
+  KvTransfer::Options options;
+  options.readers = kReaders;
+  options.read_bytes = 2 * 64;
+  options.disk.read = [&](std::span<BlockRead> blocks) {
+    std::unique_lock lock(mutex);
+    ++here;
+    sizes.push_back(blocks.size());
+    all_here.notify_all();
+    const bool together = all_here.wait_for(lock, 10s, [&] { return here >= kReaders; });
+    for (BlockRead& block : blocks) {
+      std::fill(block.payload.begin(), block.payload.end(), static_cast<uint8_t>(block.slot));
+      block.done = together && block.slot != 3;
+    }
+  };
+  Rig rig(1, 8, 8, 64, options);
+  // Five blocks in shares of two, then another transfer's: the third thread has begun the first's last one.
+  const uint64_t first = rig.begin_disk(TransferKind::kRead, {{0, 1}, {1, 2}, {2, 3}, {3, 4}, {4, 5}});
+  const uint64_t second = rig.begin_disk(TransferKind::kRead, {{5, 6}, {6, 7}});
+  const uint64_t load = rig.begin(TransferKind::kLoad, {{0, 0}, {2, 2}, {4, 4}}, first);
+  rig.collect({first, second, load});
+  EXPECT_EQ(rig.results[first].failed, (std::vector<uint8_t>{0, 0, 1, 0, 0}));
+  EXPECT_TRUE(rig.results[second].failed.empty());
+  EXPECT_EQ(rig.results[load].failed, (std::vector<uint8_t>{0, 1, 0}));
+  EXPECT_GT(rig.results[first].seconds, 0);
+  std::sort(sizes.begin(), sizes.end());
+  EXPECT_EQ(sizes, (std::vector<size_t>{1, 2, 2, 2}));
+  EXPECT_EQ(rig.device_at(0, 0)[5], 1);
+  EXPECT_EQ(rig.device_at(4, 0)[63], 5);
 }
 
 TEST(KvTransfer, WhatFailsOnDiskIsNotLoadedOrWrittenOn) {
   KvTransfer::Options options;
-  options.disk.read = [](int64_t slot, const DiskRecord&, std::span<char> block) {
-    if (slot == 7) throw std::runtime_error("broken");
-    std::fill(block.begin(), block.end(), static_cast<char>(slot));
-    return slot != 8;
+  options.read_bytes = 1;  // block by block
+  options.disk.read = [](std::span<BlockRead> blocks) {
+    BlockRead& block = blocks[0];
+    if (block.slot == 7) throw std::runtime_error("broken");
+    std::fill(block.payload.begin(), block.payload.end(), static_cast<uint8_t>(block.slot));
+    block.done = block.slot != 8;
   };
   std::set<int64_t> written;
   options.disk.write = [&](int64_t slot, const DiskRecord&, std::span<const char>) {
@@ -358,10 +424,7 @@ TEST(KvTransfer, AStepThatNeedsWhatFailedIsTold) {
   std::promise<void> gate;
   std::shared_future<void> open = gate.get_future().share();
   KvTransfer::Options options;
-  options.disk.read = [open](int64_t, const DiskRecord&, std::span<char>) {
-    open.wait();
-    return false;
-  };
+  options.disk.read = [open](std::span<BlockRead>) { open.wait(); };
   Rig rig(2, 4, 4, 32, options);
   const uint64_t read = rig.begin_disk(TransferKind::kRead, {{0, 6}});
   const uint64_t load = rig.begin(TransferKind::kLoad, {{0, 0}}, read);
@@ -394,7 +457,9 @@ TEST(KvTransfer, EndsWithTransfersOpen) {
       std::this_thread::sleep_for(1ms);
       return true;
     };
-    options.disk.read = [](int64_t, const DiskRecord&, std::span<char>) { return true; };
+    options.disk.read = [](std::span<BlockRead> blocks) {
+      for (BlockRead& block : blocks) block.done = true;
+    };
     options.group_bytes = 1;
     Rig rig(4, 64, 64, 4096, options);
     uint64_t last = 0;

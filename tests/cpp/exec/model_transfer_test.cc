@@ -92,9 +92,9 @@ TEST_F(Restored, AStepWaitsForItsLoadAndACopyOfALoadedBlock) {
   std::promise<void> gate;
   std::shared_future<void> open = gate.get_future().share();
   bool reading = true;
-  make({.write = nullptr, .read = [&](int64_t, const DiskRecord&, std::span<char>) {
+  make({.write = nullptr, .read = [&](std::span<BlockRead> blocks) {
           open.wait();
-          return reading;
+          for (BlockRead& block : blocks) block.done = reading;
         }});
   const SampledToken expected = executor->run(plan({0, 1, 2, 3}, 0)).sampled.at(0);
   executor->begin({.id = 1, .kind = TransferKind::kStore, .moves = {{0, 5}, {1, 1}, {2, 6}}});
