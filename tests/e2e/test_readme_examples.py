@@ -6,14 +6,12 @@ Needs the embedded default model and the openai package (both installed by `make
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
+from served_process import ServedProcess
 from taco_llm import default_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +19,8 @@ EXAMPLES = re.findall(
     r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
 )
 pytestmark = pytest.mark.skipif(default_model.find() is None, reason="the default model is not installed")
-ENVIRONMENT = {**os.environ, "TACO_CPU_KVCACHE_SPACE": "0.5"}
+SMALL_CACHE = {"TACO_CPU_KVCACHE_SPACE": "0.5"}
+ENVIRONMENT = {**os.environ, **SMALL_CACHE}
 
 
 def example(word: str) -> str:
@@ -52,28 +51,9 @@ def test_embedding(tmp_path: Path) -> None:
 
 def test_openai_client(tmp_path: Path) -> None:
     pytest.importorskip("openai")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    program = str(Path(sys.executable).with_name("taco_llm"))
-    command = [program, "serve", "--host", "127.0.0.1", "--port", str(port)]
-    log = tmp_path / "log"
-    with log.open("wb") as sink:
-        server = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=ENVIRONMENT)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5)
-                break
-            except OSError:
-                time.sleep(0.1)
-        code = example("from openai import OpenAI").replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+    program = (str(Path(sys.executable).with_name("taco_llm")),)
+    with ServedProcess(tmp_path / "log", program=program, **SMALL_CACHE) as server:
+        code = example("from openai import OpenAI").replace("http://127.0.0.1:8000", server.url)
         assert run(code, tmp_path).strip()
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(30) == 0, log.read_text()
-    finally:
-        if server.poll() is None:
-            server.kill()
-            server.wait()
+        server.send(signal.SIGTERM)
+        assert server.wait() == 0, server.text()

@@ -30,6 +30,7 @@ from fake_engine import FakeEngine, fake_handle  # noqa: E402
 from taco_llm.server.app import make_app, make_runner  # noqa: E402
 from taco_llm.server.options import ServerOptions  # noqa: E402
 from taco_llm.server.state import STATE, State  # noqa: E402
+from waiting import PATIENCE  # noqa: E402
 
 
 class Server:
@@ -45,7 +46,7 @@ class Server:
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._main, daemon=True)
         self._thread.start()
-        self._started.wait(10)
+        assert self._started.wait(PATIENCE), "the server did not start"
         if self._failure is not None:
             raise self._failure
 
@@ -79,7 +80,7 @@ class Server:
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(20)
+        self._thread.join(PATIENCE)
         assert not self._thread.is_alive(), "the server did not stop"
 
 
@@ -96,7 +97,7 @@ def serving(handle: Any, **options: Any) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def fake() -> Iterator[Server]:
     """Without keys, one token per millisecond."""
-    with serving(fake_handle(), ping_seconds=0.2) as server:
+    with serving(fake_handle()) as server:
         yield server
 
 

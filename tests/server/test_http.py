@@ -14,21 +14,20 @@ from typing import Any
 import pytest
 import requests
 from fake_engine import FakeEngine
+from waiting import wait_until
 
 POST = {"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/generate"}
 OPEN = {"/health", "/ready", "/ping", "/version", "/"}
 
 
-def raw(server: Any, data: bytes, timeout: float = 5) -> bytes:
-    """Sends bytes, returns everything until the server closes (or stays silent for `timeout`)."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=timeout) as s:
+def raw(server: Any, data: bytes) -> bytes:
+    """Sends bytes, returns everything until the server closes. TimeoutError if it does not, and is silent for
+    less than its usual limits (30 s) would need to make it close."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as s:
         s.sendall(data)
         answer = b""
-        try:
-            while chunk := s.recv(65536):
-                answer += chunk
-        except TimeoutError:
-            pass
+        while chunk := s.recv(65536):
+            answer += chunk
         return answer
 
 
@@ -72,7 +71,7 @@ def test_every_route_needs_a_key_unless_it_is_listed_as_open(keyed: Any) -> None
     seen = set()
     for method, path in routes(keyed):
         response = requests.request(
-            method, keyed.url + path, json={} if method == "POST" else None, timeout=5
+            method, keyed.url + path, json={} if method == "POST" else None, timeout=60
         )
         bare = path[2:] if path.startswith("/p/") else path
         seen.add(bare)
@@ -81,18 +80,18 @@ def test_every_route_needs_a_key_unless_it_is_listed_as_open(keyed: Any) -> None
         else:
             assert response.status_code == 401, (method, path)
     assert seen >= POST | OPEN | {"/metrics", "/v1/models", "/load"}
-    assert requests.get(keyed.url + "/no/such/path", timeout=5).status_code == 401
+    assert requests.get(keyed.url + "/no/such/path", timeout=60).status_code == 401
 
 
 def test_401_body_and_header(keyed: Any) -> None:
-    r = requests.get(keyed.url + "/v1/models", timeout=5)
+    r = requests.get(keyed.url + "/v1/models", timeout=60)
     assert r.json()["error"] == "Unauthorized" and r.json()["code"] == 401
     assert r.headers["WWW-Authenticate"] == "Bearer"
 
 
 @pytest.mark.parametrize("key", ["key-one", "key-two", "file-key"])
 def test_each_key_opens(keyed: Any, key: str) -> None:
-    r = requests.get(keyed.url + "/v1/models", headers={"Authorization": f"Bearer {key}"}, timeout=5)
+    r = requests.get(keyed.url + "/v1/models", headers={"Authorization": f"Bearer {key}"}, timeout=60)
     assert r.status_code == 200 and r.json()["data"][0]["id"] == "fake"
 
 
@@ -100,26 +99,23 @@ def test_each_key_opens(keyed: Any, key: str) -> None:
     "header", ["Bearer key-thre", "Bearer ", "Bearer", "key-one", "Basic key-one", "Bearer # comment", ""]
 )
 def test_wrong_keys(keyed: Any, header: str) -> None:
-    r = requests.get(keyed.url + "/v1/models", headers={"Authorization": header}, timeout=5)
+    r = requests.get(keyed.url + "/v1/models", headers={"Authorization": header}, timeout=60)
     assert r.status_code == 401
 
 
 def test_key_file_is_read_again(keyed: Any) -> None:
     ask = {"Authorization": "Bearer later-key"}
-    assert requests.get(keyed.url + "/v1/models", headers=ask, timeout=5).status_code == 401
+    assert requests.get(keyed.url + "/v1/models", headers=ask, timeout=60).status_code == 401
     keyed.key_file.write_text("file-key\nlater-key\n")
-    deadline = time.monotonic() + 5
-    while requests.get(keyed.url + "/v1/models", headers=ask, timeout=5).status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: requests.get(keyed.url + "/v1/models", headers=ask, timeout=60).status_code == 200)
 
 
 def test_key_from_the_environment(make_fake: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "from-env")
     server = make_fake()
-    assert requests.get(server.url + "/v1/models", timeout=5).status_code == 401
+    assert requests.get(server.url + "/v1/models", timeout=60).status_code == 401
     ask = {"Authorization": "Bearer from-env"}
-    assert requests.get(server.url + "/v1/models", headers=ask, timeout=5).status_code == 200
+    assert requests.get(server.url + "/v1/models", headers=ask, timeout=60).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -147,7 +143,7 @@ def test_no_way_around_the_keys(keyed: Any, line: bytes) -> None:
 
 def test_metrics_can_be_opened(make_fake: Any) -> None:
     server = make_fake(api_key=["k"], open_metrics=True)
-    assert requests.get(server.url + "/metrics", timeout=5).status_code == 200
+    assert requests.get(server.url + "/metrics", timeout=60).status_code == 200
 
 
 def test_options_are_checked(make_fake: Any) -> None:
@@ -170,7 +166,7 @@ def test_options_are_checked(make_fake: Any) -> None:
 @pytest.mark.parametrize("given", ["abc.DEF-1_2", "x" * 128])
 def test_request_id_is_echoed(fake: Any, given: str) -> None:
     assert (
-        requests.get(fake.url + "/ready", headers={"X-Request-Id": given}, timeout=5).headers["X-Request-Id"]
+        requests.get(fake.url + "/ready", headers={"X-Request-Id": given}, timeout=60).headers["X-Request-Id"]
         == given
     )
 
@@ -178,7 +174,7 @@ def test_request_id_is_echoed(fake: Any, given: str) -> None:
 @pytest.mark.parametrize("given", ["", "a b", "x" * 129, "a/b", "é"])
 def test_bad_request_id_is_replaced(fake: Any, given: str) -> None:
     headers = {"X-Request-Id": given.encode("latin-1")}
-    got = requests.get(fake.url + "/ready", headers=headers, timeout=5).headers["X-Request-Id"]
+    got = requests.get(fake.url + "/ready", headers=headers, timeout=60).headers["X-Request-Id"]
     assert got != given and got.startswith("req-")
 
 
@@ -187,8 +183,8 @@ def test_log_has_neither_prompts_nor_keys_nor_forged_lines(make_fake: Any, caplo
     server = make_fake(api_key=["sesame"])
     headers = {"Authorization": "Bearer sesame"}
     ask = {"prompt": "secret words", "max_tokens": 2, "unknown": "secret too"}
-    assert requests.post(server.url + "/v1/completions?key=sesame", json=ask, headers=headers, timeout=5).ok
-    requests.get(server.url + "/a%0aFORGED%20line", headers=headers, timeout=5)
+    assert requests.post(server.url + "/v1/completions?key=sesame", json=ask, headers=headers, timeout=60).ok
+    requests.get(server.url + "/a%0aFORGED%20line", headers=headers, timeout=60)
     ours = "\n".join(r.getMessage() for r in caplog.records if r.name.startswith("taco_llm"))
     assert "/v1/completions 200" in ours and "prompt_tokens=12" in ours
     assert "secret" not in ours and "sesame" not in ours and "\nFORGED" not in ours
@@ -202,7 +198,7 @@ def test_body_limit_before_buffering(fake: Any) -> None:
     answer = raw(fake, head + b"Content-Length: 4194305\r\n\r\n")  # no body at all is sent
     assert status(answer) == 413 and b"4194304" in answer
     chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
-    with socket.create_connection(("127.0.0.1", fake.port), timeout=5) as s:
+    with socket.create_connection(("127.0.0.1", fake.port), timeout=60) as s:
         s.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
         try:
             for _ in range(200):
@@ -218,7 +214,7 @@ def test_body_limit_before_buffering(fake: Any) -> None:
 def test_a_body_just_inside_the_limit_is_read(fake: Any) -> None:
     pad = "x" * ((4 << 20) - 100)
     r = requests.post(
-        fake.url + "/v1/completions", json={"prompt": "x", "max_tokens": 1, "user": pad}, timeout=10
+        fake.url + "/v1/completions", json={"prompt": "x", "max_tokens": 1, "user": pad}, timeout=60
     )
     assert r.status_code == 200
 
@@ -245,7 +241,8 @@ def test_header_limits(fake: Any) -> None:
 def test_content_type_and_encoding(fake: Any, headers: dict[str, str], code: int) -> None:
     body = b'{"prompt": "x", "max_tokens": 1}'
     assert (
-        requests.post(fake.url + "/v1/completions", data=body, headers=headers, timeout=5).status_code == code
+        requests.post(fake.url + "/v1/completions", data=body, headers=headers, timeout=60).status_code
+        == code
     )
 
 
@@ -295,9 +292,9 @@ def test_good_json_that_looks_bad(fake: Any) -> None:
         {"prompt": '\\"' * 500 + "{" * 300, "max_tokens": 1, "truncate_prompt_tokens": 5},
         {"prompt": "\U0001f600 \u0000 é", "max_tokens": 1},
     ):
-        r = requests.post(fake.url + "/v1/completions", json=body, timeout=5)
+        r = requests.post(fake.url + "/v1/completions", json=body, timeout=60)
         assert r.status_code == 200, r.text
-    ids = requests.post(fake.url + "/tokenize", json={"prompt": "\U0001f600"}, timeout=5).json()["tokens"]
+    ids = requests.post(fake.url + "/tokenize", json={"prompt": "\U0001f600"}, timeout=60).json()["tokens"]
     assert bytes(ids).decode() == "\U0001f600"
 
 
@@ -305,44 +302,40 @@ def test_slow_body_times_out(make_fake: Any) -> None:
     from taco_llm.server.options import Limits
 
     server = make_fake(limits=Limits(body_timeout=0.3, keepalive_timeout=0.5))
-    started = time.monotonic()
     half = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     half += b"Content-Length: 99\r\n\r\n{"
-    assert status(raw(server, half, timeout=8)) == 408
-    assert time.monotonic() - started < 4
-    started = time.monotonic()  # half a header, and an idle connection, are closed too
-    raw(server, b"GET /ready HTTP/1.1\r\nHo", timeout=8)
-    raw(server, b"", timeout=8)
-    assert time.monotonic() - started < 6
+    assert status(raw(server, half)) == 408
+    raw(server, b"GET /ready HTTP/1.1\r\nHo")  # half a header, and an idle connection, are closed too
+    raw(server, b"")
 
 
 def test_unknown_paths_and_methods(fake: Any) -> None:
-    r = requests.get(fake.url + "/nothing", timeout=5)
+    r = requests.get(fake.url + "/nothing", timeout=60)
     assert r.status_code == 404 and r.json()["error"]["type"] == "NotFoundError"
-    r = requests.get(fake.url + "/v1/completions", timeout=5)
+    r = requests.get(fake.url + "/v1/completions", timeout=60)
     assert r.status_code == 405 and "POST" in r.headers["Allow"]
-    assert requests.get(fake.url + "/v1/models/fake", timeout=5).json()["id"] == "fake"
-    assert requests.get(fake.url + "/v1/models/a/b", timeout=5).status_code == 404
+    assert requests.get(fake.url + "/v1/models/fake", timeout=60).json()["id"] == "fake"
+    assert requests.get(fake.url + "/v1/models/a/b", timeout=60).status_code == 404
 
 
 # --- CORS
 
 
 def test_no_cors_by_default(fake: Any) -> None:
-    r = requests.get(fake.url + "/ready", headers={"Origin": "http://evil"}, timeout=5)
+    r = requests.get(fake.url + "/ready", headers={"Origin": "http://evil"}, timeout=60)
     assert not [h for h in r.headers if h.lower().startswith("access-control")]
 
 
 def test_cors_for_listed_origins(make_fake: Any) -> None:
     server = make_fake(allowed_origins=["http://good"], allow_credentials=True, api_key=["k"])
     asked = {"Origin": "http://good", "Access-Control-Request-Method": "POST"}
-    r = requests.options(server.url + "/v1/completions", headers=asked, timeout=5)
+    r = requests.options(server.url + "/v1/completions", headers=asked, timeout=60)
     assert r.status_code == 204 and r.headers["Access-Control-Allow-Origin"] == "http://good"
     assert "Authorization" in r.headers["Access-Control-Allow-Headers"]
-    r = requests.get(server.url + "/v1/models", headers={"Origin": "http://good"}, timeout=5)
+    r = requests.get(server.url + "/v1/models", headers={"Origin": "http://good"}, timeout=60)
     assert r.status_code == 401 and r.headers["Access-Control-Allow-Origin"] == "http://good"
     r = requests.options(
-        server.url + "/v1/completions", headers={**asked, "Origin": "http://evil"}, timeout=5
+        server.url + "/v1/completions", headers={**asked, "Origin": "http://evil"}, timeout=60
     )
     assert r.status_code == 401 and "Access-Control-Allow-Origin" not in r.headers
 
@@ -351,62 +344,62 @@ def test_cors_for_listed_origins(make_fake: Any) -> None:
 
 
 def test_plain_routes(fake: Any) -> None:
-    assert requests.get(fake.url + "/health", timeout=5).content == b""
-    assert requests.get(fake.url + "/ready", timeout=5).json() == {"status": "ready"}
-    assert requests.post(fake.url + "/ping", timeout=5).status_code == 200
-    assert "version" in requests.get(fake.url + "/version", timeout=5).json()
-    assert requests.get(fake.url + "/load", timeout=5).json() == {"server_load": 0}
+    assert requests.get(fake.url + "/health", timeout=60).content == b""
+    assert requests.get(fake.url + "/ready", timeout=60).json() == {"status": "ready"}
+    assert requests.post(fake.url + "/ping", timeout=60).status_code == 200
+    assert "version" in requests.get(fake.url + "/version", timeout=60).json()
+    assert requests.get(fake.url + "/load", timeout=60).json() == {"server_load": 0}
 
 
 def test_tokenize_and_back(fake: Any) -> None:
     r = requests.post(
-        fake.url + "/tokenize", json={"prompt": "hé", "return_token_strs": True}, timeout=5
+        fake.url + "/tokenize", json={"prompt": "hé", "return_token_strs": True}, timeout=60
     ).json()
     assert r["count"] == 3 and r["max_model_len"] == 2048 and len(r["token_strs"]) == 3
-    back = requests.post(fake.url + "/detokenize", json={"tokens": r["tokens"]}, timeout=5).json()
+    back = requests.post(fake.url + "/detokenize", json={"tokens": r["tokens"]}, timeout=60).json()
     assert back == {"prompt": "hé"}
     chat = requests.post(
-        fake.url + "/tokenize", json={"messages": [{"role": "user", "content": "a"}]}, timeout=5
+        fake.url + "/tokenize", json={"messages": [{"role": "user", "content": "a"}]}, timeout=60
     )
     assert bytes(chat.json()["tokens"]) == b"<user>a<assistant>"
     for wrong in ({"tokens": [1000]}, {"tokens": "x"}, {"tokens": [True]}, {}):
-        assert requests.post(fake.url + "/detokenize", json=wrong, timeout=5).status_code == 400
+        assert requests.post(fake.url + "/detokenize", json=wrong, timeout=60).status_code == 400
 
 
 def test_engine_death(make_fake: Any) -> None:
     server = make_fake(FakeEngine(step_seconds=0.01))
     ask = {"prompt": "x", "max_tokens": 2000, "stream": True}
-    with requests.post(server.url + "/v1/completions", json=ask, stream=True, timeout=10) as r:
+    with requests.post(server.url + "/v1/completions", json=ask, stream=True, timeout=60) as r:
         lines = r.iter_lines()
         next(lines)
         server.handle.core.dead = True
         rest = b"\n".join(lines)
     assert b'"error"' in rest and b"[DONE]" in rest
     for path in ("/ready", "/health", "/ping"):
-        r = requests.get(server.url + path, timeout=5)
+        r = requests.get(server.url + path, timeout=60)
         assert r.status_code == 503 and "told to die" in r.json()["error"]["message"]
-    r = requests.post(server.url + "/v1/completions", json={"prompt": "x"}, timeout=5)
+    r = requests.post(server.url + "/v1/completions", json={"prompt": "x"}, timeout=60)
     assert r.status_code == 503 and "restarted" in r.json()["error"]["message"]
-    assert "engine_dead 1.0" in requests.get(server.url + "/metrics", timeout=5).text
+    assert "engine_dead 1.0" in requests.get(server.url + "/metrics", timeout=60).text
 
 
 def test_hanging_step(make_fake: Any) -> None:
-    server = make_fake(hang_seconds=0.2)
+    server = make_fake(hang_seconds=1000)
     server.handle.core.hanging_since = time.monotonic()
-    assert requests.get(server.url + "/ready", timeout=5).status_code == 200
-    time.sleep(0.3)
-    r = requests.get(server.url + "/ready", timeout=5)
+    assert requests.get(server.url + "/ready", timeout=60).status_code == 200
+    server.handle.core.hanging_since -= 1001
+    r = requests.get(server.url + "/ready", timeout=60)
     assert r.status_code == 503 and "step" in r.json()["error"]["message"]
-    assert requests.get(server.url + "/health", timeout=5).status_code == 200
+    assert requests.get(server.url + "/health", timeout=60).status_code == 200
 
 
 def test_full_queue(make_fake: Any) -> None:
     server = make_fake(FakeEngine(max_waiting=5000))
-    r = requests.post(server.url + "/v1/completions", json={"prompt": "x"}, timeout=5)
+    r = requests.post(server.url + "/v1/completions", json={"prompt": "x"}, timeout=60)
     assert r.status_code == 429 and int(r.headers["Retry-After"]) >= 1
     server.handle.core.max_waiting = 0
     server.handle.core.refuse = RuntimeError("the queue is full")
-    r = requests.post(server.url + "/v1/completions", json={"prompt": "x"}, timeout=5)
+    r = requests.post(server.url + "/v1/completions", json={"prompt": "x"}, timeout=60)
     assert r.status_code == 429
 
 
@@ -421,7 +414,7 @@ def test_engine_refusals(fake: Any) -> None:
             core.refuse = error
             for stream in (False, True):
                 ask = {"prompt": "x", "stream": stream}
-                assert requests.post(fake.url + "/v1/completions", json=ask, timeout=5).status_code == code
+                assert requests.post(fake.url + "/v1/completions", json=ask, timeout=60).status_code == code
     finally:
         core.refuse = None
 
@@ -429,7 +422,7 @@ def test_engine_refusals(fake: Any) -> None:
 def test_failure_inside_the_server_is_sanitised(make_fake: Any) -> None:
     server = make_fake()
     server.handle.core.refuse = KeyError("secret detail")
-    r = requests.post(server.url + "/v1/completions", json={"prompt": "x"}, timeout=5)
+    r = requests.post(server.url + "/v1/completions", json={"prompt": "x"}, timeout=60)
     assert r.status_code == 500 and "secret" not in r.text
     assert r.headers["X-Request-Id"] in r.json()["error"]["message"]
 
@@ -447,8 +440,8 @@ def test_metrics(make_fake: Any) -> None:
     server = make_fake()
     for stream in (True, False):
         ask = {"prompt": "abc", "max_tokens": 4, "stream": stream, "n": 2, "temperature": 1}
-        assert requests.post(server.url + "/v1/completions", json=ask, timeout=5).ok
-    page = requests.get(server.url + "/metrics", timeout=5).text
+        assert requests.post(server.url + "/v1/completions", json=ask, timeout=60).ok
+    page = requests.get(server.url + "/metrics", timeout=60).text
     values = {}
     for line in page.splitlines():
         if line and line[0] != "#":
@@ -481,7 +474,7 @@ def test_long_prompts_are_tokenised_in_a_thread(make_fake: Any) -> None:
     )[1]
     for length in (10, 2500):
         ask = {"prompt": "x" * length, "max_tokens": 1, "truncate_prompt_tokens": 9}
-        assert requests.post(server.url + "/v1/completions", json=ask, timeout=5).ok
+        assert requests.post(server.url + "/v1/completions", json=ask, timeout=60).ok
     assert not seen[0].startswith("taco-tokenizer") and seen[1].startswith("taco-tokenizer")
 
 
@@ -492,17 +485,16 @@ def test_tls(make_fake: Any, tmp_path: Path) -> None:
         pytest.skip("openssl is needed to make a certificate")
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout k.pem -out c.pem"
     subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
-    server = make_fake(ssl_keyfile=str(tmp_path / "k.pem"), ssl_certfile=str(tmp_path / "c.pem"))
+    engine = FakeEngine(step_seconds=0.01)
+    server = make_fake(engine, ssl_keyfile=str(tmp_path / "k.pem"), ssl_certfile=str(tmp_path / "c.pem"))
     ask = {"prompt": "x", "max_tokens": 50, "stream": True}
-    text = requests.post(server.url + "/v1/completions", json=ask, verify=False, timeout=5).text
+    text = requests.post(server.url + "/v1/completions", json=ask, verify=False, timeout=60).text
     assert "".join(re.findall(r'"text":"([^"]*)"', text)) == "".join(f" w{i}" for i in range(50))
     ask["max_tokens"] = 2000
-    with requests.post(server.url + "/v1/completions", json=ask, verify=False, stream=True, timeout=5) as r:
+    with requests.post(server.url + "/v1/completions", json=ask, verify=False, stream=True, timeout=60) as r:
         next(r.iter_lines())
-    deadline = time.monotonic() + 2
-    while server.handle.core.stats().running:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: not engine.stats().running)
+    assert engine.aborted == [engine.submitted[-1].id]  # not at its end
 
 
 def test_http_1_0_stream(fake: Any) -> None:
@@ -517,7 +509,7 @@ def test_without_a_tokenizer(make_fake: Any) -> None:
     server = make_fake(handle={"tokenizer": None})
     url = server.url + "/v1/completions"
     ask = {"prompt": [1, 2], "max_tokens": 2, "logprobs": 1, "return_token_ids": True}
-    choice = requests.post(url, json=ask, timeout=5).json()["choices"][0]
+    choice = requests.post(url, json=ask, timeout=60).json()["choices"][0]
     assert choice["token_ids"] == [256, 257]
     assert choice["logprobs"]["tokens"] == ["token_id:256", "token_id:257"]
     for path, body in (
@@ -527,7 +519,7 @@ def test_without_a_tokenizer(make_fake: Any) -> None:
         ("/detokenize", {"tokens": [1]}),
         ("/generate", {"prompt": "x"}),
     ):
-        r = requests.post(server.url + path, json=body, timeout=5)
+        r = requests.post(server.url + path, json=body, timeout=60)
         assert r.status_code == 400 and "token ids" in r.json()["error"]["message"]
 
 

@@ -13,7 +13,7 @@ def seen(server: Any, path: str, key: str = "", **fields: Any) -> int:
     body: dict[str, Any] = {"max_tokens": 1, **fields}
     body |= {"messages": [{"role": "user", "content": "a"}]} if "chat" in path else {"prompt": "a"}
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    assert requests.post(server.url + path, json=body, headers=headers, timeout=5).ok
+    assert requests.post(server.url + path, json=body, headers=headers, timeout=60).ok
     return server.handle.core.submitted[-1].name_space
 
 
@@ -85,5 +85,5 @@ def test_parts_of_a_root_cannot_be_mistaken_for_each_other() -> None:
 @pytest.mark.parametrize("salt", [7, ["a"], "x" * 300, ""])
 def test_a_wrong_salt_is_refused(make_fake: Any, salt: Any) -> None:
     body = {"prompt": "a", "max_tokens": 1, "cache_salt": salt}
-    answer = requests.post(make_fake().url + "/v1/completions", json=body, timeout=5)
+    answer = requests.post(make_fake().url + "/v1/completions", json=body, timeout=60)
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "cache_salt"

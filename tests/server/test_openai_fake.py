@@ -11,11 +11,11 @@ import requests
 
 
 def client(server: Any, **kw: Any) -> openai.OpenAI:
-    return openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=10, **kw)
+    return openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=60, **kw)
 
 
 def post(server: Any, path: str, body: Any, **kw: Any) -> requests.Response:
-    return requests.post(server.url + path, json=body, timeout=10, **kw)
+    return requests.post(server.url + path, json=body, timeout=60, **kw)
 
 
 def events(response: requests.Response) -> list[Any]:
@@ -268,10 +268,10 @@ def test_truncate_prompt_tokens(fake: Any) -> None:
     assert bytes(fake.handle.core.submitted[-1].prompt) == b"ef"
 
 
-def test_ping_before_the_first_token(fake: Any) -> None:
-    with requests.post(
-        fake.url + "/v1/completions", json={"prompt": "#silent", "stream": True}, stream=True, timeout=10
-    ) as r:
+def test_ping_before_the_first_token(make_fake: Any) -> None:
+    server = make_fake(ping_seconds=0.05)
+    ask = {"prompt": "#silent", "stream": True}
+    with requests.post(server.url + "/v1/completions", json=ask, stream=True, timeout=60) as r:
         assert next(r.iter_content(None)) == b": ping\n\n"
 
 

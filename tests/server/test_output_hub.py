@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fake_engine import FakeEngine
 from taco_llm.output_hub import OutputHub
+from waiting import PATIENCE, wait_until
 
 PARAMS = SimpleNamespace(max_tokens=5, best_of=1, logprobs=-1, prompt_logprobs=-1)
 
@@ -22,11 +23,7 @@ def engine() -> Any:
 
 
 def poll_until_empty(hub: OutputHub) -> None:
-    deadline = time.monotonic() + 5
-    while len(hub):
-        hub.poll()
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    wait_until(lambda: (hub.poll(), not len(hub))[1])
 
 
 def test_each_request_gets_its_own_outputs_in_order(engine: FakeEngine) -> None:
@@ -95,7 +92,7 @@ def test_on_a_loop(engine: FakeEngine) -> None:
         left = hub.submit(
             [1], SimpleNamespace(**{**vars(PARAMS), "max_tokens": 10**6}), callback=lambda o: None
         )
-        await asyncio.wait_for(done, 5)
+        await asyncio.wait_for(done, PATIENCE)
         hub.close()
         hub.close()
         assert engine.aborted == [left]

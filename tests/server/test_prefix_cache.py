@@ -8,10 +8,6 @@ import os
 import re
 import resource
 import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +17,8 @@ import pytest
 import requests
 import tiny_model
 from conftest import HAVE_CORE, Server, serving
+from served_process import ServedProcess
+from waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not HAVE_CORE, reason="taco_llm._core is not built")
 
@@ -101,15 +99,43 @@ class Naive:
         return found
 
 
+def settled(core: Any) -> Any:
+    """The cache's figures when no block is on its way any more."""
+    seen: list[int] = []
+
+    def stats() -> Any:
+        found = core.cache_report(0).stats
+        seen.append(found.transfers)
+        return found if seen[-2:] == [0, 0] else None
+
+    return wait_until(stats, lambda: f"{seen[-1]} transfers")
+
+
+def undeclined(run: Callable[[], Any]) -> Any:
+    """The cache's figures that `run` returns, of a run in which all that could be fetched was. Whether it is
+    worth it is decided by what was measured: on a busy machine that may be anything, and it is run again."""
+    for _ in range(5):
+        stats = run()
+        if stats.fetches_declined == 0:
+            return stats
+    raise AssertionError("it never seems worth it to fetch what computes slowly")
+
+
 def both(checkpoint: Path, run: Callable[[LLM], list[tuple[list[int], int]]], **settings: Any) -> list[int]:
     """Runs the same with the cache and without; the answers must be the same. Returns what was cached."""
     off_settings = {k: v for k, v in settings.items() if k not in OFFLOAD and not k.startswith("apc_")}
     with model(checkpoint, **off_settings) as llm:
         off = run(llm)
     assert not any(cached(off))
-    with model(checkpoint, **{"enable_prefix_caching": True} | settings) as llm:
-        on = run(llm)
-    assert tokens(on) == tokens(off)
+    on: list[tuple[list[int], int]] = []
+
+    def run_with_cache() -> Any:
+        with model(checkpoint, **{"enable_prefix_caching": True} | settings) as llm:
+            on[:] = run(llm)
+            assert tokens(on) == tokens(off)
+            return settled(llm.handle.core)
+
+    undeclined(run_with_cache)
     return cached(on)
 
 
@@ -280,19 +306,26 @@ def test_eleven_prefixes_of_ten_blocks_over_a_hundred(heavy: Path, caplog: Any) 
     caplog.set_level("INFO", "taco_llm")
     prefixes = [text(200 + i, 160) for i in range(11)]
     found = {}
-    for name, settings in (("off", {}), ("plain", {"enable_prefix_caching": True}), ("offload", OFFLOAD)):
+
+    def run(name: str, settings: dict[str, Any]) -> Any:
         more = {"apc_offload_enable_hit_cnt": True} if settings else {}
         with model(heavy, num_gpu_blocks_override=100, **settings | more) as llm:
             answers = [ask(llm, prefix + "Q")[0] for prefix in prefixes]
+            if settings:
+                settled(llm.handle.core)
             found[name] = answers + ask(llm, prefixes[0] + "R")
-            stats = llm.handle.core.stats().prefix_cache
+            return settled(llm.handle.core) if settings else None
+
+    run("off", {})
+    run("plain", {"enable_prefix_caching": True})
+    stats = undeclined(lambda: run("offload", OFFLOAD))
     assert tokens(found["off"]) == tokens(found["plain"]) == tokens(found["offload"])
     assert cached(found["plain"]) == [0] * 12
     assert cached(found["offload"]) == [0] * 11 + [160]
     assert stats.tokens_hit["host"] == 160 and stats.tokens_hit["device"] == 0
     assert stats.evicted["device"] > 0 and stats.loaded == 10
     lines = [r.message for r in caplog.records if "HIT CNT" in r.message]
-    # 12 prompts of 161 tokens: 11 blocks each. The first line tells of no hit in both runs.
+    # 12 prompts of 161 tokens: 11 blocks each. The first line tells of no hit in all runs.
     assert lines and re.fullmatch(
         r"\[HIT CNT\] total: 100, gpu: 0 \(0.00%\) cpu: 0 \(0.00%\) not hit: 100 \(100.00%\)", lines[0]
     )
@@ -302,36 +335,41 @@ def test_eleven_prefixes_of_ten_blocks_over_a_hundred(heavy: Path, caplog: Any) 
     {}, {"apc_offload_not_lazy": True}, {"apc_offload_gpu_evictor_limit": 10},
 ])  # fmt: skip
 def test_a_small_device_over_memory(heavy: Path, more: dict[str, Any]) -> None:
-    """Many prefixes in turns, several at a time, over a device that holds a few of them."""
+    """Many prefixes in turns, several at a time, over a device that holds a few of them. How much those find
+    who want room at the same time is up to the moment; one at a time finds all there is."""
     prefixes = [text(300 + i, 90 + 5 * i) for i in range(12)]
 
     def run(llm: LLM) -> list[tuple[list[int], int]]:
         answers = []
-        for turn in range(4):
-            for group in range(0, 12, 3):
-                answers += ask(llm, [p + text(400 + turn, 7) for p in prefixes[group : group + 3]])
+        for turn, at_once in enumerate((3, 3, 3, 1, 1)):
+            for group in range(0, 12, at_once):
+                if at_once == 1 and llm.handle.args.enable_prefix_caching:
+                    settled(llm.handle.core)
+                answers += ask(llm, [p + text(400 + turn, 7) for p in prefixes[group : group + at_once]])
         return answers
 
     found = both(heavy, run, num_gpu_blocks_override=40, **OFFLOAD | more)
-    later = sum(found[24:])
-    wanted = sum(len(p) // 16 * 16 for p in prefixes) * 2
-    assert later > 0.5 * wanted, found
+    assert sum(found[12:36]) > 0
+    assert found[36:] == [len(p) // 16 * 16 for p in prefixes] * 2
 
 
 def test_what_was_used_once_is_not_worth_a_copy(heavy: Path) -> None:
     once, twice = text(10, 160), text(11, 160)
     others = [text(12 + i, 160) for i in range(11)]
     settings = {"num_gpu_blocks_override": 100, "apc_offload_min_access_threshold": 2}
-    with model(heavy, **OFFLOAD | settings) as llm:
-        assert cached(ask(llm, [once + "A"]) + ask(llm, [twice + "A"]) + ask(llm, [twice + "B"])) == [
-            0,
-            0,
-            160,
-        ]
-        for other in others:
-            ask(llm, other)
-        assert cached(ask(llm, [once + "C"]) + ask(llm, [twice + "C"])) == [0, 160]
-        stats = llm.handle.core.stats().prefix_cache
+    found = []
+
+    def run() -> Any:
+        with model(heavy, **OFFLOAD | settings) as llm:
+            found[:] = [cached(ask(llm, prompt))[0] for prompt in (once + "A", twice + "A", twice + "B")]
+            for other in others:
+                ask(llm, other)
+            settled(llm.handle.core)
+            found.extend(cached(ask(llm, prompt))[0] for prompt in (once + "C", twice + "C"))
+            return settled(llm.handle.core)
+
+    stats = undeclined(run)
+    assert found == [0, 0, 160, 0, 160]
     assert stats.tokens_hit["host"] == 160 and stats.dropped >= 10
 
 
@@ -341,10 +379,12 @@ def test_at_most_so_many_unused_blocks(checkpoint: Path) -> None:
         found = []
         for _ in range(2):
             found += ask(llm, text(1, 160))
-            deadline = time.monotonic() + 5
-            while (idle := llm.handle.core.cache_report(0).stats.idle_blocks) > 6:
-                assert time.monotonic() < deadline, idle
-        assert cached(found) == [0, 96] and idle == 6
+
+            def idle() -> int:
+                return llm.handle.core.cache_report(0).stats.idle_blocks
+
+            wait_until(lambda: idle() <= 6, idle)
+        assert cached(found) == [0, 96] and idle() == 6
 
 
 # --- over HTTP
@@ -366,7 +406,7 @@ def served(checkpoint: Path, options: dict[str, Any] | None = None, **settings: 
 def complete(server: Server, prompt: Any, key: str = "", **fields: Any) -> dict[str, Any]:
     body = {"prompt": prompt, "max_tokens": 4, "temperature": 0, "ignore_eos": True, **fields}
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    answer = requests.post(server.url + "/v1/completions", json=body, headers=headers, timeout=30)
+    answer = requests.post(server.url + "/v1/completions", json=body, headers=headers, timeout=60)
     assert answer.ok, answer.text
     return answer.json()
 
@@ -395,13 +435,13 @@ def test_salts_and_reset(checkpoint: Path) -> None:
         assert hits(server, prompt, cache_salt="a") == 0
         assert hits(server, prompt, cache_salt="b") == 0
         assert hits(server, prompt, cache_salt="a") == 96
-        view = requests.get(server.url + "/v1/cache", timeout=5).json()
+        view = requests.get(server.url + "/v1/cache", timeout=60).json()
         assert view["enabled"] and view["entries"] == 18 and view["tokens"]["hit"] == 192
         assert view["tiers"][0]["blocks"] == 18 and view["tiers"][0]["idle"] == 18
         assert all(re.fullmatch("[0-9a-f]{64}", one["digest"]) for one in view["hottest"])
         assert len({one["digest"] for one in view["hottest"]}) == 3  # one for each root
-        assert requests.post(server.url + "/reset_prefix_cache", timeout=5).ok
-        assert requests.get(server.url + "/v1/cache", timeout=5).json()["entries"] == 0
+        assert requests.post(server.url + "/reset_prefix_cache", timeout=60).ok
+        assert requests.get(server.url + "/v1/cache", timeout=60).json()["entries"] == 0
         assert hits(server, prompt) == 0 == hits(server, prompt, cache_salt="a")
         assert complete(server, prompt)["choices"] == wanted
 
@@ -411,13 +451,13 @@ def test_reset_while_requests_run(checkpoint: Path) -> None:
     with served(checkpoint) as server:
         wanted = complete(server, prompt, max_tokens=300)["choices"]
         body = {"prompt": prompt, "max_tokens": 300, "temperature": 0, "ignore_eos": True, "stream": True}
-        with requests.post(server.url + "/v1/completions", json=body, stream=True, timeout=30) as answer:
+        with requests.post(server.url + "/v1/completions", json=body, stream=True, timeout=60) as answer:
             got, resets = "", 0
             for line in answer.iter_lines():
                 if line.startswith(b"data: {"):
                     got += json.loads(line[6:])["choices"][0]["text"]
                     if resets < 3:
-                        resets += requests.post(server.url + "/reset_prefix_cache", timeout=5).ok
+                        resets += requests.post(server.url + "/reset_prefix_cache", timeout=60).ok
         assert got == wanted[0]["text"] and resets >= 1  # it may be through before the third
         assert server.handle.core.cache_report(0).stats.resets == resets
         stats = server.handle.core.stats()
@@ -432,7 +472,7 @@ def test_usage(checkpoint: Path, stream: bool) -> None:
         body: dict[str, Any] = {"max_tokens": 3, "temperature": 0, "ignore_eos": True, **fields}
         if stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        answer = requests.post(server.url + path, json=body, timeout=30)
+        answer = requests.post(server.url + path, json=body, timeout=60)
         assert answer.ok, answer.text
         if not stream:
             return answer.json()["usage"]
@@ -456,11 +496,19 @@ def test_usage(checkpoint: Path, stream: bool) -> None:
 def test_metrics(heavy: Path) -> None:
     from test_speculation_figures import figures
 
-    with served(heavy, num_gpu_blocks_override=100, **OFFLOAD) as server:
-        for seed in (*range(210, 221), 210, 220):
-            hits(server, text(seed, 160) + "Q")
-        values = figures(server)
-        view = requests.get(server.url + "/v1/cache", timeout=5).json()
+    values: dict[str, float] = {}
+    view: dict[str, Any] = {}
+
+    def run() -> Any:
+        with served(heavy, num_gpu_blocks_override=100, **OFFLOAD) as server:
+            for seed in (*range(210, 221), 210, 220):
+                hits(server, text(seed, 160) + "Q")
+                stats = settled(server.handle.core)
+            values.update(figures(server))
+            view.update(requests.get(server.url + "/v1/cache", timeout=60).json())
+            return stats
+
+    undeclined(run)
     name = view and next(key for key in values if key.startswith("vllm:prefix_cache_queries_total"))
     assert values[name] == 13 * 161
     label = name.partition("{")[2]
@@ -477,46 +525,19 @@ def test_metrics(heavy: Path) -> None:
 # --- disk
 
 
-class Process:
-    """`taco_llm serve` in a process of its own."""
+class Process(ServedProcess):
+    """A small server with a disk."""
 
     def __init__(self, checkpoint: Path, log: Path, *words: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.log = log
         flags = ["--device", "cpu", "--dtype", "float32", "--threads", "1", "--max-num-seqs", "8",
-                 "--num-gpu-blocks-override", "200", "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
-        with log.open("ab") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "taco_llm", "serve", str(checkpoint), *flags, *words],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-            )
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                if requests.get(self.url + "/ready", timeout=5).ok:
-                    return
-            except requests.ConnectionError:
-                pass
-            assert self.process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
+                 "--num-gpu-blocks-override", "200"]  # fmt: skip
+        super().__init__(log, str(checkpoint), *flags, *words)
 
     def tiers(self) -> dict[str, dict[str, Any]]:
-        return {t["tier"]: t for t in requests.get(self.url + "/v1/cache", timeout=5).json()["tiers"]}
+        return {t["tier"]: t for t in requests.get(self.url + "/v1/cache", timeout=60).json()["tiers"]}
 
     def wait_for_disk(self, blocks: int) -> None:
-        deadline = time.monotonic() + 30
-        while self.tiers()["disk"]["blocks"] < blocks:
-            assert time.monotonic() < deadline, self.tiers()
-            time.sleep(0.05)
-
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        self.process.send_signal(number)
-        self.process.wait(30)
+        wait_until(lambda: self.tiers()["disk"]["blocks"] >= blocks, self.tiers)
 
 
 @pytest.fixture
@@ -532,8 +553,7 @@ def start(checkpoint: Path, tmp_path: Path) -> Iterator[Callable[..., Process]]:
 
     yield make
     for process in running:
-        if process.process.poll() is None:
-            process.kill()
+        process.kill()
 
 
 def test_kill_and_restart(start: Callable[..., Process], tmp_path: Path, tmp_path_factory: Any) -> None:
@@ -562,7 +582,7 @@ def test_kill_and_restart(start: Callable[..., Process], tmp_path: Path, tmp_pat
     assert server.tiers()["disk"]["tokens_hit"] >= 144
     server.wait_for_disk(4 * 10)
     server.kill()
-    assert "is damaged" not in server.log.read_text()
+    assert "is damaged" not in server.text()
 
     # Every byte of the blocks is another: they fail their checksums, and the prompts are computed.
     for path in (tmp_path / "kv").rglob("blocks.*"):
@@ -573,7 +593,7 @@ def test_kill_and_restart(start: Callable[..., Process], tmp_path: Path, tmp_pat
     assert [answer["choices"] for answer in answers] == wanted_second
     assert not any(answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers)
     server.kill(signal.SIGTERM)
-    assert server.log.read_text().count("is damaged") == 1
+    assert server.text().count("is damaged") == 1
 
     # The index is garbage: the server starts, with nothing.
     for path in (tmp_path / "kv").rglob("index"):
@@ -607,15 +627,12 @@ def test_a_full_disk_ends_writing(start: Callable[..., Process], checkpoint: Pat
     # As good as a full disk: no file may become longer. There is room for 16 blocks of 4 KiB.
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (64 << 10, 64 << 10))
     assert [complete(server, prompt)["choices"] for prompt in prompts] == wanted
-    deadline = time.monotonic() + 30
-    while "not written to any more" not in server.log.read_text():
-        assert time.monotonic() < deadline, server.tiers()
-        time.sleep(0.05)
+    wait_until(lambda: "not written to any more" in server.text(), server.tiers)
     assert [complete(server, prompt)["choices"] for prompt in prompts] == wanted
     assert complete(server, text(790, 150))["choices"]
     assert 0 < server.tiers()["disk"]["blocks"] <= 16
     server.kill()
-    assert server.log.read_text().count("not written to any more") == 1
+    assert server.text().count("not written to any more") == 1
 
     again = start(tmp_path / "kv", checkpoint, "--prefix-cache-disk-gb", "0.002")
     assert 0 < again.tiers()["disk"]["blocks"] <= 16

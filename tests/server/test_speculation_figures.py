@@ -13,7 +13,7 @@ from fake_engine import FakeEngine, speculation_stats
 
 def figures(server: Any) -> dict[str, float]:
     values = {}
-    for line in requests.get(server.url + "/metrics", timeout=5).text.splitlines():
+    for line in requests.get(server.url + "/metrics", timeout=60).text.splitlines():
         if line and line[0] != "#":
             name, value = line.rsplit(" ", 1)
             values[name] = float(value)
@@ -30,7 +30,7 @@ def server(make_fake: Any) -> Any:
 def test_nothing_is_said_where_nothing_is_drafted(make_fake: Any) -> None:
     server = make_fake()
     assert not [name for name in figures(server) if "spec" in name or "lookahead" in name]
-    assert requests.get(server.url + "/speculation", timeout=5).json() == {"method": "none"}
+    assert requests.get(server.url + "/speculation", timeout=60).json() == {"method": "none"}
 
 
 @pytest.mark.parametrize("prefix", ["taco:", "vllm:"])
@@ -78,12 +78,12 @@ def test_a_page_without_a_single_draft_has_no_nonsense(make_fake: Any) -> None:
     engine = FakeEngine()
     server = make_fake(engine, handle={"speculation": SimpleNamespace(method="ngram")})
     assert not [name for name, value in figures(server).items() if math.isnan(value)]
-    view = requests.get(server.url + "/speculation", timeout=5).json()
+    view = requests.get(server.url + "/speculation", timeout=60).json()
     assert view["method"] == "ngram" and view["acceptance_rate"] == 0 and view["tokens_per_step"] == 0
 
 
 def test_view(server: Any) -> None:
-    view = requests.get(server.url + "/speculation", timeout=5).json()
+    view = requests.get(server.url + "/speculation", timeout=60).json()
     assert view["method"] == "lookahead"
     assert (view["iterations"], view["drafted_tokens"]) == (20, 60)
     assert (view["accepted_tokens"], view["rejected_tokens"]) == (32, 28)
@@ -96,4 +96,4 @@ def test_view(server: Any) -> None:
 
 def test_the_view_needs_the_key(make_fake: Any) -> None:
     server = make_fake(api_key=["k"])
-    assert requests.get(server.url + "/speculation", timeout=5).status_code == 401
+    assert requests.get(server.url + "/speculation", timeout=60).status_code == 401

@@ -10,6 +10,7 @@ import pytest
 from taco_llm import LLM, AsyncEngineArgs, AsyncLLMEngine, SamplingParams
 from taco_llm.async_engine import EngineDeadError
 from taco_llm.engine_args import NotBuiltError
+from waiting import PATIENCE
 
 
 @pytest.fixture()
@@ -19,13 +20,13 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def with_engine(test: Callable[[AsyncLLMEngine], Coroutine[Any, Any, None]]) -> None:
-    """Runs the coroutine with an engine of its own, within a minute."""
+    """Runs the coroutine with an engine of its own."""
 
     async def run() -> None:
         args = AsyncEngineArgs(model="null", max_model_len=4096)
         engine = AsyncLLMEngine.from_engine_args(args)
         try:
-            await asyncio.wait_for(test(engine), 60)
+            await asyncio.wait_for(test(engine), PATIENCE)
         finally:
             engine.shutdown()
 
@@ -159,7 +160,7 @@ def test_shutdown_wakes_those_who_wait(slow: None) -> None:
         task = asyncio.create_task(last(engine, "y", "b", max_tokens=4000))
         await asyncio.sleep(0.05)
         engine.shutdown()
-        await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 5)
+        await asyncio.gather(task, return_exceptions=True)
         with pytest.raises(EngineDeadError):
             await engine.check_health()
         with pytest.raises(EngineDeadError):

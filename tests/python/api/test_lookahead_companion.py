@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 from taco_llm import lookahead
 from taco_llm.lookahead import Companion, hit_line, read_texts, restore, warm_up
+from waiting import wait_until
 
 
 class Drafter:
@@ -57,13 +58,6 @@ def averages(**changes: float) -> SimpleNamespace:
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lookahead, "_LOOK_SECONDS", 0.005)
-
-
-def wait(condition, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.002)
 
 
 # --- the log line
@@ -117,7 +111,7 @@ def test_a_line_for_each_report_and_none_without_debug(fast: None, caplog: pytes
         for count in (1, 2):
             stats.reported, stats.reports = averages(num_iters=count), count
             if debug:
-                wait(lambda: f"num_iters: {count}.0000" in caplog.text)  # noqa: B023
+                wait_until(lambda: f"num_iters: {count}.0000" in caplog.text)  # noqa: B023
         companion.stop()
     assert len(caplog.records) == 2
 
@@ -130,11 +124,11 @@ def test_saves_now_and_then_and_at_the_end_in_its_own_thread(fast: None, tmp_pat
     companion = Companion(drafter, lambda: stats, path="where", minutes=0.01 / 60, debug=True)
     companion.start()
     stats.iterations = 1
-    wait(lambda: len(drafter.saves) == 1)
+    wait_until(lambda: len(drafter.saves) == 1)
     time.sleep(0.05)
     assert len(drafter.saves) == 1  # nothing is new
     stats.iterations = 2
-    wait(lambda: len(drafter.saves) == 2)
+    wait_until(lambda: len(drafter.saves) == 2)
     companion._seconds = 1000.0
     time.sleep(0.05)
     saved = len(drafter.saves)

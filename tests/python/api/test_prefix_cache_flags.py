@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +11,7 @@ from taco_llm import AsyncEngineArgs, EngineArgs, prefix_cache
 from taco_llm.cache_root import NO_ROOT
 from taco_llm.memory import GIB
 from taco_llm.prompts import prepare
+from waiting import wait_until
 
 CACHING = {"enable_prefix_caching": True}
 OFFLOAD = CACHING | {"enable_prefix_cache_offload": True}
@@ -137,9 +137,7 @@ def test_what_the_engine_says_is_logged(caplog: pytest.LogCaptureFixture) -> Non
     caplog.set_level("INFO", "taco_llm")
     waiting = [[], ["[HIT CNT] one", "[HIT CNT] two"], []]
     log = prefix_cache.EngineLog(lambda: waiting.pop(0) if waiting else [])
-    deadline = time.monotonic() + 10
-    while len(caplog.records) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: len(caplog.records) == 2)
     waiting[:] = [["[HIT CNT] three"]]
     log.stop()
     log.stop()

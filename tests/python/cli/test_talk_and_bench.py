@@ -5,46 +5,25 @@ from __future__ import annotations
 import io
 import json
 import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
+from served_process import ServedProcess
 from taco_llm import LLM, SamplingParams
 from taco_llm.cli import main as cli
 from taco_llm.cli.bench_serve import Sample, summarize
 from taco_llm.cli.workload import mean, percentile, random_token_ids, read_prompts
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
-def server():
+def server(tmp_path_factory):
     """The port of a server with a key."""
-    port = free_port()
-    command = [sys.executable, "-m", "taco_llm", "serve", "null", "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen([*command, "--api-key", "secret"], stderr=subprocess.PIPE, text=True)
-    try:
-        for _ in range(200):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
-                break
-            except OSError:
-                assert process.poll() is None, process.stderr.read()
-                time.sleep(0.05)
-        yield port
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
-    finally:
-        process.kill()
-        process.stderr.close()
+    log = tmp_path_factory.mktemp("server") / "log"
+    with ServedProcess(log, "null", "--api-key", "secret") as process:
+        yield process.port
+        process.send(signal.SIGTERM)
+        assert process.wait() == 0
 
 
 @pytest.fixture(scope="module")

@@ -151,10 +151,10 @@ def test_dummy_values():
 
     from taco_llm.loading.dummy import dummy_tensors
 
-    start = time.perf_counter()
+    start = time.process_time()
     tensors = dummy_tensors({"a": (2000, 3000), "b": (7,)}, "bfloat16", 0, Path("x"))
     a = (tensors["a"].read().view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert a.size == 6_000_000 and 9e-4 < a.max() <= 1.01e-3 and -9e-4 > a.min() >= -1.01e-3
     assert abs(a.mean()) < 1e-5 and len(np.unique(a)) > 1000
     assert tensors["b"].format == "BF16" and tensors["b"].read().size == 14
