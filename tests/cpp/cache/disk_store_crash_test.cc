@@ -120,12 +120,13 @@ TEST_F(DiskStoreTest, KillNineLosesTheBlockBeingWrittenAtMost) {
       }
     }
     ::close(pipe_ends[1]);
-    std::thread killer([child, wait = random() % 40000] {
-      std::this_thread::sleep_for(std::chrono::microseconds(5000 + wait));
-      ::kill(child, SIGKILL);
-    });
-    int message[3], open_slot = -1, open_number = -1;
+    // Counted in messages: on a busy machine any moment might come before it has done anything.
+    int message[3], open_slot = -1, open_number = -1, left = 20 + static_cast<int>(random() % 400);
     while (::read(pipe_ends[0], message, sizeof message) == sizeof message) {
+      if (--left == 0) {
+        std::this_thread::sleep_for(std::chrono::microseconds(random() % 500));
+        ::kill(child, SIGKILL);
+      }
       if (message[0] == 0) {
         open_slot = message[1], open_number = message[2];
       } else {
@@ -133,7 +134,6 @@ TEST_F(DiskStoreTest, KillNineLosesTheBlockBeingWrittenAtMost) {
         open_slot = -1;
       }
     }
-    killer.join();
     ::close(pipe_ends[0]);
     ASSERT_EQ(exit_status(child), -1) << "it ended by itself";
     killed_amid += open_slot >= 0;

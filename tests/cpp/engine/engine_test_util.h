@@ -6,6 +6,7 @@
 #include <chrono>
 #include <map>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "engine/engine.h"
@@ -101,10 +102,21 @@ inline int add_outputs(Streams& streams, std::vector<Output>&& outputs) {
   return finished;
 }
 
-// Polls until `num_requests` have finished, for at most a minute.
+// What a busy machine needs at most for anything.
+constexpr std::chrono::minutes kPatience{2};
+
+template <typename Condition>
+bool becomes(Condition condition) {
+  auto deadline = std::chrono::steady_clock::now() + kPatience;
+  while (!condition() && std::chrono::steady_clock::now() < deadline)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  return condition();
+}
+
+// Polls until `num_requests` have finished.
 inline Streams collect(Engine& engine, int num_requests) {
   Streams streams;
-  auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+  auto deadline = std::chrono::steady_clock::now() + kPatience;
   while (num_requests > 0 && std::chrono::steady_clock::now() < deadline) {
     num_requests -= add_outputs(streams, engine.poll(std::chrono::seconds(1)));
   }

@@ -14,7 +14,8 @@
 
 namespace taco {
 
-// A NullExecutor that can be told to fail, and whose steps wait for a permit to end if asked to.
+// A NullExecutor that can be told to fail, and whose steps wait for a permit to end if asked to: while they
+// do, requests gather.
 class Faulty : public Executor {
  public:
   struct Controls {
@@ -31,6 +32,7 @@ class Faulty : public Executor {
   int vocab_size() const override { return inner_->vocab_size(); }
   int max_model_len() const override { return inner_->max_model_len(); }
   KvCacheConfig kv_cache() const override { return inner_->kv_cache(); }
+  int max_sampled_rows() const override { return inner_->max_sampled_rows(); }
   int max_in_flight() const override { return inner_->max_in_flight(); }
   void idle() override { ++controls_->idles; }
 

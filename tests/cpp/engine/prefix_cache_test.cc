@@ -116,7 +116,8 @@ TEST_P(PrefixCaching, ElevenPrefixesOverAHundredBlocks) {
     auto executor = null_executor(100, 2e-3, 2048, -1, host_blocks);
     Engine engine(std::move(executor), nullptr, cached(host_blocks));
     for (int i = 0; i < 11; ++i) answer(engine, numbered_prompt(37 * i, 160), 1);
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // stores go on while nothing runs
+    // Stores go on while nothing runs.
+    EXPECT_TRUE(becomes([&] { return engine.cache_report(0).stats.transfers == 0; }));
     EXPECT_EQ(answer(engine, numbered_prompt(0, 161), 1).cached, host_blocks > 0 ? 160 : 0);
   }
 }
@@ -129,8 +130,7 @@ TEST_P(PrefixCaching, NobodyWaitsForAnothersLoad) {
   config.prefix_caching.lazy = false;
   Engine engine(std::move(executor), nullptr, config);
   for (int i = 0; i < 11; ++i) answer(engine, numbered_prompt(37 * i, 160), 1);
-  while (engine.cache_report(0).stats.transfers > 0)
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  EXPECT_TRUE(becomes([&] { return engine.cache_report(0).stats.transfers == 0; }));
   transfers.hold();
   const RequestId waits = engine.submit(numbered_prompt(0, 161), greedy(5));
   EXPECT_EQ(answer(engine, numbered_prompt(500, 40), 60).tokens.size(), 60u);

@@ -16,13 +16,6 @@ std::shared_ptr<const Vocabulary> letters() {
   return std::make_shared<const Vocabulary>(pieces, std::vector<int32_t>{}, false);
 }
 
-template <typename Condition>
-bool becomes(Condition condition) {
-  auto deadline = std::chrono::steady_clock::now() + 10s;
-  while (!condition() && std::chrono::steady_clock::now() < deadline) std::this_thread::sleep_for(1ms);
-  return condition();
-}
-
 IN_BOTH_MODES(RunAhead);
 
 TEST_P(RunAhead, SubmitsTheNextStepBeforeItCollects) {
@@ -36,7 +29,7 @@ TEST_P(RunAhead, SubmitsTheNextStepBeforeItCollects) {
   for (int token = 1; token <= 5; ++token) {
     controls->permits = 1;
     // What step n gave is told while n + 1 is still running.
-    std::vector<Output> outputs = engine.poll(5s);
+    std::vector<Output> outputs = engine.poll(kPatience);
     ASSERT_EQ(outputs.size(), 1u);
     EXPECT_EQ(outputs[0].num_output_tokens, token);
     EXPECT_EQ(outputs[0].token_ids, (std::vector<int32_t>{oracle({1, 2}, token).back()}));
@@ -172,7 +165,9 @@ TEST_P(RunAhead, TinyPoolsUnderEveryKindOfEnd) {
   config.max_num_seqs = 16;
   config.priority_scheduling = true;
   for (int64_t num_blocks : {20, 33, 70}) {
-    Engine engine(null_executor(num_blocks), letters(), config);
+    auto controls = std::make_shared<Faulty::Controls>();
+    controls->gated = true;
+    Engine engine(std::make_unique<Faulty>(controls, null_executor(num_blocks)), letters(), config);
     std::mt19937 random(static_cast<unsigned>(num_blocks));
     std::map<RequestId, std::vector<int32_t>> prompts;
     std::vector<RequestId> aborted;
@@ -186,6 +181,7 @@ TEST_P(RunAhead, TinyPoolsUnderEveryKindOfEnd) {
       std::vector<int32_t> prompt = numbered_prompt(i, 1 + static_cast<int>(random() % 150));
       RequestId id = engine.submit(prompt, params, static_cast<int>(random() % 3));
       prompts[id] = prompt;
+      if (i == 40) controls->gated = false;  // enough for one to push out another
       if (random() % 5 == 0) engine.abort(1 + random() % id);
       if (random() % 8 == 0) std::this_thread::sleep_for(1ms);
     }
@@ -214,11 +210,11 @@ TEST_P(RunAhead, AbortsEndAtOnceWhileAStepRuns) {
   Streams streams;
   int finished = 0;
   // Told after the step that was being waited for, though another one with it is in flight.
-  while (finished == 0) finished += add_outputs(streams, engine.poll(5s));
+  while (finished == 0) finished += add_outputs(streams, engine.poll(kPatience));
   EXPECT_EQ((streams[{id, 0}].finish_reason), FinishReason::kAbort);
   EXPECT_LE(controls->steps, 2);
   controls->gated = false;
-  while (finished < 2) finished += add_outputs(streams, engine.poll(5s));
+  while (finished < 2) finished += add_outputs(streams, engine.poll(kPatience));
   EXPECT_EQ((streams[{stays, 0}].tokens), oracle({3}, 4));
 }
 
@@ -262,12 +258,15 @@ TEST_P(RunAhead, SwapsUnderATinyPool) {
       config.max_num_batched_tokens = 256;
       config.swap_blocks = swap_blocks;
       config.preemption_mode = mode;
-      Engine engine(null_executor(40, 0, 2048, -1, 500), nullptr, config);
+      auto controls = std::make_shared<Faulty::Controls>();
+      controls->gated = true;
+      Engine engine(std::make_unique<Faulty>(controls, null_executor(40, 0, 2048, -1, 500)), nullptr, config);
       std::map<RequestId, std::vector<int32_t>> prompts;
       for (int i = 0; i < 60; ++i) {
         std::vector<int32_t> prompt = numbered_prompt(i, 1 + i % 100);
         prompts[engine.submit(prompt, several(100, 1 + i % 3))] = prompt;
       }
+      controls->gated = false;
       Streams streams = collect(engine, 60);
       for (auto& [key, stream] : streams) EXPECT_EQ(stream.tokens, oracle(prompts[key.first], 100));
       EngineStats stats = engine.stats();

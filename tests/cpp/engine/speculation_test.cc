@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "engine_test_util.h"
+#include "faulty_executor.h"
 #include "test_drafters.h"
 
 namespace taco {
@@ -91,7 +92,9 @@ TEST_P(Speculation, NoDrafterChangesATokenALogprobOrAStop) {
     auto run = [&](std::shared_ptr<TestDrafter> drafter, EngineStats& stats) {
       EngineConfig config = drafter ? speculating(drafter, 96, 16)
                                     : EngineConfig{.max_num_batched_tokens = 96, .max_num_seqs = 16};
-      Engine engine(null_executor(blocks), nullptr, config);
+      auto controls = std::make_shared<Faulty::Controls>();
+      controls->gated = true;  // until all are there, or steps could not be compared
+      Engine engine(std::make_unique<Faulty>(controls, null_executor(blocks)), nullptr, config);
       for (int i = 0; i < 24; ++i) {
         SamplingParams params = greedy(5 + i * 7 % 60);
         params.logprobs = i % 3 - 1;
@@ -105,6 +108,7 @@ TEST_P(Speculation, NoDrafterChangesATokenALogprobOrAStop) {
         }
         engine.submit(prompt, params);
       }
+      controls->gated = false;
       Streams streams = collect(engine, 24);
       engine.shutdown();
       stats = engine.stats();

@@ -43,13 +43,7 @@ TEST_P(ModelTransfer, StepsReadWhatTheyShould) {
                                  .max_num_seqs = 16,
                                  .num_host_blocks = 18});
   TransferCase test(executor, static_cast<unsigned>(variant * 100 + block_size), 0);
-  for (int i = 0; i < 250 && !::testing::Test::HasFailure(); ++i) test.round();
-  test.drain();
-  EXPECT_GT(test.counts.steps, 100);
-  EXPECT_GT(test.counts.loads, 50);
-  EXPECT_GT(test.counts.stores, 50);
-  EXPECT_GT(test.counts.swaps, 10);
-  EXPECT_GT(test.counts.waits_load + test.counts.waits_store, 0);
+  test.run();
 }
 INSTANTIATE_TEST_SUITE_P(All, ModelTransfer,
                          ::testing::Combine(::testing::Values(0, 1, 2, 3), ::testing::Values(8, 16, 32),

@@ -24,6 +24,9 @@ class TransferCase {
  public:
   struct Counts {
     int steps = 0, stores = 0, loads = 0, swaps = 0, waits_load = 0, waits_store = 0;
+    bool enough() const {
+      return steps > 100 && stores > 50 && loads > 50 && swaps > 10 && waits_load + waits_store > 0;
+    }
   };
   // `tolerance`: of a logprob, between a prefix computed at once and its last token alone.
   TransferCase(Executor& executor, unsigned seed, double tolerance)
@@ -43,6 +46,19 @@ class TransferCase {
     }
   }
 
+  // How fast the threads are decides how much is open at a time: as many rounds as there is something to see.
+  void run() {
+    for (int i = 0; (i < 250 || (i < 50000 && !counts.enough())) && !::testing::Test::HasFailure(); ++i)
+      round();
+    drain();
+    EXPECT_TRUE(counts.enough()) << counts.steps << " steps, " << counts.stores << " stores, " << counts.loads
+                                 << " loads, " << counts.swaps << " swaps, " << counts.waits_load << " + "
+                                 << counts.waits_store << " waits";
+  }
+
+  Counts counts;
+
+ private:
   void round() {
     poll();
     StepPlan plan;
@@ -99,7 +115,7 @@ class TransferCase {
   }
 
   void drain() {
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(2);
     while (!open_.empty() && std::chrono::steady_clock::now() < deadline) {
       poll();
       std::this_thread::sleep_for(std::chrono::microseconds(200));
@@ -107,9 +123,6 @@ class TransferCase {
     EXPECT_TRUE(open_.empty()) << open_.size() << " transfers did not finish";
   }
 
-  Counts counts;
-
- private:
   static constexpr int kPrefixes = 7;
   struct Prefix {
     std::vector<int32_t> tokens;  // whole blocks and one more, which stands in `scratch`
