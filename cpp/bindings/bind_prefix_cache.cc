@@ -45,8 +45,7 @@ void bind_prefix_cache(nb::module_& m) {
             TACO_REQUIRE(disk.found, "this DiskStore belongs to an Engine already");
             self.disk_blocks = disk.store->num_slots();
             self.on_disk = std::move(disk.found);
-            self.disk_can_read = [store = disk.store] { return store->can_read(); };
-            self.disk_can_write = [store = disk.store] { return store->can_write(); };
+            self.disk = disk.store;
           },
           "disk"_a);
 

@@ -10,6 +10,8 @@
 #include <string_view>
 #include <vector>
 
+#include "cache/disk_uses.h"
+
 namespace taco {
 namespace {
 
@@ -103,6 +105,7 @@ bool remove_folder(const File& directory, const std::string& name) {
   if (!lock || !lock_exclusively(lock)) return false;
   // The index last: without it the folder would not be known as ours, should this be cut short.
   remove_data_from(folder, 0);
+  ::unlinkat(folder.fd(), kUsesName, 0);
   ::unlinkat(folder.fd(), kIndexName, 0);
   ::unlinkat(folder.fd(), kLockName, 0);
   return ::unlinkat(directory.fd(), name.c_str(), AT_REMOVEDIR) == 0;

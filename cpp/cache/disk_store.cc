@@ -81,8 +81,17 @@ DiskStore::~DiskStore() { close(); }
 
 void DiskStore::close() {
   can_write_ = can_read_ = false;
+  std::thread uses;
+  {
+    std::lock_guard lock(uses_mutex_);
+    uses_stop_ = true;
+    uses_changed_.notify_all();
+    uses = std::move(uses_thread_);
+  }
+  if (uses.joinable()) uses.join();
   std::unique_lock lock(closing_);
   if (!lock_) return;
+  uses_.flush();
   if (index_) ::futimens(index_.fd(), nullptr);  // "last used"
   File gone = std::move(lock_);
 }
@@ -152,6 +161,7 @@ void DiskStore::open_index() {
   if (!known && size && size->bytes > 0)
     log("The disk cache " + path_ + " has a damaged index; it begins empty.");
   size_index(!known);
+  uses_.open(folder_, header_.num_slots, !known);
 }
 
 // The file's size and its header. Its room is taken now, so that writing records cannot fail for want of it.
@@ -191,7 +201,7 @@ void DiskStore::read_index(std::vector<std::pair<int64_t, DiskRecord>>& found) {
   }
   allocated_ = measure();
 
-  std::vector<std::pair<uint64_t, std::pair<int64_t, DiskRecord>>> records;  // by sequence
+  std::vector<std::pair<uint64_t, std::pair<int64_t, DiskRecord>>> records;  // by their last use
   size_t record_bytes = disk_format::record_bytes(header_.block_size);
   int64_t chunk = std::max<int64_t>(1, (int64_t{1} << 20) / static_cast<int64_t>(record_bytes));
   std::vector<uint8_t> bytes;
@@ -210,13 +220,14 @@ void DiskStore::read_index(std::vector<std::pair<int64_t, DiskRecord>>& found) {
       if (lengths[static_cast<size_t>(at.segment)] < at.offset + static_cast<int64_t>(header_.block_bytes))
         continue;
       slots_[static_cast<size_t>(slot)] = {first_bytes(record->record.key), record->payload_crc, true, true};
-      records.push_back({record->sequence, {slot, std::move(record->record)}});
+      sequence_ = std::max(sequence_.load(), record->sequence);
+      records.push_back({std::max(record->sequence, uses_.of(slot)), {slot, std::move(record->record)}});
     }
   }
   std::sort(records.begin(), records.end(), [](const auto& a, const auto& b) {
     return a.first > b.first || (a.first == b.first && a.second.first < b.second.first);
   });
-  if (!records.empty()) sequence_ = records.front().first + 1;
+  sequence_ = std::max(sequence_.load(), uses_.latest()) + 1;
   stats_.used_slots = static_cast<int64_t>(records.size());
   std::unordered_map<Digest, int64_t> slot_of;
   for (auto& [sequence, record] : records) {
@@ -299,11 +310,7 @@ bool DiskStore::write(int64_t slot, const DiskRecord& record, std::span<const ui
   Clock::time_point start = Clock::now();
   if (!empty_record(slot) || !write_payload(slot, payload)) return false;
 
-  disk_format::SlotRecord full{record, 0, crc32c(payload)};
-  {
-    std::lock_guard lock(mutex_);
-    full.sequence = sequence_++;
-  }
+  const disk_format::SlotRecord full{record, sequence_++, crc32c(payload)};
   std::vector<uint8_t> bytes(disk_format::record_bytes(header_.block_size));
   disk_format::encode(full, slot, seed_, bytes);
   if (!write_fully(index_, bytes, header_.record_offset(slot))) {
@@ -397,6 +404,28 @@ void DiskStore::erase(int64_t slot) {
   TACO_CHECK(slot >= 0 && slot < num_slots(), "slot ", slot, " of ", num_slots());
   std::shared_lock open(closing_);
   if (lock_) empty_record(slot);
+}
+
+void DiskStore::used(std::span<const int64_t> slots) {
+  for (int64_t slot : slots) {
+    TACO_CHECK(slot >= 0 && slot < num_slots(), "slot ", slot, " of ", num_slots());
+    uses_.set(slot, sequence_++);
+  }
+  std::lock_guard lock(uses_mutex_);
+  if (!uses_thread_.joinable() && !uses_stop_) uses_thread_ = std::thread([this] { keep_uses(); });
+  uses_changed_.notify_all();
+}
+
+void DiskStore::keep_uses() {
+  std::unique_lock lock(uses_mutex_);
+  const auto stopped = [this] { return uses_stop_; };
+  for (;;) {
+    uses_changed_.wait(lock, [&] { return stopped() || uses_.dirty(); });
+    if (uses_changed_.wait_for(lock, std::chrono::duration<double>(options_.uses_every), stopped)) return;
+    lock.unlock();
+    uses_.flush();
+    lock.lock();
+  }
 }
 
 bool DiskStore::empty_record(int64_t slot) {

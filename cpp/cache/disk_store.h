@@ -15,6 +15,7 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -22,11 +23,14 @@
 #include <shared_mutex>
 #include <span>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "cache/disk_file.h"
 #include "cache/disk_format.h"
+#include "cache/disk_tier.h"
+#include "cache/disk_uses.h"
 #include "cache/transfer.h"
 
 namespace taco {
@@ -46,6 +50,7 @@ struct DiskStoreOptions {
   int64_t capacity_bytes = 0;                 // for the directory as a whole
   int64_t segment_bytes = int64_t{16} << 30;  // of a data file
   DiskIo io = DiskIo::kDropping;
+  double uses_every = 5.0;                           // seconds after which it is noted which blocks were used
   std::function<void(const std::string& line)> log;  // called from any thread that calls the store
 };
 
@@ -58,16 +63,16 @@ struct DiskStoreStats {
 };
 
 // Any thread may call any method; two calls at once on one slot are the caller's mistake.
-class DiskStore {
+class DiskStore final : public DiskTier {
  public:
   // Opens the identity's folder or makes it, and takes as many slots as the capacity has room for. `found`:
-  // the slots with a whole record, the oldest first, no key twice; their blocks are checked when they are
-  // read. Folders of other identities that no server uses are removed, least recently used first, as room is
-  // needed. Throws kInvalidArgument for options that make no sense; kUnavailable where the folder cannot be
-  // used (not writable, another server has it, disk full): the message says what to do.
+  // the slots with a whole record, those that were unused for longest first, no key twice; their blocks are
+  // checked when they are read. Folders of other identities that no server uses are removed, least recently
+  // used first, as room is needed. Throws kInvalidArgument for options that make no sense; kUnavailable where
+  // the folder cannot be used (not writable, another server has it, disk full): the message says what to do.
   static std::unique_ptr<DiskStore> open(const DiskStoreOptions& options,
                                          std::vector<std::pair<int64_t, DiskRecord>>& found);
-  ~DiskStore();
+  ~DiskStore() override;
 
   int64_t num_slots() const { return header_.num_slots; }
   size_t block_bytes() const { return header_.block_bytes; }
@@ -80,13 +85,16 @@ class DiskStore {
   void read(std::span<BlockRead> blocks);
   void erase(int64_t slot);
 
+  // Is on disk a few seconds later, by a thread that does nothing else, or when the store is closed.
+  void used(std::span<const int64_t> slots) override;
+
   // Ends reads and writes, waits for those under way and lets another store open the folder.
   void close();
 
   // Whether reads and writes may still succeed. Full disks and the like end writing; broken ones end both,
   // for the rest of the store's life.
-  bool can_write() const { return can_write_.load(std::memory_order_relaxed); }
-  bool can_read() const { return can_read_.load(std::memory_order_relaxed); }
+  bool can_write() const override { return can_write_.load(std::memory_order_relaxed); }
+  bool can_read() const override { return can_read_.load(std::memory_order_relaxed); }
   bool working() const { return can_read() || can_write(); }
 
   DiskStoreStats stats() const;
@@ -131,6 +139,7 @@ class DiskStore {
   Pages take_pages();
   void give_pages(Pages pages);
 
+  void keep_uses();
   void stop_writing(int error, const char* what);
   void stop_all(int error, const char* what);
   void log(const std::string& line) const;
@@ -142,6 +151,13 @@ class DiskStore {
   File directory_, folder_, lock_, index_;
   std::atomic<bool> can_write_{true}, can_read_{true};
 
+  std::atomic<uint64_t> sequence_{0};  // of writes and uses
+  DiskUses uses_;
+  std::mutex uses_mutex_;  // of the thread that writes them
+  std::condition_variable uses_changed_;
+  std::thread uses_thread_;
+  bool uses_stop_ = false;
+
   std::shared_mutex closing_;  // shared while a file is read or written
   mutable std::mutex mutex_;   // of all below
   std::vector<Slot> slots_;
@@ -152,7 +168,6 @@ class DiskStore {
   };
   std::array<Written, 8> written_{};  // the last ones, in a ring: pages of which the system may forget
   size_t next_written_ = 0;
-  uint64_t sequence_ = 0;
   int64_t allocated_ = 0, others_ = 0;  // bytes of our files and of other identities'
   bool said_damaged_ = false;
   DiskStoreStats stats_;

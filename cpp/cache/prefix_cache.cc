@@ -160,6 +160,7 @@ int32_t PrefixCache::attach(const Digest& root, std::span<const int32_t> tokens,
     spared += match.tail_tokens;
     if (count) stats_.tokens_hit[0] += static_cast<uint64_t>(match.tail_tokens);
   }
+  if (count) note_use(path_);
   if (taken > 0) {
     attachment.last = path_[static_cast<size_t>(taken) - 1];
     attachment.generation = tree_[attachment.last].generation;

@@ -31,6 +31,7 @@
 #include <array>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <span>
 #include <unordered_map>
 #include <utility>
@@ -40,6 +41,7 @@
 #include "cache/block_key.h"
 #include "cache/block_pool.h"
 #include "cache/block_table.h"
+#include "cache/disk_tier.h"
 #include "cache/prefix_cache_stats.h"
 #include "cache/prefix_tree.h"
 #include "cache/tier_slots.h"
@@ -57,6 +59,8 @@ struct PrefixCacheConfig {
   int64_t num_host_blocks = 0;
   // The disk tier: slots [0, num_disk_blocks); 0: there is none. It needs a host tier.
   int64_t num_disk_blocks = 0;
+  // Is told which slots are used; null: nobody is.
+  std::shared_ptr<DiskTier> disk = {};
   // Blocks that fewer requests used are not worth a copy in a lower tier.
   int min_accesses = 1;
   // At most so many idle blocks stay on the device; -1: as many as there is room for. Held at each
@@ -175,7 +179,7 @@ class PrefixCache final : public BlockKeeper {
   double seconds_per_prompt_token() const { return prefill_seconds_; }
   // At start, before anything else: what the disk has. Untrusted: records that are not whole, come twice,
   // have no parent, or whose keys are not those of their tokens are ignored (their slots are overwritten in
-  // time). Returns how many were taken.
+  // time). Those that were unused for longest come first. Returns how many were taken.
   int64_t restore(std::span<const std::pair<int64_t, DiskRecord>> records);
   // No more writes and reads: the disk failed. Entries that were only there are dropped.
   void drop_disk();
@@ -267,6 +271,7 @@ class PrefixCache final : public BlockKeeper {
   void trim();
   void clean(double now);
   void want_on_disk(EntryId id);
+  void note_use(std::span<const EntryId> path);
   void write_out(double now);
   bool store_later(EntryId id, std::vector<Move>& moves);
   void set_on_disk(EntryId id, int32_t slot, Presence presence);
@@ -310,7 +315,8 @@ class PrefixCache final : public BlockKeeper {
   std::vector<EntryRef> to_disk_;  // a queue, from to_disk_done_ on
   size_t to_disk_done_ = 0;
   std::vector<FetchState> fetches_;
-  std::vector<Digest> keys_;  // of entries on disk, by id
+  std::vector<Digest> keys_;         // of entries on disk, by id
+  std::vector<int64_t> used_slots_;  // that the disk tier was not told of yet
 
   PrefixCacheStats stats_;
   int64_t num_loading_ = 0;

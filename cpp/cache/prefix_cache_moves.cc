@@ -127,6 +127,8 @@ void PrefixCache::maintain(double now) {
   if (has_host()) clean(now);
   if (has_disk()) write_out(now);
   trim();
+  if (!used_slots_.empty()) config_.disk->used(used_slots_);
+  used_slots_.clear();
 }
 
 // Idle blocks beyond the limit leave, when their copies are made.
@@ -181,6 +183,13 @@ void PrefixCache::want_on_disk(EntryId id) {
     return;
   entry.queued = true;
   to_disk_.push_back(tree_.ref(id));
+}
+
+// For the disk's next life. A block counts as used after all behind it: they leave first.
+void PrefixCache::note_use(std::span<const EntryId> path) {
+  if (!has_disk() || !config_.disk) return;
+  for (auto id = path.rbegin(); id != path.rend(); ++id)
+    if (tree_[*id].on_disk != Presence::kNone) used_slots_.push_back(tree_[*id].slot);
 }
 
 // Everything that is worth it goes to the disk soon, by way of the host; parents first, so that what a
@@ -360,6 +369,7 @@ int64_t PrefixCache::restore(std::span<const std::pair<int64_t, DiskRecord>> rec
   struct Place {
     EntryId id;
     Digest key, root;
+    size_t order;  // of last use
   };
   std::vector<Place> placed;
   auto place_children = [&](const Digest& parent_key, const Digest& root, EntryId parent) {
@@ -378,7 +388,7 @@ int64_t PrefixCache::restore(std::span<const std::pair<int64_t, DiskRecord>> rec
       const EntryId id = tree_.make_child(parent == kNoEntry ? tree_.make_root(root) : parent, record.tokens);
       set_on_disk(id, static_cast<int32_t>(slot), Presence::kReady);
       tree_[id].accesses = static_cast<uint32_t>(config_.min_accesses);
-      placed.push_back({id, record.key, root});
+      placed.push_back({id, record.key, root, i});
     }
   };
   std::vector<Digest> roots;
@@ -394,10 +404,15 @@ int64_t PrefixCache::restore(std::span<const std::pair<int64_t, DiskRecord>> rec
   }
   disk_.settle();
   keys_.resize(static_cast<size_t>(tree_.end()));
-  clock_ += placed.size();
-  for (size_t i = 0; i < placed.size(); ++i) {
-    keys_[static_cast<size_t>(placed[i].id)] = placed[i].key;
-    tree_[placed[i].id].used = clock_ - i;
+  for (const Place& place : placed) {
+    keys_[static_cast<size_t>(place.id)] = place.key;
+    tree_[place.id].used = clock_ + 1 + place.order;
+  }
+  clock_ += records.size();
+  // Nothing was used longer ago than what is below it.
+  for (auto place = placed.rbegin(); place != placed.rend(); ++place) {
+    Entry& parent = tree_[tree_[place->id].parent];
+    if (!parent.is_root()) parent.used = std::max(parent.used, tree_[place->id].used);
   }
   for (const Place& place : placed) refresh(place.id);
   return static_cast<int64_t>(placed.size());

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/digest.h"
+#include "cache/disk_tier.h"
 #include "cache/prefix_cache_stats.h"
 #include "cache/transfer.h"
 #include "engine/vocabulary.h"
@@ -35,8 +36,7 @@ struct PrefixCachingConfig {
   bool log_hits = false;  // a line for Engine::take_log_lines each 100 blocks of prompts
   // What the disk store found at its start, by slot.
   std::shared_ptr<const std::vector<std::pair<int64_t, DiskRecord>>> on_disk;
-  // Whether the disk store still gives and takes blocks, asked when a move failed; empty: it does.
-  std::function<bool()> disk_can_read, disk_can_write;
+  std::shared_ptr<DiskTier> disk;  // the store that the executor moves blocks to and from
 };
 
 struct EngineConfig {

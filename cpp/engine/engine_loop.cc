@@ -43,6 +43,7 @@ SchedulerConfig EngineLoop::scheduler_config(const Executor& executor, const Eng
   prefix.first_host_block = config.swap_blocks;
   prefix.num_host_blocks = caching.host_blocks;
   prefix.num_disk_blocks = caching.disk_blocks;
+  prefix.disk = caching.disk;
   prefix.min_accesses = caching.min_accesses;
   prefix.max_idle_blocks = caching.max_idle_blocks;
   prefix.lazy = caching.lazy;
@@ -60,8 +61,6 @@ EngineLoop::EngineLoop(std::unique_ptr<Executor> executor, const EngineConfig& c
   if (PrefixCache* cache = scheduler_.prefix_cache()) {
     if (config.prefix_caching.on_disk) cache->restore(*config.prefix_caching.on_disk);
     scheduler_.hit_counter().set_logging(config.prefix_caching.log_hits);
-    disk_can_read_ = config.prefix_caching.disk_can_read;
-    disk_can_write_ = config.prefix_caching.disk_can_write;
   }
   update_stats(0);
 }
@@ -145,9 +144,10 @@ void EngineLoop::take_finished_transfers(double now) {
     cache.finished(result, now);
     failed |= !result.failed.empty();
   }
-  if (failed && disk_can_read_ && !disk_can_read_()) {
+  const DiskTier* disk = cache.config().disk.get();
+  if (failed && disk && !disk->can_read()) {
     cache.drop_disk();
-  } else if (failed && disk_can_write_ && !disk_can_write_()) {
+  } else if (failed && disk && !disk->can_write()) {
     cache.stop_disk_writes();
   }
 }

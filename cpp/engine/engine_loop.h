@@ -93,7 +93,6 @@ class EngineLoop {
   int64_t newly_scheduled_ = 0;
   std::vector<Transfer> transfers_;
   std::vector<TransferResult> transfer_results_;
-  std::function<bool()> disk_can_read_, disk_can_write_;
 
   double submitted_[2] = {0, 0};  // when, of the steps in flight, by the parity of their numbers
   double last_end_ = 0;           // of a step

@@ -529,6 +529,56 @@ TEST_F(PrefixCacheDisk, TheLeavesOfTheDiskLeaveFirst) {
   EXPECT_EQ(cache->stats().blocks[1], 6);  // nothing else was touched
 }
 
+TEST_F(PrefixCacheDisk, WhatWasUnusedForLongestLeavesTheRestoredDiskFirst) {
+  const Records first = written(1, 3), second = written(2, 3), third = written(3, 2);
+  // In the order of last use: the second text, the third, the first; the root of each last.
+  Records records;
+  int64_t slot = 10;
+  for (const Records* text : {&second, &third, &first})
+    for (auto record = text->rbegin(); record != text->rend(); ++record)
+      records.emplace_back(slot++, record->second);
+  make(64, 64, 8 + 10);
+  EXPECT_EQ(cache->restore(records), 8);
+  cache->check();
+  // Ten slots are free; what more is wanted is taken from the longest unused, its end first.
+  const auto on_disk = [this](int text) { return match(text_of(text, 13)).lower_blocks; };
+  run(text_of(4, 10 * kBlock));
+  settle();
+  EXPECT_EQ(cache->stats().evicted[2], 0u);
+  run(text_of(5, 2 * kBlock));
+  settle();
+  EXPECT_EQ(on_disk(2), 1);
+  run(text_of(6, 2 * kBlock));
+  settle();
+  EXPECT_EQ(on_disk(2), 0);
+  EXPECT_EQ(on_disk(3), 1);
+  EXPECT_EQ(on_disk(1), 3);
+}
+
+TEST_F(PrefixCacheDisk, TheDiskIsToldWhatIsUsed) {
+  struct Told : DiskTier {
+    bool can_read() const override { return true; }
+    bool can_write() const override { return true; }
+    void used(std::span<const int64_t> some) override { slots.insert(slots.end(), some.begin(), some.end()); }
+    std::vector<int64_t> slots;
+  };
+  auto told = std::make_shared<Told>();
+  make(64, 64, 64);
+  config.disk = told;
+  cache = nullptr;
+  cache = std::make_unique<PrefixCache>(config, *pool);
+  run(text_of(1, 3 * kBlock));
+  const Records records = records_of(settle());
+  ASSERT_EQ(records.size(), 3u);
+  EXPECT_TRUE(told->slots.empty());
+  run(text_of(1, 2 * kBlock + 1));
+  EXPECT_TRUE(told->slots.empty());  // not while a step is planned
+  cache->maintain(now);
+  EXPECT_EQ(told->slots, (std::vector<int64_t>{records[1].first, records[0].first}));
+  cache->maintain(now);
+  EXPECT_EQ(told->slots.size(), 2u);
+}
+
 TEST_F(PrefixCacheDisk, AFailedWriteTakesBackWhatHangsOnIt) {
   make(64, 64, 64);
   run(text_of(1, 5 * kBlock));

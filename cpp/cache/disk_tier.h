@@ -1,0 +1,20 @@
+// What the disk tier is asked and told beside transfers.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+namespace taco {
+
+class DiskTier {
+ public:
+  virtual ~DiskTier() = default;
+  // Whether reads and writes may still succeed.
+  virtual bool can_read() const = 0;
+  virtual bool can_write() const = 0;
+  // The blocks of these slots were used, the last one last: after a restart those unused for longest leave
+  // first. Does not wait for the disk.
+  virtual void used(std::span<const int64_t> slots) = 0;
+};
+
+}  // namespace taco
