@@ -28,6 +28,8 @@ import streams
 from streams import Stream
 from taco_llm import _core
 
+CATCH_UP = 256  # tokens, while a step runs: as the engine's Speculator does
+
 MODES = {"raw": 0, "turbo": 1, "hybrid": 2}
 
 
@@ -91,6 +93,7 @@ def warm_up(drafter: _core.Drafter, rows: Sequence[Stream], first_id: int = 1 <<
         drafter.begin(first_id + number, row.prompt)
         drafter.commit(first_id + number, row.output)
         drafter.end(first_id + number)
+        drafter.catch_up(0)
 
 
 def walk(tree: _core.DraftTree, tokens: Sequence[int]) -> tuple[int, int]:
@@ -118,6 +121,7 @@ def replay(drafter: _core.Drafter, number: int, row: Stream, options: Options) -
             )
         else:
             tree = _core.DraftTree(row.output[done - 1])
+        drafter.catch_up(CATCH_UP)
         accepted, _ = walk(tree, row.output[done : done + options.depth])
         found.iterations += 1
         found.hits += accepted > 0

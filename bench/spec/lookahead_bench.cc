@@ -1,10 +1,17 @@
 // What the Lookahead Cache costs the engine thread, and that its memory stays flat.
-//   lookahead_bench cost [--mode 0|1|2] [--tokens FILE] [--sequences N]
-//       p50 and p99 of a draft and of a committed token (catch_up included), sequence by sequence
+//   lookahead_bench cost [--mode 0|1|2] [--tokens FILE] [--sequences N] [--batch B] [--warm 1]
+//       p50 and p99 of a draft and of a committed token (catch_up included) of each sequence, B of them in
+//       turns; warm: all texts have been served once before
+//   lookahead_bench long [--mode 0|1|2] [--megabytes N]
+//       what each call takes for prompts of 2k, 32k and 128k tokens: in a fresh cache, and in one of N
+//       megabytes (256) that is full. The longest call of each kind in a sequence of 256 steps, median of
+//       several sequences
 //   lookahead_bench stream [--mode M] [--megabytes 256] [--sequences 1000000]
 //       short sequences through a bounded cache: bytes counted and resident, evictions, time
 // FILE: a sequence of token ids in each line. Without one the text is made up: a chain of phrases in which
 // some words are likely and most are rare, and where phrases come back.
+#include <time.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -69,7 +76,7 @@ class TextMaker {
 
 struct Options {
   std::string what, tokens;
-  int mode = 2, sequences = 0;
+  int mode = 2, sequences = 0, batch = 1, warm = 0;
   size_t megabytes = 0;
 };
 
@@ -112,49 +119,162 @@ int cost(const Options& options) {
     }
   }
   LookaheadDrafter drafter(config_for(options), (options.megabytes > 0 ? options.megabytes : 1024) << 20);
-  std::vector<float> drafts, commits, locals, begins;
+  std::vector<float> drafts, commits, locals, begins, ends;
   double hits = 0, nodes = 0, calls = 0;
   uint64_t id = 0;
-  for (const auto& text : texts) {
-    if (text.size() < 40) continue;
-    const std::span<const int32_t> all(text);
-    const size_t prompt = text.size() / 2;
-    double t = now_us();
-    drafter.begin(++id, 0, all.first(prompt));
-    begins.push_back(static_cast<float>((now_us() - t) / static_cast<double>(prompt)));
-    drafter.catch_up(0);
-    for (size_t at = prompt; at < text.size();) {
+  std::erase_if(texts, [](const auto& text) { return text.size() < 40; });
+  if (options.warm) {
+    for (const auto& text : texts) {
+      drafter.begin(++id, 0, std::span(text).first(text.size() / 2));
+      drafter.commit(id, std::span(text).subspan(text.size() / 2));
+      drafter.end(id);
+      drafter.catch_up(0);
+    }
+  }
+  struct Running {
+    uint64_t id;
+    const std::vector<int32_t>* text;
+    size_t at;
+  };
+  std::vector<Running> running;
+  for (size_t next = 0; next < texts.size() || !running.empty();) {
+    while (next < texts.size() && running.size() < static_cast<size_t>(options.batch)) {
+      const auto& text = texts[next++];
+      const size_t prompt = text.size() / 2;
+      const double t = now_us();
+      drafter.begin(++id, 0, std::span(text).first(prompt));
+      begins.push_back(static_cast<float>((now_us() - t) / static_cast<double>(prompt)));
+      drafter.catch_up(0);
+      running.push_back({id, &text, prompt});
+    }
+    for (Running& s : running) {
+      const std::span<const int32_t> all(*s.text);
       DraftTree tree;
-      tree.reset(text[at - 1]);
-      const DraftRequest request{id, 7, 63, 0.0f, &tree};
-      t = now_us();
+      tree.reset(all[s.at - 1]);
+      const DraftRequest request{s.id, 7, 63, 0.0f, &tree};
+      double t = now_us();
       drafter.draft({&request, 1});
       drafts.push_back(static_cast<float>(now_us() - t));
       int node = 0, accepted = 0;
-      while (at + accepted < text.size() && (node = tree.find_child(node, text[at + accepted])) >= 0)
+      while (s.at + accepted < all.size() && (node = tree.find_child(node, all[s.at + accepted])) >= 0)
         ++accepted;
-      drafter.verified(id, tree, accepted);
-      const size_t n = std::min<size_t>(accepted + 1, text.size() - at);
+      drafter.verified(s.id, tree, accepted);
+      const size_t n = std::min<size_t>(accepted + 1, all.size() - s.at);
       t = now_us();
-      drafter.commit(id, all.subspan(at, n));
+      drafter.commit(s.id, all.subspan(s.at, n));
       const double local = now_us() - t;
       drafter.catch_up(0);
       locals.push_back(static_cast<float>(local / static_cast<double>(n)));
       commits.push_back(static_cast<float>((now_us() - t) / static_cast<double>(n)));
-      at += n;
+      s.at += n;
       hits += accepted, nodes += tree.num_drafts(), ++calls;
     }
-    drafter.end(id);
+    for (const Running& s : running) {
+      if (s.at < s.text->size()) continue;
+      const double t = now_us();
+      drafter.end(s.id);
+      ends.push_back(static_cast<float>(now_us() - t));
+    }
+    std::erase_if(running, [](const Running& s) { return s.at == s.text->size(); });
     drafter.catch_up(0);
   }
   const LookaheadStats stats = drafter.stats();
-  std::printf("mode %d: %zu sequences, %.2f nodes a draft, %.2f taken, %lld keys in %.1f MB\n", options.mode,
-              texts.size(), nodes / calls, hits / calls, static_cast<long long>(stats.global_keys),
+  std::printf("mode %d, batch %d, %s: %zu sequences, %.2f nodes a draft, %.2f taken, %lld keys in %.1f MB\n",
+              options.mode, options.batch, options.warm ? "warm" : "cold", texts.size(), nodes / calls,
+              hits / calls, static_cast<long long>(stats.global_keys),
               static_cast<double>(stats.bytes) / 1048576.0);
   print_percentiles("draft of a sequence", drafts);
   print_percentiles("commit, per token", locals);
   print_percentiles("commit + catch_up, per token", commits);
   print_percentiles("begin, per prompt token", begins);
+  print_percentiles("end", ends);
+  return 0;
+}
+
+// Of this thread: on a machine that others use, too, calls of some 100 us are hard to tell from lost turns.
+double cpu_us() {
+  timespec t;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) * 1e6 + static_cast<double>(t.tv_nsec) * 1e-3;
+}
+
+// One sequence as the engine drives it. The longest call of each kind, in microseconds of CPU time.
+struct LongSequence {
+  double begin = 0, first_draft = 0, draft = 0, commit = 0, catch_up = 0, end = 0, afterwards = 0;
+};
+
+LongSequence run_long(LookaheadDrafter& drafter, uint64_t id, std::span<const int32_t> text, size_t prompt) {
+  constexpr int64_t kCatchUp = 256;  // as the engine calls it
+  LongSequence out;
+  const auto timed = [](double& longest, auto&& call) {
+    const double t = cpu_us();
+    call();
+    longest = std::max(longest, cpu_us() - t);
+  };
+  timed(out.begin, [&] { drafter.begin(id, 0, text.first(prompt)); });
+  timed(out.commit, [&] { drafter.commit(id, text.subspan(prompt, 1)); });
+  size_t at = prompt + 1;
+  for (int step = 0; step < 256 && at < text.size(); ++step) {
+    DraftTree tree;
+    tree.reset(text[at - 1]);
+    const DraftRequest request{id, 7, 63, 0.0f, &tree};
+    timed(step == 0 ? out.first_draft : out.draft, [&] { drafter.draft({&request, 1}); });
+    timed(out.catch_up, [&] { drafter.catch_up(kCatchUp); });
+    int node = 0, accepted = 0;
+    while (at + accepted < text.size() && (node = tree.find_child(node, text[at + accepted])) >= 0)
+      ++accepted;
+    drafter.verified(id, tree, accepted);
+    const size_t n = std::min<size_t>(accepted + 1, text.size() - at);
+    timed(out.commit, [&] { drafter.commit(id, text.subspan(at, n)); });
+    at += n;
+  }
+  timed(out.end, [&] { drafter.end(id); });
+  int64_t left = 1;
+  while (left > 0) timed(out.afterwards, [&] { left = drafter.catch_up(kCatchUp); });
+  return out;
+}
+
+int long_prompts(const Options& options) {
+  constexpr int kRounds = 9;
+  TextMaker maker(3);
+  std::vector<std::vector<int32_t>> texts;
+  for (int i = 0; i < kRounds; ++i) texts.push_back(maker.make(131072 + 2048));
+  std::printf("mode %d; longest call, microseconds of CPU time: median of %d sequences (the largest)\n",
+              options.mode, kRounds);
+  for (const bool full : {false, true}) {
+    const size_t megabytes = options.megabytes > 0 ? options.megabytes : 256;
+    LookaheadDrafter drafter(config_for(options), (full ? megabytes : size_t{4096}) << 20);
+    uint64_t id = 0;
+    if (full) {
+      int64_t evictions = 0;
+      while (evictions < 100000) {
+        const auto text = maker.make(4096);
+        drafter.warm_up(0, text, {});
+        evictions = drafter.stats().evictions;
+      }
+    }
+    for (const size_t prompt : {size_t{2048}, size_t{32768}, size_t{131072}}) {
+      std::vector<LongSequence> found;
+      for (const auto& text : texts)
+        found.push_back(run_long(drafter, ++id, std::span(text).first(prompt + 2048), prompt));
+      const auto tell = [&](const char* name, double LongSequence::*part) {
+        std::vector<double> v;
+        for (const LongSequence& one : found) v.push_back(one.*part);
+        std::sort(v.begin(), v.end());
+        std::printf("  %s %.0f (%.0f)", name, v[v.size() / 2], v.back());
+      };
+      std::printf("%s %6zu:", full ? "full " : "fresh", prompt);
+      tell("begin", &LongSequence::begin);
+      tell("first draft", &LongSequence::first_draft);
+      tell("draft", &LongSequence::draft);
+      tell("commit", &LongSequence::commit);
+      tell("catch_up", &LongSequence::catch_up);
+      tell("end", &LongSequence::end);
+      tell("catch_up after", &LongSequence::afterwards);
+      std::printf("\n");
+      std::fflush(stdout);
+    }
+  }
   return 0;
 }
 
@@ -205,13 +325,17 @@ int main(int argc, char** argv) {
     const std::string key = argv[i];
     if (key == "--mode") options.mode = std::atoi(argv[i + 1]);
     if (key == "--tokens") options.tokens = argv[i + 1];
+    if (key == "--batch") options.batch = std::max(1, std::atoi(argv[i + 1]));
+    if (key == "--warm") options.warm = std::atoi(argv[i + 1]);
     if (key == "--sequences") options.sequences = std::atoi(argv[i + 1]);
     if (key == "--megabytes") options.megabytes = std::strtoul(argv[i + 1], nullptr, 10);
   }
   if (options.what == "cost") return taco::cost(options);
+  if (options.what == "long") return taco::long_prompts(options);
   if (options.what == "stream") return taco::stream(options);
   std::fprintf(
       stderr,
-      "usage: lookahead_bench cost|stream [--mode M] [--tokens FILE] [--sequences N] [--megabytes N]\n");
+      "usage: lookahead_bench cost|long|stream [--mode M] [--tokens FILE] [--sequences N] [--batch B] "
+      "[--warm 1] [--megabytes N]\n");
   return 2;
 }

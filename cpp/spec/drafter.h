@@ -30,8 +30,9 @@ class Drafter {
   // It ended (for whatever reason). Idempotent.
   virtual void end(uint64_t sequence) = 0;
 
-  // What need not be done before the next draft, for about max_tokens committed tokens (0: all): called while
-  // a step runs on the device, if the owner can. Returns how many of them still wait.
+  // What need not be done before the next draft, for about max_tokens committed tokens (0: all), and a piece
+  // of prompts that are not taken in yet: called while a step runs on the device, if the owner can. Returns
+  // how many tokens still wait.
   virtual int64_t catch_up(int64_t /*max_tokens*/) { return 0; }
 
   // Must not need more than a few microseconds for a sequence: the step waits for it. Trees may stay empty.

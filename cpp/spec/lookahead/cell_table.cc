@@ -239,32 +239,29 @@ bool CellTable::split(size_t index) {
   const size_t span = size_t{1} << (depth_ - old.depth);
   const size_t first = (index / (2 * span)) * 2 * span + span;
   for (size_t i = first; i < first + span; ++i) directory_[i] = {added->buckets, added.get()};
+  added->place = static_cast<uint32_t>(segments_.size());
   segments_.push_back(std::move(added));
+  ++moves_;
   return true;
 }
 
 bool CellTable::shrink() {
   if (segments_.size() < 2) return false;
-  // The last added: among the deepest pairs is always one whose two halves have the same depth.
-  size_t pick = segments_.size();
-  size_t low_index = 0, high_index = 0, span = 0;
-  for (size_t i = 0; i < directory_.size() && pick == segments_.size();) {
-    Segment& low = *directory_[i].segment;
-    span = size_t{1} << (depth_ - low.depth);
-    if (low.depth > 0 && (i / span) % 2 == 0) {
-      Segment& high = *directory_[i + span].segment;
-      if (high.depth == low.depth) {
-        low_index = i, high_index = i + span;
-        for (pick = 0; segments_[pick].get() != &high; ++pick) {
-        }
-        break;
-      }
-    }
-    i += span;
+  // Two halves of equal depth, such as there always are among the deepest; on from where the last were.
+  size_t low_index = index_of(next_join_), high_index = 0, span = 0;
+  for (;;) {
+    const Segment& segment = *directory_[low_index].segment;
+    span = size_t{1} << (depth_ - segment.depth);
+    low_index &= ~(span - 1);
+    high_index = low_index + span;
+    if (segment.depth > 0 && (low_index / span) % 2 == 0 &&
+        directory_[high_index].segment->depth == segment.depth)
+      break;
+    low_index = high_index % directory_.size();
   }
-  TACO_CHECK(pick < segments_.size());
+  next_join_ = static_cast<uint32_t>(uint64_t{high_index + span} << (32 - depth_));
   Segment& low = *directory_[low_index].segment;
-  Segment& high = *segments_[pick];
+  Segment& high = *directory_[high_index].segment;
   for (int row = 0; row < kBuckets; ++row) {
     Bucket& from = high.buckets[row];
     Bucket& to = low.buckets[row];
@@ -292,7 +289,11 @@ bool CellTable::shrink() {
   for (size_t i = high_index; i < high_index + span; ++i) directory_[i] = directory_[low_index];
   --low.depth;
   free_chunk(high.buckets);
-  segments_.erase(segments_.begin() + static_cast<ptrdiff_t>(pick));
+  const uint32_t place = high.place;
+  std::swap(segments_[place], segments_.back());
+  segments_[place]->place = place;
+  segments_.pop_back();
+  ++moves_;
   budget_->release(sizeof(Segment));
   bytes_ -= sizeof(Segment);
   return true;

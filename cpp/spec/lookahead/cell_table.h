@@ -40,7 +40,22 @@ class CellTable {
   ~CellTable();
   CellTable(const CellTable&) = delete;
 
-  void prefetch(uint64_t key) const { __builtin_prefetch(&bucket_of(key)); }
+  void prefetch(uint64_t key) const {
+    const auto* bucket = reinterpret_cast<const std::byte*>(&bucket_of(key));
+    __builtin_prefetch(bucket);
+    __builtin_prefetch(bucket + 64);
+  }
+  // As well what add reads besides.
+  void prefetch_to_add(uint64_t key) const {
+    prefetch(key);
+    __builtin_prefetch(directory_[index_of(print_of(key))].segment);
+  }
+  // What lies behind the bucket, which should have been fetched.
+  void prefetch_cell(uint64_t key) const {
+    const Bucket& bucket = bucket_of(key);
+    const int way = find_way(bucket, key);
+    if (way >= 0 && bucket.meta[way].slab_class > 0) __builtin_prefetch(slab(bucket.payload[way].slab), 1);
+  }
   // The key's continuations, the newest first; empty if it has none. Valid until the next change.
   std::span<const CellEntry> find(uint64_t key) const;
   // Counts a continuation of the key once more, with the value given.
@@ -51,6 +66,8 @@ class CellTable {
 
   int64_t num_keys() const { return num_keys_; }
   int64_t evictions() const { return evictions_; }
+  // Segments split and joined so far: each has cost as much time as adding some 200 keys.
+  int64_t moves() const { return moves_; }
   size_t bytes() const { return bytes_; }
 
   // For saving, a segment at a time while the table lives on. fn(stem, entries) for each key of the segment
@@ -87,6 +104,7 @@ class CellTable {
     Bucket* buckets;
     int used = 0;
     int depth = 0;
+    uint32_t place = 0;  // in segments_
   };
   struct Place {
     Bucket* buckets;
@@ -133,7 +151,8 @@ class CellTable {
   std::vector<std::byte*> slab_chunks_;
   uint32_t free_slabs_[kSlabClasses];  // a list through the slabs themselves
   size_t hand_ = 0;                    // of the clock: a row of the directory's segments
-  int64_t num_keys_ = 0, evictions_ = 0;
+  uint32_t next_join_ = 0;             // print at which shrink looks first
+  int64_t num_keys_ = 0, evictions_ = 0, moves_ = 0;
   size_t bytes_ = 0;
 };
 

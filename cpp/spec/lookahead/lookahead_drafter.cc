@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 namespace taco {
 namespace {
@@ -10,7 +11,14 @@ namespace {
 constexpr size_t kMinMemory = size_t{1} << 20;
 // Of a longer queue each commit works off this much beyond its own tokens.
 constexpr int64_t kMostWaiting = 512, kCommitExtra = 32;
-constexpr int64_t kEndExtra = 4096;  // and an end this much at most
+constexpr int64_t kEndExtra = 256;  // and an end this much at most
+// Tokens of one text that are learned before it is the next one's turn, and pages that are freed at once.
+constexpr uint32_t kTurn = 256;
+constexpr int64_t kPagesAtOnce = 512;
+constexpr int64_t kLeastLinks = 16;
+// In the time of a prompt's token that is learned: one of an output, from which the estimates learn as well,
+// and a segment of the table that is split or joined.
+constexpr int64_t kTrainCost = 2, kMoveCost = 40;
 // Nodes less likely than this are not worth a row even where rows are free.
 constexpr float kLeastP = 0.002f;
 
@@ -53,11 +61,14 @@ void validate(const LookaheadConfig& c, size_t memory_bytes) {
 }
 
 LookaheadDrafter::LookaheadDrafter(const LookaheadConfig& config, size_t memory_bytes,
-                                   std::string fingerprint)
+                                   std::string fingerprint, const LookaheadPace& pace)
     : config_((validate(config, memory_bytes), config)),
       rules_(config.voc_size, config.eos_token_id),
       budget_(memory_bytes),
       local_budget_(memory_bytes / 2, &budget_),
+      pace_(pace),
+      links_left_(pace.step_links),
+      learns_left_(pace.step_learns),
       fingerprint_(std::move(fingerprint)) {
   if (config.cache_mode == 0)
     raw_ = std::make_unique<RawLookaheadCache>(config_, rules_, &budget_);
@@ -67,16 +78,43 @@ LookaheadDrafter::LookaheadDrafter(const LookaheadConfig& config, size_t memory_
 
 // --- Texts
 
-std::unique_ptr<LookaheadDrafter::Text> LookaheadDrafter::new_text(uint64_t name_space) {
-  auto text = std::make_unique<Text>(rules_, &local_budget_);
+std::shared_ptr<LookaheadDrafter::Text> LookaheadDrafter::new_text(uint64_t name_space) {
+  auto text = std::make_shared<Text>(rules_, &local_budget_);
   text->seed = hash_seed(name_space);
   return text;
 }
 
-// Makes the shared cache give memory to the sequences' own texts, which draft better; up to their half.
-bool LookaheadDrafter::make_room() { return table() && table()->shrink(); }
+// Where a text was refused so many bytes: the shared cache gives memory to the sequences' own texts, which
+// draft better, up to their half. Beyond, those that have ended go, the oldest first. False if nothing can.
+bool LookaheadDrafter::make_room(size_t bytes) {
+  if (bytes <= local_budget_.limit() - local_budget_.used() && table() && table()->shrink()) return true;
+  for (const auto& text : queue_) {
+    if (!text->complete || text->index.bytes() == 0) continue;
+    skip(*text, text->index.size());
+    text->index.give_back(kPagesAtOnce);
+    return true;
+  }
+  return false;
+}
 
-void LookaheadDrafter::enqueue(Text* text) {
+// The shared cache will not learn what stands before `until`.
+void LookaheadDrafter::skip(Text& text, uint32_t until) {
+  if (until <= text.learned) return;
+  const uint32_t before = text.waiting;
+  text.learned = until;
+  text.waiting = static_cast<uint32_t>(waiting(text));
+  skipped_ += before - text.waiting;
+  waiting_ -= before - text.waiting;
+}
+
+void LookaheadDrafter::skip_prompts() {
+  for (const auto& text : queue_) {
+    if (waiting_ <= pace_.most_waiting) return;
+    if (text->complete) skip(*text, text->output_from);
+  }
+}
+
+void LookaheadDrafter::enqueue(const std::shared_ptr<Text>& text) {
   const auto left = static_cast<uint32_t>(waiting(*text));
   waiting_ += static_cast<int64_t>(left) - text->waiting;
   text->waiting = left;
@@ -85,11 +123,17 @@ void LookaheadDrafter::enqueue(Text* text) {
   queue_.push_back(text);
 }
 
-void LookaheadDrafter::retire(std::unique_ptr<Text> text) {
+void LookaheadDrafter::retire(std::shared_ptr<Text> text) {
   if (!text) return;
   text->complete = true;
-  enqueue(text.get());
-  if (text->queued) retired_.push_back(std::move(text));
+  if (text->index.unlinked() > 0) std::erase(unlinked_, text);
+  enqueue(text);
+  // The last holder gives its pages back piece by piece.
+  if (!text->queued) {
+    text->queued = true;
+    queue_.push_back(text);
+  }
+  if (waiting_ > pace_.most_waiting) skip_prompts();
 }
 
 // Positions that were not learned from. A phrase is learned when all of it is there, or when nothing more
@@ -99,45 +143,70 @@ int64_t LookaheadDrafter::waiting(const Text& text) const {
   return std::max<int64_t>(0, static_cast<int64_t>(text.index.size()) - lag - text.learned);
 }
 
+// Stops early where the table's growth has taken the time of max_tokens. Returns what that time is worth.
 int64_t LookaheadDrafter::learn(Text& text, int64_t max_tokens) {
-  const int64_t count = std::min(max_tokens, waiting(text));
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t at = text.learned++;
-    const bool train = at >= text.output_from;
-    if (turbo_)
-      turbo_->learn(text.index, at, text.seed, train);
-    else
+  const uint32_t first = text.learned;
+  const auto end = first + static_cast<uint32_t>(std::min(max_tokens, waiting(text)));
+  int64_t moves = table() ? table()->moves() : 0;
+  int64_t spent = 0;
+  while (text.learned < end && spent < max_tokens) {
+    const uint32_t at = text.learned;
+    const bool train = at >= text.output_from && text.findable;
+    uint32_t count = 1;
+    if (turbo_) {
+      count = std::min<uint32_t>(end - at, TurboLookaheadCache::kMostLearned);
+      if (at < text.output_from) count = std::min(count, text.output_from - at);
+      turbo_->learn(text.index, at, static_cast<int>(count), text.seed, train);
+    } else {
       raw_->learn(text.index, at, text.index.size(), text.seed, train);
+    }
+    text.learned += count;
+    spent += count * (train ? kTrainCost : 1);
+    if (table()) spent += kMoveCost * (table()->moves() - std::exchange(moves, table()->moves()));
   }
+  const uint32_t count = text.learned - first;
   learned_ += count;
   waiting_ -= count;
-  text.waiting -= static_cast<uint32_t>(count);
-  return count;
+  text.waiting -= count;
+  return spent;
 }
 
-int64_t LookaheadDrafter::work_off(int64_t max_tokens) {
+// The texts take turns: a long prompt does not keep the others' answers waiting.
+void LookaheadDrafter::work_off(int64_t max_tokens) {
   while (!queue_.empty() && max_tokens > 0) {
-    Text* text = queue_.front();
-    max_tokens -= learn(*text, max_tokens);
-    if (waiting(*text) > 0) break;
+    const std::shared_ptr<Text> text = queue_.front();
+    const int64_t spent = learn(*text, std::min<int64_t>(max_tokens, kTurn - text->turn));
+    max_tokens -= spent;
+    text->turn += static_cast<uint32_t>(spent);
+    if (waiting(*text) > 0) {
+      if (text->turn < kTurn) break;
+      text->turn = 0;
+      queue_.pop_front();
+      queue_.push_back(text);
+      continue;
+    }
+    if (text->complete && !text->index.give_back(std::max(max_tokens, kPagesAtOnce))) break;
+    text->turn = 0;
     text->queued = false;
     queue_.pop_front();
-    if (text->complete)
-      std::erase_if(retired_, [text](const std::unique_ptr<Text>& held) { return held.get() == text; });
   }
-  return waiting_;
 }
 
 int64_t LookaheadDrafter::catch_up(int64_t max_tokens) {
   std::lock_guard lock(mutex_);
-  return work_off(max_tokens > 0 ? max_tokens : INT64_MAX);
+  links_left_ = pace_.step_links;
+  learns_left_ = pace_.step_learns;
+  link_prompts(max_tokens > 0 ? pace_.catch_up_links : INT64_MAX);
+  work_off(max_tokens > 0 ? max_tokens : INT64_MAX);
+  int64_t left = waiting_;
+  for (const auto& text : unlinked_) left += text->index.unlinked();
+  return left;
 }
 
 bool LookaheadDrafter::append_to_text(Sequence& s, int32_t token, bool output) {
   if (!s.text) s.text = new_text(s.name_space);
   while (!s.text->index.append(token))
-    if (local_budget_.limit() - local_budget_.used() < s.text->index.bytes() * 2 + 16384 || !make_room())
-      return false;
+    if (!make_room(s.text->index.refused())) return false;
   if (!output) s.text->output_from = s.text->index.size();
   return true;
 }
@@ -147,15 +216,63 @@ void LookaheadDrafter::append(Sequence& s, std::span<const int32_t> tokens, bool
     ++s.length;
     s.context = s.context.next(token, rules_, max_order());
     if (!append_to_text(s, token, output)) {
-      // Its own text is too long for what there is: it starts anew from here.
-      retire(std::move(s.text));
-      work_off(INT64_MAX);
+      // Its own text is too long for what there is: it starts anew from here. Others learn from its tokens.
+      s.text->findable = false;
+      retire(s.text);
+      s.text->index.drop_links();
+      s.text.reset();
       if (!append_to_text(s, token, output)) s.text.reset();
     }
     // An end of text drops the sequence's own cache. In a prompt it merely ends what n-grams reach over.
     if (output && rules_.ends(token)) retire(std::move(s.text));
   }
-  if (s.text) enqueue(s.text.get());
+  if (s.text) enqueue(s.text);
+}
+
+// --- Prompts
+
+// Copies the prompt's tokens, of which the last stay if there is no room for all.
+void LookaheadDrafter::take_prompt(Sequence& s, std::span<const int32_t> prompt) {
+  while (!prompt.empty()) {
+    if (!s.text) s.text = new_text(s.name_space);
+    prompt = prompt.subspan(s.text->index.take(prompt));
+    if (prompt.empty() || make_room(s.text->index.refused())) continue;
+    if (s.text->index.size() == 0) break;
+    s.text->output_from = s.text->index.size();
+    s.text->findable = false;
+    retire(std::move(s.text));
+  }
+  if (!s.text || s.text->index.size() == 0) {
+    s.text.reset();
+    return;
+  }
+  s.text->output_from = s.text->index.size();
+  enqueue(s.text);
+  unlinked_.push_back(s.text);
+}
+
+// Where there is no room for its links, the rest of the prompt is left to its own commits.
+void LookaheadDrafter::link(Text& text, int64_t max_tokens) {
+  const auto count = static_cast<uint32_t>(std::min<int64_t>(max_tokens, text.index.unlinked()));
+  const uint32_t left = text.index.unlinked() - count;
+  while (!text.index.link(text.index.unlinked() - left))
+    if (!make_room(text.index.refused())) {
+      std::erase_if(unlinked_, [&](const auto& one) { return one.get() == &text; });
+      return;
+    }
+  if (left == 0) std::erase_if(unlinked_, [&](const auto& one) { return one.get() == &text; });
+}
+
+void LookaheadDrafter::link_prompts(int64_t max_tokens) {
+  while (!unlinked_.empty() && max_tokens > 0) {
+    const auto least = std::min_element(unlinked_.begin(), unlinked_.end(), [](const auto& a, const auto& b) {
+      return a->index.unlinked() < b->index.unlinked();
+    });
+    const std::shared_ptr<Text> text = *least;
+    const uint32_t before = text->index.unlinked();
+    link(*text, max_tokens);
+    max_tokens -= before - text->index.unlinked();
+  }
 }
 
 // --- Sequences
@@ -168,16 +285,15 @@ void LookaheadDrafter::begin(uint64_t sequence, uint64_t name_space, std::span<c
   Sequence& s = *at->second;
   s.name_space = name_space;
   s.recent_hits = static_cast<float>(config_.copy_length);
-  if (config_.ignore_prompt) {
-    s.length = static_cast<int64_t>(prompt.size());
-    const size_t tail = std::min<size_t>(prompt.size(), kMaxOrder);
-    for (const int32_t token : prompt.last(tail)) s.context = s.context.next(token, rules_, max_order());
-    return;
-  }
-  s.text = new_text(name_space);
-  // Room for all of it at once saves copies; if there is none, it is found piece by piece.
-  s.text->index.reserve(static_cast<uint32_t>(prompt.size() + prompt.size() / 4 + 256));
-  append(s, prompt, false);
+  s.length = static_cast<int64_t>(prompt.size());
+  const size_t tail = std::min<size_t>(prompt.size(), kMaxOrder);
+  for (const int32_t token : prompt.last(tail)) s.context = s.context.next(token, rules_, max_order());
+  if (config_.ignore_prompt) return;
+  take_prompt(s, prompt);
+  if (!s.text) return;
+  const int64_t links = std::min(pace_.begin_links, links_left_);
+  links_left_ -= std::min<int64_t>(links, s.text->index.unlinked());
+  link(*s.text, links);
 }
 
 void LookaheadDrafter::commit(uint64_t sequence, std::span<const int32_t> tokens) {
@@ -186,7 +302,17 @@ void LookaheadDrafter::commit(uint64_t sequence, std::span<const int32_t> tokens
   TACO_CHECK(at != sequences_.end(), "commit for an unknown sequence ", sequence);
   Sequence& s = *at->second;
   append(s, tokens, true);
-  if (waiting_ > kMostWaiting) work_off(static_cast<int64_t>(tokens.size()) + kCommitExtra);
+  // Both go on where nobody calls catch_up, too.
+  if (waiting_ > kMostWaiting) {
+    const int64_t extra = std::min(kCommitExtra, learns_left_);
+    learns_left_ -= extra;
+    work_off(static_cast<int64_t>(tokens.size()) + std::max<int64_t>(extra, 1));
+  }
+  if (s.text && s.text->index.unlinked() > 0) {
+    const int64_t links = std::min(pace_.commit_links, links_left_);
+    links_left_ -= links;
+    link(*s.text, links > 0 ? links : kLeastLinks);
+  }
 }
 
 void LookaheadDrafter::end(uint64_t sequence) {
@@ -195,7 +321,11 @@ void LookaheadDrafter::end(uint64_t sequence) {
   if (at == sequences_.end()) return;
   retire(std::move(at->second->text));
   sequences_.erase(at);
-  if (waiting_ > kMostWaiting) work_off(kEndExtra);
+  if (waiting_ > kMostWaiting) {
+    const int64_t extra = std::min(kEndExtra, learns_left_);
+    learns_left_ -= extra;
+    work_off(extra);
+  }
 }
 
 int64_t LookaheadDrafter::warm_up(uint64_t name_space, std::span<const int32_t> prompt,
@@ -371,6 +501,8 @@ LookaheadStats LookaheadDrafter::stats() const {
   out.local_bytes = local_budget_.used();
   out.learned_tokens = learned_;
   out.waiting_tokens = waiting_;
+  out.skipped_tokens = skipped_;
+  for (const auto& text : unlinked_) out.unlinked_tokens += text->index.unlinked();
   return out;
 }
 

@@ -8,9 +8,12 @@
 //   drafter.catch_up(tokens);                         // while the device works
 //   drafter.end(sequence);
 //
-// A sequence's own text can be drafted from at once. What sequences learn from each other waits in a queue:
-// catch_up works it off, some 0.7 us a token, meant for the time in which a step runs. Where the queue gets
-// long (nobody calls catch_up) commit works off more than it adds.
+// What a sequence says can be drafted from at once, and so can a prompt of usual length. No call takes longer
+// for a longer prompt, but for the copy of its tokens: begin makes the first part of it findable, catch_up
+// and commit the rest (some 40 ns a token), the prompt with the least left first. Meanwhile drafts come from
+// what is there. What sequences learn from each other waits in a queue: catch_up works it off, some 0.7 us a
+// token, meant for the time in which a step runs. Where the queue gets long, commit and end work off more
+// than they add. All of that is counted in tokens, never by the clock: the same calls give the same drafts.
 //
 // Files: save may be called from any thread at any time. It copies a segment of the cache at a time, which
 // the engine thread may have to wait for (some 50 us), and pauses in between.
@@ -38,6 +41,21 @@ struct LookaheadStats {
   size_t bytes = 0, peak_bytes = 0,
          local_bytes = 0;  // all, its maximum so far, that of the sequences' own texts
   int64_t learned_tokens = 0, waiting_tokens = 0;  // by and for the cache that sequences share
+  int64_t skipped_tokens =
+      0;  // that it will never learn: they came too fast, or there was no memory for them
+  int64_t unlinked_tokens = 0;  // of prompts, which their own drafts do not see yet
+};
+
+// How much is done at once, in tokens. "Step": in all calls between two of catch_up.
+struct LookaheadPace {
+  int64_t begin_links = 2048;     // of its prompt, by begin
+  int64_t catch_up_links = 4096;  // of prompts
+  int64_t commit_links = 256;     // of its prompt, by commit
+  int64_t step_links = 8192;      // by begin and commit together; beyond, a commit still links 16
+  int64_t step_learns = 2048;     // by commit and end beyond a commit's own tokens
+  // Of ended sequences that others have not learned from, with those of running ones: where it gets more, the
+  // oldest prompts are skipped.
+  int64_t most_waiting = int64_t{1} << 20;
 };
 
 // Throws kInvalidArgument that names the key, its value and what is allowed.
@@ -47,7 +65,8 @@ class LookaheadDrafter : public Drafter {
  public:
   // Validates. voc_size must be known. config.warmup_file is not read here: see warm_up. fingerprint: the
   // owner's name for model and vocabulary; a file saved under another one is refused.
-  LookaheadDrafter(const LookaheadConfig& config, size_t memory_bytes, std::string fingerprint = "");
+  LookaheadDrafter(const LookaheadConfig& config, size_t memory_bytes, std::string fingerprint = "",
+                   const LookaheadPace& pace = {});
 
   void begin(uint64_t sequence, uint64_t name_space, std::span<const int32_t> prompt) override;
   void commit(uint64_t sequence, std::span<const int32_t> tokens) override;
@@ -75,12 +94,14 @@ class LookaheadDrafter : public Drafter {
     uint32_t output_from = 0;  // tokens before are the prompt's
     uint32_t learned = 0;      // tokens that others can learn from already
     uint32_t waiting = 0;      // as counted in waiting_
+    uint32_t turn = 0;         // learned since it came to the head of the queue
     bool complete = false;     // nothing follows
     bool queued = false;
+    bool findable = true;  // false: only its tokens are left
   };
   struct Sequence {
     uint64_t name_space = 0;
-    std::unique_ptr<Text> text;  // null while there is no memory for it
+    std::shared_ptr<Text> text;  // null while there is no memory for it
     Context context;
     int64_t length = 0;     // tokens in all
     float recent_hits = 0;  // running mean of accepted tokens
@@ -99,13 +120,18 @@ class LookaheadDrafter : public Drafter {
   CellTable* table() const { return turbo_ ? turbo_->table() : raw_->table(); }
   void append(Sequence& s, std::span<const int32_t> tokens, bool output);
   bool append_to_text(Sequence& s, int32_t token, bool output);
-  std::unique_ptr<Text> new_text(uint64_t name_space);
-  bool make_room();
-  void retire(std::unique_ptr<Text> text);
-  void enqueue(Text* text);
+  void take_prompt(Sequence& s, std::span<const int32_t> prompt);
+  void link(Text& text, int64_t max_tokens);
+  void link_prompts(int64_t max_tokens);
+  std::shared_ptr<Text> new_text(uint64_t name_space);
+  bool make_room(size_t bytes);
+  void retire(std::shared_ptr<Text> text);
+  void enqueue(const std::shared_ptr<Text>& text);
+  void skip(Text& text, uint32_t until);
+  void skip_prompts();
   int64_t learn(Text& text, int64_t max_tokens);
   int64_t waiting(const Text& text) const;
-  int64_t work_off(int64_t max_tokens);
+  void work_off(int64_t max_tokens);
 
   void draft_one(const Sequence& s, const DraftRequest& request, int copy_length);
   void draft_raw(const Sequence& s, const Context& context, bool at_end, const DraftRequest& request,
@@ -120,9 +146,11 @@ class LookaheadDrafter : public Drafter {
   std::unique_ptr<TurboLookaheadCache> turbo_;
   std::unique_ptr<RawLookaheadCache> raw_;
   std::unordered_map<uint64_t, std::unique_ptr<Sequence>> sequences_;
-  std::deque<Text*> queue_;                    // texts with something to learn from
-  std::deque<std::unique_ptr<Text>> retired_;  // complete ones among them, which no sequence holds any more
-  int64_t waiting_ = 0, learned_ = 0;
+  std::deque<std::shared_ptr<Text>> queue_;  // texts with something to learn from; complete ones live here
+  std::vector<std::shared_ptr<Text>> unlinked_;  // texts whose prompt is not linked to its end
+  int64_t waiting_ = 0, learned_ = 0, skipped_ = 0;
+  LookaheadPace pace_;
+  int64_t links_left_, learns_left_;  // of this step
   std::string fingerprint_;
   mutable std::mutex mutex_;  // all of the above
   std::mutex save_mutex_;     // one save at a time

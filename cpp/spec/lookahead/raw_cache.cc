@@ -86,12 +86,10 @@ RawLookaheadCache::RawLookaheadCache(const LookaheadConfig& config, const TokenR
 }
 
 // A phrase ends with its end of text, and before a token that is not of the vocabulary.
-int RawLookaheadCache::cut(const int32_t* tokens, int length, int32_t* out) const {
+int RawLookaheadCache::cut(const int32_t* tokens, int length) const {
   int n = 0;
-  while (n < length && rules_.known(tokens[n])) {
-    out[n] = tokens[n];
+  while (n < length && rules_.known(tokens[n]))
     if (rules_.ends(tokens[n++])) break;
-  }
   return n;
 }
 
@@ -111,7 +109,8 @@ int RawLookaheadCache::find_local(const TextIndex& text, uint32_t end, const Tex
     if (distinct == kMaxFound) break;
     Found& f = found[distinct];
     const int available = static_cast<int>(std::min<uint32_t>(end - matches[m].next, copy_length_));
-    f.length = cut(&text[matches[m].next], available, f.tokens);
+    text.copy(matches[m].next, available, f.tokens);
+    f.length = cut(f.tokens, available);
     if (f.length == 0) continue;
     f.whole = f.length == copy_length_ || f.length < available || rules_.ends(f.tokens[f.length - 1]);
     f.freq = 1;
@@ -157,7 +156,8 @@ int RawLookaheadCache::find_global(uint64_t key, int order, int max, Phrase* phr
     const int32_t* tokens = ring_->find(cell[best].value);
     if (!tokens) continue;
     Phrase& phrase = phrases[count];
-    phrase.length = cut(tokens, copy_length_, phrase.tokens);
+    phrase.length = cut(tokens, copy_length_);
+    std::memcpy(phrase.tokens, tokens, phrase.length * sizeof(int32_t));
     if (phrase.length == 0) continue;
     phrase.order = order;
     phrase.source = DraftSource::kRawGlobal;
@@ -208,7 +208,8 @@ void RawLookaheadCache::learn(const TextIndex& text, uint32_t at, uint32_t end, 
   if (context.size < shortest) return;
   int32_t tokens[DraftTree::kMaxNodes];
   const int available = static_cast<int>(std::min<uint32_t>(end - at, copy_length_));
-  const int length = cut(&text[at], available, tokens);
+  text.copy(at, available, tokens);
+  const int length = cut(tokens, available);
   if (length == 0) return;
   if (train) {
     Phrase phrase;

@@ -84,7 +84,7 @@ class RawLookaheadCache {
   int find_local(const TextIndex& text, uint32_t end, const TextIndex::Match* matches, int count, int max,
                  Phrase* phrases) const;
   int find_global(uint64_t key, int order, int max, Phrase* phrases) const;
-  int cut(const int32_t* tokens, int length, int32_t* out) const;
+  int cut(const int32_t* tokens, int length) const;
 
   TokenRules rules_;
   int match_length_, copy_length_;

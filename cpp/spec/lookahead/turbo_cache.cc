@@ -169,28 +169,43 @@ int TurboLookaheadCache::guess(const TextIndex* text, uint32_t end, bool at_end,
   return chosen;
 }
 
-void TurboLookaheadCache::learn(const TextIndex& text, uint32_t at, uint64_t seed, bool train) {
-  const int32_t token = text[at];
-  if (!rules_.known(token)) return;
-  const Context context = text.context(at, max_order_);
-  if (context.size < min_order_) return;
-  uint64_t keys[kMaxOrder];
-  if (table_) {
-    context_keys(context, context.size, seed, keys);
-    for (int order = min_order_; order <= context.size; ++order) table_->prefetch(keys[order - 1]);
+void TurboLookaheadCache::learn(const TextIndex& text, uint32_t at, int count, uint64_t seed, bool train) {
+  // All keys first: the table's lines come while other tokens are learned.
+  Context contexts[kMostLearned];
+  uint64_t keys[kMostLearned][kMaxOrder];
+  for (int i = 0; i < count; ++i) {
+    contexts[i] =
+        i == 0 ? text.context(at, max_order_) : contexts[i - 1].next(text[at + i - 1], rules_, max_order_);
+    if (!table_) continue;
+    context_keys(contexts[i], contexts[i].size, seed, keys[i]);
+    for (int order = min_order_; order <= contexts[i].size; ++order)
+      table_->prefetch_to_add(keys[i][order - 1]);
   }
-  if (train) {
-    Evidence evidence[kMaxEvidence];
-    Guess guesses[kMaxGuesses];
-    int looked_down_to;
-    const int count = collect(&text, at, true, context, keys, context.size, evidence, &looked_down_to);
-    const int chosen = rank(evidence, count, kMaxGuesses, guesses);
-    for (int i = 0; i < chosen; ++i)
-      rates_.learn(guesses[i].coarse, guesses[i].fine, guesses[i].token == token);
-  }
-  if (table_)
+  const auto fetch_cells = [&](int i) {
+    if (!table_ || i >= count) return;
+    for (int order = min_order_; order <= contexts[i].size; ++order)
+      table_->prefetch_cell(keys[i][order - 1]);
+  };
+  fetch_cells(0);
+  for (int i = 0; i < count; ++i) {
+    fetch_cells(i + 1);
+    const Context& context = contexts[i];
+    const int32_t token = text[at + i];
+    if (!rules_.known(token) || context.size < min_order_) continue;
+    if (train) {
+      Evidence evidence[kMaxEvidence];
+      Guess guesses[kMaxGuesses];
+      int looked_down_to;
+      const int found =
+          collect(&text, at + i, true, context, keys[i], context.size, evidence, &looked_down_to);
+      const int chosen = rank(evidence, found, kMaxGuesses, guesses);
+      for (int g = 0; g < chosen; ++g)
+        rates_.learn(guesses[g].coarse, guesses[g].fine, guesses[g].token == token);
+    }
+    if (!table_) continue;
     for (int order = min_order_; order <= context.size; ++order)
-      table_->add(keys[order - 1], static_cast<uint32_t>(token));
+      table_->add(keys[i][order - 1], static_cast<uint32_t>(token));
+  }
 }
 
 }  // namespace taco

@@ -34,8 +34,10 @@ class TurboLookaheadCache {
   // end and at_end. longest: of the contexts to look up in the shared cache; max_order if nothing is known.
   int guess(const TextIndex* text, uint32_t end, bool at_end, const Context& context, uint64_t seed,
             int longest, int max, Guess* guesses) const;
-  // Learns that text[at] followed the tokens before it. train: the estimates learn from it as well.
-  void learn(const TextIndex& text, uint32_t at, uint64_t seed, bool train);
+  // Learns that text[at] followed the tokens before it, for `count` tokens, kMostLearned at most. train: the
+  // estimates learn from it as well.
+  static constexpr int kMostLearned = 8;
+  void learn(const TextIndex& text, uint32_t at, int count, uint64_t seed, bool train);
 
   CellTable* table() { return table_.get(); }  // null if sequences learn nothing from each other
   const CellTable* table() const { return table_.get(); }

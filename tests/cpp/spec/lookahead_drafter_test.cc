@@ -314,8 +314,8 @@ TEST(Lookahead, ManyRowsMakeRawDraftsShorter) {
 
 // Random traffic: every tree is well formed, the bound holds, and the same calls give the same trees.
 std::vector<Tokens> run_traffic(const LookaheadConfig& config, size_t memory, unsigned seed,
-                                LookaheadStats* stats) {
-  LookaheadDrafter drafter(config, memory);
+                                const LookaheadPace& pace, LookaheadStats* stats) {
+  LookaheadDrafter drafter(config, memory, "", pace);
   std::mt19937 random(seed);
   std::map<uint64_t, Tokens> live;
   std::vector<Tokens> trees;
@@ -367,6 +367,7 @@ std::vector<Tokens> run_traffic(const LookaheadConfig& config, size_t memory, un
       if (!verified_first) drafter.verified(at->first, tree, hits);
       at->second.insert(at->second.end(), more.begin(), more.end());
     }
+    if (random() % 16 == 0) drafter.catch_up(1 + random() % 100);
     const LookaheadStats now = drafter.stats();
     EXPECT_LE(now.peak_bytes, memory);
     EXPECT_LE(now.bytes, memory);
@@ -383,16 +384,22 @@ TEST(Lookahead, SurvivesRandomTraffic) {
   for (int mode : {0, 1, 2}) {
     for (size_t memory : {size_t{1} << 20, size_t{64} << 20}) {
       for (bool shared : {true, false}) {
-        LookaheadConfig config = settings(mode);
-        config.global_cache_switch = shared;
-        config.cell_max_size = 4 + 8 * mode;
-        config.top_k_in_cell = 6;
-        config.top_k = 2;
-        LookaheadStats first, second;
-        const auto trees = run_traffic(config, memory, 17 + mode, &first);
-        EXPECT_EQ(trees, run_traffic(config, memory, 17 + mode, &second)) << "same calls, same trees";
-        EXPECT_EQ(first.bytes, second.bytes);
-        EXPECT_GT(first.learned_tokens, 0);
+        for (bool small : {true, false}) {
+          LookaheadConfig config = settings(mode);
+          config.global_cache_switch = shared;
+          config.cell_max_size = 4 + 8 * mode;
+          config.top_k_in_cell = 6;
+          config.top_k = 2;
+          LookaheadPace pace;
+          if (small) pace = {40, 100, 3, 300, 50, 5000};
+          LookaheadStats first, second;
+          const auto trees = run_traffic(config, memory, 17 + mode, pace, &first);
+          EXPECT_EQ(trees, run_traffic(config, memory, 17 + mode, pace, &second)) << "same calls, same trees";
+          EXPECT_EQ(first.bytes, second.bytes);
+          EXPECT_GT(first.learned_tokens, 0);
+          EXPECT_EQ(first.unlinked_tokens, 0);
+          EXPECT_EQ(first.skipped_tokens > 0, small || memory == size_t{1} << 20) << first.skipped_tokens;
+        }
       }
     }
   }
