@@ -83,6 +83,35 @@ class PrefixCacheCase : public testing::Test {
   PrefixCache::Match match(const std::vector<int32_t>& tokens, const Digest& root = {}) {
     return cache->match(root, tokens, static_cast<int32_t>(tokens.size()) - 1);
   }
+  // Another text takes the whole device.
+  void displace(int64_t blocks) {
+    run(text_of(90 + static_cast<int>(step), static_cast<int>(blocks) * kBlock));
+  }
+  // A cache of so many device blocks, all of them idle and clean, and the text on the host alone.
+  void leave_on_host(const std::vector<int32_t>& tokens, int64_t blocks) {
+    make(blocks, 3 * blocks);
+    run(tokens);
+    displace(blocks);
+    for (const Transfer& transfer : settle()) EXPECT_EQ(transfer.kind, TransferKind::kStore);
+    const auto size = static_cast<int32_t>(tokens.size());
+    const PrefixCache::Match found = cache->match({}, tokens, size);
+    EXPECT_EQ(found.device_blocks, 0);
+    EXPECT_EQ(found.lower_blocks, size / kBlock);
+  }
+  using Fetch = PrefixCache::Fetch;
+  Fetch fetch(const std::vector<int32_t>& tokens, uint64_t& id, int64_t spare = 0) {
+    return cache->fetch({}, tokens, static_cast<int32_t>(tokens.size()) - 1, spare, now, id);
+  }
+  uint64_t begin_fetch(const std::vector<int32_t>& tokens) {
+    uint64_t id = 0;
+    EXPECT_EQ(fetch(tokens, id), Fetch::kStarted);
+    return id;
+  }
+  std::vector<Transfer> transfers() {
+    std::vector<Transfer> all;
+    cache->take_transfers(all);
+    return all;
+  }
   // The transfers that were made, carried out at once.
   std::vector<Transfer> settle(bool fail = false) {
     std::vector<Transfer> all;

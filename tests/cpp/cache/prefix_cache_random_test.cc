@@ -1,57 +1,29 @@
 // The prefix cache in a world that does all it may in any order: sequences come, fork, publish, give way and
 // are aborted; steps run two deep and are rolled back; transfers run block by block beside them, end late, in
-// odd orders and sometimes in failure; the cache is reset, and restarted from what is on disk.
-//
-// The world is naive about what it checks: every block of every tier holds, for each token, a hash of all
-// tokens up to there, which moves with copies and transfers when these are carried out. A step that reads
-// anything else at the time at which it runs has hit a wrong or an unfinished block.
+// odd orders and sometimes in failure; the cache is reset, and restarted from what is on disk. The world
+// (prefix_cache_world.h) knows at each moment what stands where, and checks it whenever a step reads.
 //
 // TACO_CACHE_OPS and TACO_CACHE_SEED set the number of operations (100,000; with TACO_LONG_TESTS 10,000,000)
 // and the first seed.
 #include <gtest/gtest.h>
 
-#include <array>
 #include <cstdlib>
-#include <deque>
-#include <list>
-#include <map>
-#include <random>
-#include <unordered_set>
 
-#include "cache/prefix_cache.h"
+#include "prefix_cache_world.h"
 
 namespace taco {
 namespace {
 
-constexpr int kBlock = 4;
-constexpr int64_t kFirstHost = 7;
 constexpr int kMaxTokens = 48;
-constexpr uint64_t kGarbage = 0;
-using Content = std::array<uint64_t, kBlock>;
-
-struct Shape {
-  int64_t blocks, host, disk;
-  int min_accesses;
-  int64_t max_idle;
-};
 
 int64_t number_from(const char* name, int64_t otherwise) {
   const char* text = std::getenv(name);
   return text ? std::atoll(text) : otherwise;
 }
 
-uint64_t chained(uint64_t before, int32_t token) {
-  uint64_t x = (before ^ static_cast<uint64_t>(token + 1) * 0x9E3779B97F4A7C15ull) * 0xD6E8FEB86659FD93ull;
-  return (x ^ x >> 32) | 1;
-}
-
-class World {
+class RandomWorld : public NaiveWorld {
  public:
-  World(const Shape& shape, uint64_t seed) : shape_(shape), random_(seed), pool_(shape.blocks) {
-    device_.resize(static_cast<size_t>(shape.blocks), Content{});
-    host_.resize(static_cast<size_t>(kFirstHost + shape.host), Content{});
-    make_cache();
-  }
+  RandomWorld(const Shape& shape, uint64_t seed) : NaiveWorld(shape, seed) {}
 
   void run(int64_t operations) {
     for (int64_t i = 0; i < operations; ++i) {
@@ -67,65 +39,11 @@ class World {
   uint64_t rooms_missed = 0;  // fetches that had to ask again
 
  private:
-  struct Seq {
-    std::vector<int32_t> tokens;
-    std::vector<uint64_t> chain;  // of each token
-    int root = 0;
-    BlockTable table;
-    PrefixCache::Attachment attachment;
-    int computed = 0;   // when all that was submitted has run
-    int committed = 0;  // of steps that were collected
-    int in_flight = 0;
-    bool running = false, dead = false;
-    uint64_t fetch = 0;
-  };
-  struct Item {
-    Seq* seq;
-    BlockTable table;
-    int start, count;
-  };
-  struct Step {
-    uint64_t number = 0;
-    std::vector<BlockMove> swap_out;
-    std::vector<BlockCopy> copies;
-    std::vector<Item> items;
-    std::vector<uint64_t> wait_for;
-    bool ran = false;
-  };
-  struct Moving {
-    Transfer transfer;
-    uint64_t after_step;
-    bool begun = false;
-    std::vector<size_t> left;
-    std::vector<uint8_t> failed;
-  };
   struct Reserved {
     Seq* seq;
     size_t blocks, first_copy, last_copy;
     bool admitted;
   };
-
-  uint64_t below(uint64_t count) { return random_() % count; }
-  bool chance(int percent) { return below(100) < static_cast<uint64_t>(percent); }
-  static Digest root_of(int number) {
-    Digest digest;
-    digest.bytes[5] = static_cast<uint8_t>(number);
-    return digest;
-  }
-
-  void make_cache() {
-    PrefixCacheConfig config;
-    config.block_size = kBlock;
-    config.block_bytes = 1 << 20;
-    config.first_host_block = kFirstHost;
-    config.num_host_blocks = shape_.host;
-    config.num_disk_blocks = shape_.disk;
-    config.min_accesses = shape_.min_accesses;
-    config.max_idle_blocks = shape_.max_idle;
-    config.seed = random_() | 1;
-    if (chance(30)) config.hash_mask = 3;
-    cache_ = std::make_unique<PrefixCache>(config, pool_);
-  }
 
   void operation() {
     now_ += 1e-4;
@@ -175,12 +93,6 @@ class World {
     }
     seqs_.push_back(std::move(seq));
     if (chance(60)) fetch(seqs_.back());
-  }
-
-  static void add_chain(Seq& seq) {
-    uint64_t hash = static_cast<uint64_t>(seq.root) * 2 + 12345;
-    seq.chain.clear();
-    for (int32_t token : seq.tokens) seq.chain.push_back(hash = chained(hash, token));
   }
 
   Seq* pick(bool running) {
@@ -357,20 +269,10 @@ class World {
     check_matches();
   }
 
-  // Nothing is found that nobody published.
   void check_matches() {
     if (old_.empty()) return;
     const auto& [root, tokens] = old_[below(old_.size())];
-    const auto length = static_cast<int32_t>(tokens.size());
-    const PrefixCache::Match match = cache_->match(root_of(root), tokens, length);
-    const int found = match.device_blocks + match.loading_blocks + match.lower_blocks;
-    Seq seq;
-    seq.root = root;
-    seq.tokens = tokens;
-    add_chain(seq);
-    for (int i = 0; i < found; ++i) {
-      ASSERT_TRUE(published_.contains(seq.chain[static_cast<size_t>((i + 1) * kBlock) - 1]));
-    }
+    check_match(root, tokens);
   }
 
   // -- Transfers
@@ -379,21 +281,6 @@ class World {
     cache_->maintain(now_);
     begin_transfers();
   }
-  void begin_transfers() {
-    std::vector<Transfer> transfers;
-    cache_->take_transfers(transfers);
-    for (Transfer& transfer : transfers) {
-      Moving moving;
-      const size_t size = std::max(transfer.moves.size(), transfer.disk.size());
-      ASSERT_GT(size, 0u);
-      for (size_t i = 0; i < size; ++i) moving.left.push_back(i);
-      moving.failed.assign(size, 0);
-      moving.after_step = next_step_;  // steps below: submitted, or run long ago
-      moving.transfer = std::move(transfer);
-      moving_.push_back(std::move(moving));
-    }
-  }
-
   void fetch(Seq& seq) {
     if (seq.fetch != 0) {
       ASSERT_GE(cache_->remaining(seq.fetch, now_), 0.0);
@@ -413,101 +300,6 @@ class World {
   }
   void cancel() {
     if (Seq* seq = pick(false)) cache_->cancel_fetch(std::exchange(seq->fetch, 0));
-  }
-
-  bool finished_moving(uint64_t id) const {
-    for (const Moving& moving : moving_) {
-      if (moving.transfer.id == id) return moving.left.empty();
-    }
-    return true;
-  }
-
-  void execute() {
-    std::vector<Moving*> ready;
-    for (Moving& moving : moving_) {
-      if (moving.left.empty()) continue;
-      const bool on_device = !moving.transfer.moves.empty();
-      bool waits = false;
-      for (const Step& step : flights_) waits |= on_device && !step.ran && step.number < moving.after_step;
-      if (!waits) ready.push_back(&moving);
-    }
-    Step* next = nullptr;
-    for (Step& step : flights_) {
-      if (step.ran) continue;
-      next = &step;
-      break;
-    }
-    if (next) {
-      for (uint64_t id : next->wait_for) {
-        if (!finished_moving(id)) next = nullptr;
-        if (!next) break;
-      }
-    }
-    const size_t choices = ready.size() + (next ? 1 : 0);
-    if (choices == 0) return;
-    const size_t choice = below(choices);
-    if (choice == ready.size()) return run(*next);
-    for (uint64_t i = 1 + below(3); i > 0; --i) move_one(*ready[choice]);
-  }
-
-  void run(Step& step) {
-    step.ran = true;
-    for (const BlockMove& move : step.swap_out) host_at(move.host) = device_at(move.device);
-    for (const BlockCopy& copy : step.copies) device_at(copy.to) = device_at(copy.from);
-    // All is read before anything is written: the sequences of a step do not see each other.
-    for (const Item& item : step.items) {
-      if (item.seq->dead) continue;
-      for (int t = 0; t < item.start; ++t) {
-        const BlockId block = item.table[static_cast<size_t>(t / kBlock)];
-        ASSERT_EQ(device_at(block)[static_cast<size_t>(t % kBlock)], item.seq->chain[static_cast<size_t>(t)])
-            << "step " << step.number << " reads token " << t << " in block " << block;
-      }
-    }
-    for (const Item& item : step.items) {
-      for (int t = item.start; t < item.start + item.count; ++t) {
-        Content& content = device_at(item.table[static_cast<size_t>(t / kBlock)]);
-        content[static_cast<size_t>(t % kBlock)] = item.seq->chain[static_cast<size_t>(t)];
-      }
-    }
-  }
-
-  void move_one(Moving& moving) {
-    if (moving.left.empty()) return;
-    const Transfer& transfer = moving.transfer;
-    if (!moving.begun) {
-      moving.begun = true;
-      for (const BlockMove& move : transfer.moves) {
-        (transfer.kind == TransferKind::kLoad ? device_at(move.device) : host_at(move.host)) = Content{};
-      }
-      for (const DiskMove& move : transfer.disk) {
-        if (transfer.kind == TransferKind::kRead) host_at(move.host) = Content{};
-        if (transfer.kind == TransferKind::kWrite) disk_.erase(move.slot);
-      }
-    }
-    const size_t at = below(moving.left.size());
-    const size_t i = moving.left[at];
-    moving.left.erase(moving.left.begin() + static_cast<long>(at));
-    const bool fails = transfer.kind != TransferKind::kLoad && below(60) == 0;
-    moving.failed[i] = fails;
-    if (fails) return;
-    switch (transfer.kind) {
-      case TransferKind::kStore:
-        host_at(transfer.moves[i].host) = device_at(transfer.moves[i].device);
-        break;
-      case TransferKind::kLoad:
-        device_at(transfer.moves[i].device) = host_at(transfer.moves[i].host);
-        break;
-      case TransferKind::kWrite:
-        disk_[transfer.disk[i].slot] = {transfer.records.at(i), host_at(transfer.disk[i].host)};
-        break;
-      case TransferKind::kRead: {
-        auto found = disk_.find(transfer.disk[i].slot);
-        ASSERT_TRUE(found != disk_.end());
-        ASSERT_EQ(found->second.first.key, transfer.records.at(i).key);
-        host_at(transfer.disk[i].host) = found->second.second;
-        break;
-      }
-    }
   }
 
   void deliver() {
@@ -582,44 +374,7 @@ class World {
     cache_->check();
   }
 
-  // free + idle + in use = total; the tables' holds are among those in use.
-  void check_pool() {
-    int64_t used = 0;
-    std::vector<int32_t> holders(static_cast<size_t>(pool_.size()));
-    for (const Seq& seq : seqs_) {
-      for (BlockId block : seq.table) ++holders[static_cast<size_t>(block)];
-    }
-    const bool exact = !cache_->busy() && cache_->stats().fetches == 0;
-    for (BlockId block = 0; block < pool_.size(); ++block) {
-      const int32_t users = pool_.num_users(block);
-      used += users > 0;
-      ASSERT_GE(users, holders[static_cast<size_t>(block)]);
-      if (exact) {
-        ASSERT_EQ(users, holders[static_cast<size_t>(block)]);
-      }
-    }
-    ASSERT_EQ(pool_.num_free() + pool_.num_idle() + used, pool_.size());
-  }
-
-  Content& device_at(BlockId block) { return device_.at(static_cast<size_t>(block)); }
-  Content& host_at(BlockId block) {
-    EXPECT_GE(block, kFirstHost);
-    return host_.at(static_cast<size_t>(block));
-  }
-
-  Shape shape_;
-  std::mt19937_64 random_;
-  BlockPool pool_;
-  std::unique_ptr<PrefixCache> cache_;
-  std::vector<Content> device_, host_;
-  std::map<int64_t, std::pair<DiskRecord, Content>> disk_;
-  std::list<Seq> seqs_;
-  std::vector<std::pair<int, std::vector<int32_t>>> old_;
-  std::deque<Step> flights_;
-  std::list<Moving> moving_;
-  std::unordered_set<uint64_t> published_;
-  uint64_t next_step_ = 1;
-  double now_ = 0.0;
+  std::vector<std::pair<int, std::vector<int32_t>>> old_;  // texts to go on from
 };
 
 class PrefixCacheWorld : public testing::TestWithParam<int> {};
@@ -628,15 +383,15 @@ TEST_P(PrefixCacheWorld, EveryHitIsRight) {
   const int64_t operations =
       number_from("TACO_CACHE_OPS", std::getenv("TACO_LONG_TESTS") ? 10000000 : 100000);
   const auto seed = static_cast<uint64_t>(number_from("TACO_CACHE_SEED", 1));
-  const Shape shapes[] = {
+  const NaiveWorld::Shape shapes[] = {
       {40, 0, 0, 1, -1}, {40, 24, 0, 1, -1}, {32, 24, 40, 1, -1}, {40, 30, 30, 2, -1}, {48, 4, 64, 1, 10},
   };
-  const Shape& shape = shapes[GetParam()];
+  const NaiveWorld::Shape& shape = shapes[GetParam()];
   const int64_t rounds = 10;
   uint64_t hits = 0, lower_hits = 0, disk_hits = 0, stored_by_steps = 0, exchanged = 0;
   uint64_t declined = 0, failed = 0, rooms_missed = 0;
   for (int64_t round = 0; round < rounds; ++round) {
-    World world(shape, seed * 1000 + static_cast<uint64_t>(round * 10 + GetParam()));
+    RandomWorld world(shape, seed * 1000 + static_cast<uint64_t>(round * 10 + GetParam()));
     world.run(operations / rounds);
     if (HasFatalFailure()) FAIL() << "round " << round << " of seed " << seed;
     hits += world.totals.blocks_hit[0];
