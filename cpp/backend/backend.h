@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "backend/copy_stream.h"
 #include "backend/ops.h"
@@ -92,6 +93,10 @@ class Backend {
   virtual bool needs_pinning() const { return false; }
   virtual void pin_host(void* data, size_t bytes) {}
   virtual void unpin_host(void* data) noexcept {}
+
+  // Numbers of rows, ascending, up to the first that is not below `most`, at which a first step sets
+  // something up that a request would feel (it tunes products): start-up runs a step of each.
+  virtual std::vector<int64_t> rows_to_warm(int64_t most) const { return {}; }
 
   // Once for each step, before its ops (and before a graph is captured or replayed for it).
   virtual void begin_step(const StepShape&) {}

@@ -1,6 +1,7 @@
 #include "engine/speculator.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "base/error.h"
 #include "engine/engine_request.h"
@@ -30,13 +31,14 @@ Speculator::Speculator(const SpeculationConfig& config, std::shared_ptr<Drafter>
 }
 
 // What steps cost, before the first request: small ones first, for as long as start-up may take. A device's
-// wide steps are what decides at many sequences, and cannot be guessed from narrow ones.
+// wide steps are what decides at many sequences, and cannot be guessed from narrow ones; and each size that
+// its steps are padded to runs with drafts here first.
 void Speculator::measure(Executor& executor) {
   struct Size {
     int sequences, rows, context;
   };
   const bool device = executor.max_in_flight() > 1;
-  const double budget = device ? 4.0 : 1.5;  // seconds
+  const double budget = device ? 5.0 : 1.5;  // seconds
   std::vector<Size> sizes;
   for (const int context : {128, 1024}) {
     std::vector<Size> part;
@@ -45,7 +47,16 @@ void Speculator::measure(Executor& executor) {
         // At the longer context only what tells the price of it.
         if (context == 128 ? rows * sequences <= 2048 : rows == 1 || rows == 8)
           part.push_back({sequences, rows, context});
-    if (context == 128) part.push_back({64, 6, context});  // 384 rows: the next padded size after 256
+    if (context == 128) {
+      // The first step with drafts of a padded size must not be a request's: products are tuned then.
+      for (const int rows : executor.step_sizes()) {
+        int sequences = static_cast<int>(std::bit_floor(static_cast<unsigned>(std::max(1, rows / 4))));
+        while (rows % sequences != 0) sequences /= 2;
+        const auto same = [&](const Size& size) { return size.sequences * size.rows == rows; };
+        if (rows > 1 && std::none_of(part.begin(), part.end(), same))
+          part.push_back({sequences, rows / sequences, context});
+      }
+    }
     std::stable_sort(part.begin(), part.end(), [](const Size& a, const Size& b) {
       return a.sequences * a.rows < b.sequences * b.rows;
     });

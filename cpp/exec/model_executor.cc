@@ -1,7 +1,6 @@
 #include "exec/model_executor.h"
 
 #include <algorithm>
-#include <chrono>
 #include <numeric>
 
 #include "base/error.h"
@@ -27,23 +26,21 @@ const ModelExecutorConfig& checked(const Model& model, const ModelExecutorConfig
 
 constexpr int64_t kMaxLogitsRows = 256;  // on the host, larger steps sample in slices
 
-// The sizes that steps are padded to where more rows than needed cost less than an odd number of them (a
-// device): products of up to 64 rows have kernels of our own, larger ones are made of tiles of 128 rows.
-int64_t padded(int64_t rows) {
+}  // namespace
+
+int64_t ModelExecutor::padded(int64_t rows) {
   if (rows <= 4) return rows == 3 ? 4 : rows;
   if (rows <= 64) return (rows + 7) / 8 * 8;
   if (rows <= 128) return 128;
   return rows <= 256 ? 256 : (rows + 127) / 128 * 128;
 }
 
-StepInputs::Limits limits(const ModelExecutorConfig& c) {
+StepInputs::Limits ModelExecutor::limits(const ModelExecutorConfig& c) {
   int seqs = static_cast<int>(padded(c.max_num_seqs));
   return {.max_rows = static_cast<int>(padded(std::max(c.max_num_batched_tokens, seqs))),
           .max_seqs = seqs,
           .max_blocks = (c.max_model_len + c.block_size - 1) / c.block_size};
 }
-
-}  // namespace
 
 size_t ModelExecutor::block_bytes(const Model& model, int block_size, std::optional<DType> kv_dtype) {
   return kv_block_bytes(model.spec, block_size, kv_dtype_of(model, kv_dtype));
@@ -92,100 +89,6 @@ ModelExecutor::~ModelExecutor() {
     model_->backend->synchronize();  // steps that swap may be under way
   } catch (const std::exception&) {  // the device is lost, and so are its copies
   }
-}
-
-size_t ModelExecutor::profile(std::shared_ptr<const Model> model, ModelExecutorConfig config) {
-  Backend& backend = *model->backend;
-  const size_t before = backend.memory().available;
-  config.num_blocks = 1;
-  config.num_host_blocks = 0;
-  ModelExecutor executor(model, config);
-  const size_t kv = block_bytes(*model, config.block_size, config.kv_dtype);
-  const size_t after = backend.memory().available;
-  return before > after + kv ? before - after - kv : 0;
-}
-
-// For steps that nobody asked for: `blocks` blocks from number first_block on, around the end of the cache.
-Sequence ModelExecutor::made_up_sequence(int number, int length, int prompt_len, int64_t first_block,
-                                         int blocks) const {
-  Sequence seq;
-  seq.id = static_cast<SeqId>(number);
-  seq.prompt_len = prompt_len;
-  for (int t = 0; t < length; ++t) seq.tokens.push_back((t * 31 + number) % model_->spec.vocab_size);
-  for (int b = 0; b < blocks; ++b)
-    seq.blocks.push_back(static_cast<BlockId>((first_block + b) % config_.num_blocks));
-  return seq;
-}
-
-// The largest steps, so that all scratch memory has its final size and place, and whatever is loaded or tuned
-// at first use is. The cache holds nothing yet: sequences share its blocks.
-void ModelExecutor::warm_up() {
-  const int bs = config_.block_size;
-  auto params = std::make_shared<SamplingParams>();
-  auto step = [&](int count, int length, int total) {
-    std::vector<Sequence> sequences(static_cast<size_t>(count));
-    StepPlan plan;
-    for (int i = 0; i < count; ++i) {
-      Sequence& seq = sequences[static_cast<size_t>(i)];
-      const int own = std::min(length, total - i * length);
-      seq = made_up_sequence(i, own, own, i, (own + bs - 1) / bs);
-      seq.params = params;
-      plan.seqs.push_back({.sequence = &seq, .start = 0, .count = own, .samplers = {&seq}});
-      plan.num_tokens += own;
-    }
-    run(plan);
-  };
-  const int tokens = config_.max_num_batched_tokens, longest = std::min(config_.max_model_len, tokens);
-  const int prompts = std::min((tokens + longest - 1) / longest, config_.max_num_seqs);
-  step(prompts, longest, std::min(tokens, prompts * longest));
-  if (config_.max_draft_rows > 0)  // the sampled rows of that step, padded with row 0
-    decoder_.logits(inputs_.sampled_rows(), std::min<int64_t>(logits_rows_, tokens), logits_.get());
-  step(config_.max_num_seqs, 1, config_.max_num_seqs);
-  graphs_.clear();
-}
-
-std::vector<int> ModelExecutor::step_sizes() const {
-  if (!device_sampler_) return {};
-  std::vector<int> sizes;
-  for (int64_t rows = 1; rows <= limits(config_).max_rows; rows = padded(rows + 1))
-    sizes.push_back(static_cast<int>(rows));
-  return sizes;
-}
-
-double ModelExecutor::time_step(int sequences, int rows, int context) {
-  const int bs = config_.block_size, blocks = (context + rows + bs - 1) / bs;
-  if (sequences > config_.max_num_seqs || sequences * rows > config_.max_num_batched_tokens ||
-      context + rows > config_.max_model_len || (rows > 1 && sequences * rows > max_sampled_rows()) ||
-      rows > DraftTree::kMaxNodes)
-    return 0;
-  auto params = std::make_shared<SamplingParams>();
-  params->temperature = 0.0f;
-  std::vector<Sequence> all(static_cast<size_t>(sequences));
-  std::vector<DraftTree> drafts(static_cast<size_t>(sequences));
-  StepPlan plan;
-  for (int i = 0; i < sequences; ++i) {
-    Sequence& seq = all[static_cast<size_t>(i)];
-    seq = made_up_sequence(i, context + 1, context, int64_t{i} * blocks, blocks);
-    seq.params = params;
-    DraftTree& draft = drafts[static_cast<size_t>(i)];
-    draft.reset(seq.tokens.back());
-    for (int node = 1; node < rows; ++node)
-      draft.add(node - 1, (node * 17 + i) % model_->spec.vocab_size, 1.0f, DraftSource::kOther);
-    plan.seqs.push_back({.sequence = &seq, .start = context, .count = rows, .samplers = {&seq}});
-    plan.seqs.back().draft = rows > 1 ? &draft : nullptr;
-    plan.num_tokens += rows;
-  }
-  constexpr int kRuns = 5;  // the first ones set up and record
-  double best = 0;
-  for (int i = 0; i < kRuns; ++i) {
-    const auto begin = std::chrono::steady_clock::now();
-    run(plan);
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    if (i == 0 || seconds < best) best = seconds;
-    // Start-up must not take long; but a first run may be a hundred times slower than any later one.
-    if (i > 0 && seconds > 0.2) break;
-  }
-  return best;
 }
 
 void ModelExecutor::move_blocks(const StepPlan& plan) {

@@ -30,7 +30,9 @@ struct ModelExecutorConfig {
   // Lossy (TypicalAcceptance in sampler.h); steps with drafts are then sampled on the host.
   bool typical_acceptance = false;
   float typical_threshold = 0.09f, typical_alpha = 0.3f;
-  DiskAccess disk = {};        // the tier below the host blocks; empty: none
+  DiskAccess disk = {};  // the tier below the host blocks; empty: none
+  bool warm_all_sizes =
+      true;  // a device: each size that steps are padded to runs once before the first request
   bool loads_by_layer = true;  // steps may wait for a load layer by layer: it is copied that way
 };
 
@@ -96,6 +98,11 @@ class ModelExecutor final : public Executor {
     std::unique_ptr<Graph> graph;
     bool warm = false;  // ran op by op once
   };
+
+  // The sizes that steps are padded to where more rows than needed cost less than an odd number of them (a
+  // device): products of up to 64 rows have kernels of our own, larger ones are made of tiles of 128 rows.
+  static int64_t padded(int64_t rows);
+  static StepInputs::Limits limits(const ModelExecutorConfig& config);
 
   void warm_up();
   Sequence made_up_sequence(int number, int length, int prompt_len, int64_t first_block, int blocks) const;

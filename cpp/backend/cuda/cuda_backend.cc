@@ -87,6 +87,10 @@ DeviceMemory CudaBackend::memory() const {
   return {total, available};
 }
 
+std::vector<int64_t> CudaBackend::rows_to_warm(int64_t most) const {
+  return ctx_.lt->available() ? CublasLt::tuned_rows(most) : std::vector<int64_t>();
+}
+
 void* CudaBackend::allocate(size_t bytes, bool zero) {
   void* data = nullptr;
   TACO_CUDA_CHECK(cudaSetDevice(ctx_.device));  // the first call of another thread

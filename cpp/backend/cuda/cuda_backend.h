@@ -39,6 +39,7 @@ class CudaBackend final : public Backend {
   bool needs_pinning() const override { return true; }
   void pin_host(void* data, size_t bytes) override;
   void unpin_host(void* data) noexcept override;
+  std::vector<int64_t> rows_to_warm(int64_t most) const override;
   void begin_step(const StepShape& shape) override { attention_->begin_step(shape); }
   bool has_graphs() const override { return true; }
   uint64_t memory_generation() const override { return Scratch::generation(); }

@@ -145,6 +145,39 @@ TEST(AttentionPlan, CoversEveryRowAndKeyOnce) {
   }
 }
 
+// Memory that is reserved once for partial results is enough: it moves for no usual step.
+TEST(AttentionPlan, PartialResultsHaveRoom) {
+  std::mt19937 rng(11);
+  Plan plan;
+  double most = 0;  // of the room
+  for (int round = 0; round < 3000; ++round) {
+    const bool tree = rng() % 2 == 0, prompts = !tree && rng() % 3 == 0;
+    const int count = 1 + static_cast<int>(rng() % (round % 3 == 0 ? 8 : 256));
+    const int longest = 1 + static_cast<int>(rng() % 12);
+    const unsigned context = 1u << rng() % 15;
+    std::vector<std::pair<int, int>> seqs;
+    for (int i = 0; i < count; ++i) {
+      const int q = 1 + static_cast<int>(rng() % (prompts && rng() % 4 == 0 ? 500 : longest));
+      seqs.push_back({q, q + static_cast<int>(rng() % context)});
+    }
+    PlanKey key = kLlama;
+    if (round % 4 == 1)
+      key = {.num_heads = 71, .num_kv_heads = 1, .head_dim = 64, .window = 0, .plain = false, .sm90 = false};
+    if (round % 4 == 2)
+      key = {.num_heads = 20, .num_kv_heads = 20, .head_dim = 80, .window = 0, .plain = false, .sm90 = false};
+    key.window = round % 5 == 0 ? 1000 : 0;
+    key.sm90 = !tree && rng() % 2 == 0;
+    Step step(seqs, tree);
+    make_plan(step.shape, key, kLimits, plan);
+    const int chunks = kLimits.decode_slots / key.num_kv_heads;
+    if (plan.decode.items.size() > static_cast<size_t>(kMaxChunkItems * chunks)) continue;
+    const int64_t room = usual_part_rows(key, kLimits);
+    ASSERT_LE(plan.part_rows, room) << "round " << round << ", " << count << " sequences";
+    most = std::max(most, static_cast<double>(plan.part_rows) / static_cast<double>(room));
+  }
+  EXPECT_GT(most, 0.25);  // nor is it far too much
+}
+
 // Decoding fills the device's blocks once, evenly.
 TEST(AttentionPlan, DecodingIsOneEvenWave) {
   Plan plan;

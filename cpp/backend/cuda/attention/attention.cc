@@ -72,6 +72,10 @@ bool capturing(cudaStream_t stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
+// Memory of lists moves when it grows, and with it every captured graph is void: room for all but the largest
+// steps from the start.
+constexpr size_t kListItems = 4096, kPrefillListBytes = size_t{1} << 14;
+
 // A list on the device: the header, then the items. It moves only when it grows.
 struct DeviceList {
   Scratch memory;
@@ -80,12 +84,8 @@ struct DeviceList {
   const WorkHeader* header(const Context& ctx) { return static_cast<const WorkHeader*>(reserve(0, ctx)); }
   const WorkItem* items(const Context& ctx) { return reinterpret_cast<const WorkItem*>(header(ctx) + 1); }
   void* reserve(size_t items, const Context& ctx) {
-    size_t want = sizeof(WorkHeader) + sizeof(WorkItem) * std::max<size_t>(items, 512);
-    if (items > capacity_) {
-      capacity_ = std::bit_ceil(items);
-      want = sizeof(WorkHeader) + sizeof(WorkItem) * capacity_;
-    }
-    return memory.reserve_zeroed(want, ctx.stream);
+    if (items > capacity_) capacity_ = std::bit_ceil(items);
+    return memory.reserve_zeroed(sizeof(WorkHeader) + sizeof(WorkItem) * capacity_, ctx.stream);
   }
   void upload(const WorkList& list, Staging& staging, const Context& ctx) {
     if (list.header.num_chunks == 0 && !used) return;
@@ -95,7 +95,7 @@ struct DeviceList {
   }
 
  private:
-  size_t capacity_ = 512;
+  size_t capacity_ = kListItems;
 };
 
 // The step's plan for all layers of one kind, on the device.
@@ -124,7 +124,8 @@ struct Attention::Impl {
       // [count, 0], then the items.
       const int32_t head[2] = {static_cast<int32_t>(layer.plan.sm90.size()), 0};
       size_t bytes = layer.plan.sm90.size() * sizeof(PrefillSm90Item);
-      void* device = layer.sm90.reserve(std::bit_ceil(sizeof head + bytes), ctx.stream);
+      void* device =
+          layer.sm90.reserve(std::max(kPrefillListBytes, std::bit_ceil(sizeof head + bytes)), ctx.stream);
       staging.upload(device, head, sizeof head, layer.plan.sm90.data(), bytes, ctx);
     }
     if (layer.plan.part_rows > 0) {
@@ -157,6 +158,8 @@ struct Attention::Impl {
         key.plain ? 1
                   : decode_launch(ctx, p.cache.dtype, key.head_dim, decode_rows).blocks_per_sm * ctx.num_sms;
     layer->limits.batch_invariant = ctx.batch_invariant;
+    part_rows = std::max(part_rows, std::bit_ceil(static_cast<size_t>(usual_part_rows(key, layer->limits))));
+    part_floats = std::max(part_floats, part_rows * key.head_dim);
     layers.push_back(std::move(layer));
     update(*layers.back());
     return *layers.back();

@@ -19,6 +19,19 @@ constexpr int kShortestChunk = 64, kShortestFewChunk = 128, kSliver = 32, kLongS
 // The tile kernel's splits end with its tiles.
 constexpr int kTileStep = 64;
 
+// As many as fill the device's slots best.
+int chunks_per_head(int slots, int num_kv_heads) {
+  int best = 1;
+  double best_use = 0;
+  for (int waves = 1; waves <= 4; ++waves) {
+    int n = slots * waves / num_kv_heads;
+    if (n == 0 || n >= kMaxChunks) continue;
+    double use = static_cast<double>(n) * num_kv_heads / (static_cast<double>(slots) * waves);
+    if (use > best_use + 0.04) best = n, best_use = use;
+  }
+  return best;
+}
+
 class Planner {
  public:
   Planner(const StepShape& shape, const PlanKey& key, const PlanLimits& limits, Plan& plan)
@@ -174,17 +187,7 @@ class Planner {
     while (!cut(target, chunks)) target += round_up(target / 64 + 1, kSplitStep);
   }
 
-  int chunks_per_head() const {
-    int best = 1;
-    double best_use = 0;
-    for (int waves = 1; waves <= 4; ++waves) {
-      int n = decode_slots() * waves / key_.num_kv_heads;
-      if (n == 0 || n >= kMaxChunks) continue;
-      double use = static_cast<double>(n) * key_.num_kv_heads / (static_cast<double>(decode_slots()) * waves);
-      if (use > best_use + 0.04) best = n, best_use = use;
-    }
-    return best;
-  }
+  int chunks_per_head() const { return cuda::chunks_per_head(decode_slots(), key_.num_kv_heads); }
 
   bool cut(int target, int chunks) {
     // A merge costs more than a few percent of a chunk: whole sequences where they nearly fit.
@@ -318,6 +321,20 @@ class Planner {
 };
 
 }  // namespace
+
+// The decode kernel's splits are of items that a chunk's end cuts: two for each cut. Those of the tile kernel
+// are as many as its tiles, which do not fill the slots, and the slots' shares.
+int64_t usual_part_rows(const PlanKey& key, const PlanLimits& limits) {
+  if (key.plain) return 0;
+  auto decode = [&](int slots, int rows) {
+    return 2 * (chunks_per_head(slots, key.num_kv_heads) + 1) * rows;
+  };
+  auto tile = [&](int slots, int rows) { return (2 * std::max(1, slots / key.num_kv_heads) + 1) * rows; };
+  const int64_t rows =
+      std::max(decode(limits.decode_slots, limits.decode_rows), decode(limits.few_slots, limits.few_rows)) +
+      std::max(tile(2 * limits.num_sms, kSmallTile), tile(limits.num_sms, limits.tile_rows));
+  return rows * key.num_kv_heads;
+}
 
 void make_plan(const StepShape& shape, const PlanKey& key, const PlanLimits& limits, Plan& plan) {
   Planner(shape, key, limits, plan).run();

@@ -84,6 +84,10 @@ struct Plan {
   int64_t semaphores = 0;  // groups of splits
 };
 
+// Rows of partial results that no plan exceeds but one in the batch-invariant mode, or of so many sequences
+// that their items alone fill the chunks.
+int64_t usual_part_rows(const PlanKey& key, const PlanLimits& limits);
+
 void make_plan(const StepShape& shape, const PlanKey& key, const PlanLimits& limits, Plan& plan);
 
 }  // namespace taco::cuda

@@ -192,6 +192,14 @@ CublasLt::~CublasLt() {
   // The library stays loaded: its own threads and the driver may still hold addresses of it.
 }
 
+std::vector<int64_t> CublasLt::tuned_rows(int64_t most) {
+  std::vector<int64_t> out;
+  for (int64_t rows = bucket(kTuneRows);; rows = bucket(rows + 1)) {
+    out.push_back(rows);
+    if (rows >= most) return out;
+  }
+}
+
 std::vector<CublasLt::Plan> CublasLt::candidates(Call& call, int count) {
   std::vector<Plan> out;
   if (!call.good) return out;

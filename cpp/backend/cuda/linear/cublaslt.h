@@ -49,6 +49,9 @@ class CublasLt {
 
   // false: the library is missing or has no kernel for this product, and nothing ran.
   bool matmul(const Matmul& p, Context& ctx);
+  // The largest number of rows of each bucket whose products are tuned at their first use; ascending, to the
+  // first that is not below `most`.
+  static std::vector<int64_t> tuned_rows(int64_t most);
   // Whether the library has a kernel for it.
   bool takes(const Matmul& p);
   // Microseconds of each candidate of the library's heuristic for this product (benchmarks). y is
