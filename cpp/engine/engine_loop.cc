@@ -12,7 +12,6 @@ namespace {
 constexpr ptrdiff_t kMaxLogLines = 1000;
 // Time alone changes what can run, too: who waits for room gives up, and a load's end comes near.
 constexpr std::chrono::duration<double> kLongestWait{0.02};
-constexpr double kPause = 0.01;  // seconds without a step
 }  // namespace
 
 SchedulerConfig EngineLoop::scheduler_config(const Executor& executor, const EngineConfig& config) {
@@ -53,6 +52,7 @@ SchedulerConfig EngineLoop::scheduler_config(const Executor& executor, const Eng
 EngineLoop::EngineLoop(std::unique_ptr<Executor> executor, const EngineConfig& config)
     : executor_(std::move(executor)),
       runs_ahead_(executor_->max_in_flight() > 1),
+      clock_(runs_ahead_),
       scheduler_(scheduler_config(*executor_, config)) {
   if (config.drafter) {
     speculator_ = std::make_unique<Speculator>(config.speculation, config.drafter, *executor_,
@@ -219,32 +219,12 @@ void EngineLoop::submit(double now) {
   try {
     mark_scheduled(proposal_, now);
     executor_->submit(plan);
-    if (speculator_) speculator_->submitted(plan, now);
+    if (speculator_) speculator_->submitted(plan);
   } catch (...) {
     scheduler_.rollback();
     throw;
   }
-  submitted_[plan.number % 2] = now;
-}
-
-// What computing prompts takes, of steps that did hardly anything else. The result of a step that samples
-// nothing is there before the device has computed it: such steps count together with the next that does.
-void EngineLoop::measure_prefill(const StepPlan& plan, double now) {
-  const double submitted = submitted_[plan.number % 2];
-  if (submitted > last_end_ + kPause || !plan.wait_for.empty()) prefill_ = {};
-  if (!plan.wait_for.empty()) return;
-  if (prefill_.tokens == 0) prefill_.begin = std::max(last_end_, submitted);
-  prefill_.tokens += plan.num_tokens;
-  bool samples = false;
-  for (const SeqStep& part : plan.seqs) {
-    const bool decodes = part.draft || (part.count == 1 && !part.samplers.empty());
-    if (!decodes) prefill_.prompt_tokens += part.count;
-    samples |= !part.samplers.empty();
-  }
-  if (!samples) return;
-  if (prefill_.prompt_tokens * 2 > prefill_.tokens)
-    scheduler_.prefix_cache()->measured_prefill(prefill_.prompt_tokens, now - prefill_.begin);
-  prefill_ = {};
+  clock_.submitted(plan, now);
 }
 
 void EngineLoop::complete_oldest() {
@@ -260,15 +240,17 @@ void EngineLoop::complete_oldest() {
   }
   runs_.push_back(output.sampled.size());
   const StepPlan& plan = scheduler_.oldest_plan();
-  if (scheduler_.prefix_cache()) measure_prefill(plan, now);
-  last_end_ = now;
+  const std::optional<StepTime> time = clock_.completed(plan, now);
+  // What computing prompts takes, of steps that did hardly anything else.
+  if (PrefixCache* cache = scheduler_.prefix_cache(); cache && time && time->prompt_tokens * 2 > time->tokens)
+    cache->measured_prefill(time->prompt_tokens, time->seconds);
   scheduler_.commit(choices_, sampled_);
   collect_prompt_logprobs(plan, output.prompt_logprobs);
   for (size_t i = 0; i < sampled_.size(); ++i) {
     if (sampled_[i] == nullptr) continue;
     advance_run(*sampled_[i], std::span(output.sampled).subspan(runs_[i], runs_[i + 1] - runs_[i]), now);
   }
-  if (speculator_) speculator_->completed(now);
+  if (speculator_) speculator_->completed(time);
   std::erase_if(ended_in_flight_, [](const auto& request) { return request->num_in_flight == 0; });
 #ifdef TACO_CHECK_STEPS
   check_invariants(scheduler_);

@@ -11,6 +11,7 @@
 #include "engine/engine_request.h"
 #include "engine/inbox.h"
 #include "engine/speculator.h"
+#include "engine/step_clock.h"
 #include "sched/scheduler.h"
 
 namespace taco {
@@ -55,7 +56,6 @@ class EngineLoop {
   void run_ahead(double now);
   void submit(double now);  // the proposal
   void complete_oldest();
-  void measure_prefill(const StepPlan& plan, double now);
   void mark_scheduled(const Proposal& proposal, double now);
   void collect_prompt_logprobs(const StepPlan& plan, std::vector<PromptLogprobs>& collected);
   // A sequence's tokens of a step: one, or the run that a draft gave.
@@ -75,6 +75,7 @@ class EngineLoop {
 
   std::unique_ptr<Executor> executor_;
   const bool runs_ahead_;
+  StepClock clock_;
   Scheduler scheduler_;
   std::unique_ptr<Speculator> speculator_;  // null: nobody drafts
   bool draft_next_ = false;                 // the next step was to be planned with drafts
@@ -94,12 +95,6 @@ class EngineLoop {
   std::vector<Transfer> transfers_;
   std::vector<TransferResult> transfer_results_;
 
-  double submitted_[2] = {0, 0};  // when, of the steps in flight, by the parity of their numbers
-  double last_end_ = 0;           // of a step
-  struct {
-    int64_t tokens = 0, prompt_tokens = 0;
-    double begin = 0;
-  } prefill_;           // steps whose time is not measured yet
   int idle_plans_ = 0;  // in a row, without a transfer under way
   bool dead_ = false;
   uint64_t num_steps_ = 0;

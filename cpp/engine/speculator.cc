@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "base/error.h"
 #include "engine/engine_request.h"
@@ -182,16 +183,13 @@ void Speculator::propose(const Scheduler& scheduler) {
   (in_flight_.empty() ? draft_seconds_ : hidden_draft_seconds_) += monotonic_seconds() - begin;
 }
 
-void Speculator::submitted(const StepPlan& plan, double now) {
-  Step& step = in_flight_.emplace_back();
-  step.start = now;
-  StepOutcome& out = step.outcome;
+void Speculator::submitted(const StepPlan& plan) {
+  StepOutcome& out = in_flight_.emplace_back();
   for (const SeqStep& part : plan.seqs) {
     out.size.rows += part.count;
     ++out.size.sequences;
     out.size.kv_tokens += part.start + part.count;
-    const bool decodes = part.draft || (part.count == 1 && !part.samplers.empty());
-    if (!decodes) out.other_rows += part.count;
+    if (!part.decodes()) out.other_rows += part.count;
   }
   if (drafting_) out.kind = StepKind::kSpeculative;
   drafting_ = false;
@@ -203,7 +201,7 @@ void Speculator::submitted(const StepPlan& plan, double now) {
 }
 
 void Speculator::committed(SeqState& seq, std::span<const int32_t> tokens, const DraftTree* draft) {
-  StepOutcome& out = in_flight_.front().outcome;
+  StepOutcome& out = in_flight_.front();
   ++out.decoding;
   out.tokens += static_cast<int64_t>(tokens.size());
   if (!seq.known_to_drafter) {  // the step that ended its prompt
@@ -227,17 +225,16 @@ void Speculator::committed(SeqState& seq, std::span<const int32_t> tokens, const
   budget_.committed(seq.id, tokens);
 }
 
-void Speculator::completed(double now) {
-  Step step = in_flight_.front();
+void Speculator::completed(const std::optional<StepTime>& time) {
+  StepOutcome outcome = in_flight_.front();
   in_flight_.erase(in_flight_.begin());
-  // A step that was submitted while another ran began when that one ended. What was drafted before it is in
-  // the time since `start`.
-  const double begin = std::max(last_end_, step.start);
-  step.outcome.seconds = std::max(0.0, now - begin - step.outcome.draft_seconds);
-  step.outcome.hidden_draft_seconds = hidden_draft_seconds_;
-  hidden_draft_seconds_ = 0;
-  last_end_ = now;
-  budget_.observe(step.outcome);
+  // What was drafted before the step is in the time since it was planned. A step that ended with others says
+  // nothing of its own size.
+  if (time && time->steps == 1) {
+    outcome.seconds = std::max(0.0, time->seconds - outcome.draft_seconds);
+    outcome.hidden_draft_seconds = std::exchange(hidden_draft_seconds_, 0.0);
+    budget_.observe(outcome);
+  }
   forget_ended();
 }
 

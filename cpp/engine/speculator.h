@@ -3,9 +3,11 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
+#include "engine/step_clock.h"
 #include "exec/executor.h"
 #include "sched/scheduler.h"
 #include "spec/draft_budget.h"
@@ -31,21 +33,17 @@ class Speculator {
   void shadow(const Scheduler& scheduler);
 
   // The step has been given to the executor.
-  void submitted(const StepPlan& plan, double now);
+  void submitted(const StepPlan& plan);
   // Tokens that a sequence got from the oldest submitted step, and its draft there, or null.
   void committed(SeqState& seq, std::span<const int32_t> tokens, const DraftTree* draft);
-  // All of the oldest submitted step has been committed.
-  void completed(double now);
+  // All of the oldest submitted step has been committed. time: none if it is not known.
+  void completed(const std::optional<StepTime>& time);
   // The sequence is finished; tokens that it got in the step at hand may still be committed.
   void ended(const SeqState& seq);
 
   const SpeculationStats& stats();
 
  private:
-  struct Step {
-    StepOutcome outcome;  // draft_seconds: what was drafted before it
-    double start = 0;
-  };
   void measure(Executor& executor);
   void collect_requests(const Scheduler& scheduler, float min_p);
   void propose(const Scheduler& scheduler);
@@ -69,9 +67,8 @@ class Speculator {
   int64_t kv_tokens_ = 0;
   int prompt_rows_ = 0;
 
-  std::vector<Step> in_flight_;  // the oldest first
+  std::vector<StepOutcome> in_flight_;  // the oldest first; draft_seconds: what was drafted before it
   std::vector<uint64_t> ended_;
-  double last_end_ = 0;
 };
 
 }  // namespace taco

@@ -26,6 +26,9 @@ struct SeqStep {
   // agree with. Afterwards the K and V of the run's drafts stand where those of a sequence without drafts
   // would.
   const DraftTree* draft = nullptr;
+
+  // One known token, or a draft, and a token to come; else a part of a prompt, or of what was preempted.
+  bool decodes() const { return draft || (count == 1 && !samplers.empty()); }
 };
 
 struct StepPlan {

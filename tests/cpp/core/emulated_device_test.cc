@@ -2,8 +2,9 @@
 // start-up - on the CPU, so that it is tested without one.
 #include "emulated_device.h"
 
-#include <algorithm>
-#include <iterator>
+#include <memory>
+#include <set>
+#include <vector>
 
 #include "../exec/tiny_model.h"
 #include "speculation_case.h"
@@ -67,34 +68,36 @@ TEST(EmulatedDevice, EachSizeRunsBeforeTheFirstRequest) {
                                    .max_draft_rows = 448};
   EngineConfig engine_config{.max_num_batched_tokens = 512, .max_num_seqs = 64};
   engine_config.speculation.method = SpeculationMethod::kNgram;
-  engine_config.speculation.cost_model = true;
-  auto drafter = std::make_shared<RandomTreeDrafter<KnownTexts>>(97, 3, KnownTexts(jobs, expected));
-  engine_config.drafter = drafter;
-  Engine engine(std::make_unique<ModelExecutor>(model, config), nullptr, engine_config);
+  auto start = [&](bool cost_model) {
+    engine_config.speculation.cost_model = cost_model;
+    engine_config.drafter =
+        std::make_shared<RandomTreeDrafter<KnownTexts>>(97, 3, KnownTexts(jobs, expected));
+    return std::make_unique<Engine>(std::make_unique<ModelExecutor>(model, config), nullptr, engine_config);
+  };
+  start(true)->shutdown();
   const std::set<int64_t> rows = device->rows, tree_rows = device->tree_rows;
   for (const int64_t size : {1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 128, 256, 384, 512}) {
-    EXPECT_TRUE(rows.contains(size) || size == 24 || size == 40 || size == 48 || size == 56) << size;
-    if (size > 2) EXPECT_TRUE(tree_rows.contains(size)) << size;
+    EXPECT_TRUE(rows.contains(size)) << size;
+    if (size > 2) EXPECT_TRUE(tree_rows.contains(size)) << size;  // a tree has three nodes
   }
   EXPECT_GT(device->slot_copies, 0);
+
+  // Whatever is drafted is verified: sizes do not hang on how long this machine takes.
+  auto engine = start(false);
+  device->rows.clear();
   device->tree_rows.clear();
   size_t finished = 0;
-  for (const auto& job : jobs) engine.submit(job.prompt, job.params);
+  for (const auto& job : jobs) engine->submit(job.prompt, job.params);
   while (finished < jobs.size()) {
-    const std::vector<Output> outputs = engine.poll(std::chrono::seconds(60));
-    ASSERT_FALSE(outputs.empty()) << engine.stats().death_reason;
+    const std::vector<Output> outputs = engine->poll(std::chrono::seconds(60));
+    ASSERT_FALSE(outputs.empty()) << engine->stats().death_reason;
     for (const Output& output : outputs) finished += output.request_finished;
   }
-  engine.shutdown();
+  engine->shutdown();
   EXPECT_GT(device->tree_rows.size(), 3u);
-  std::vector<int64_t> fresh;
-  std::set_difference(device->tree_rows.begin(), device->tree_rows.end(), tree_rows.begin(), tree_rows.end(),
-                      std::back_inserter(fresh));
-  EXPECT_TRUE(fresh.empty()) << "first drafts at " << fresh.front() << " rows while requests waited";
-  fresh.clear();
-  std::set_difference(device->rows.begin(), device->rows.end(), rows.begin(), rows.end(),
-                      std::back_inserter(fresh));
-  EXPECT_TRUE(fresh.empty()) << "first step of " << fresh.front() << " rows while requests waited";
+  EXPECT_GT(device->rows.size(), 3u);
+  for (const int64_t size : device->rows) EXPECT_TRUE(rows.contains(size)) << size;
+  for (const int64_t size : device->tree_rows) EXPECT_TRUE(tree_rows.contains(size)) << size;
 }
 
 }  // namespace
