@@ -282,6 +282,7 @@ class PrefixCache final : public BlockKeeper {
   void measured(TransferKind kind, int64_t blocks, double seconds);
 
   // prefix_cache_fetch.cc
+  double speed_of(TransferKind kind) const;  // bytes a second, as far as is known
   double seconds_for(TransferKind kind, int64_t blocks) const;
   size_t worth_fetching(std::span<const EntryId> path, size_t first, double now) const;
   BlockId take_clean_device_block();

@@ -20,14 +20,17 @@ constexpr int kMaxLooks = 256;
 
 }  // namespace
 
-double PrefixCache::seconds_for(TransferKind kind, int64_t blocks) const {
+double PrefixCache::speed_of(TransferKind kind) const {
   auto known = [&](TransferKind k) { return speed_[static_cast<size_t>(k)]; };
   double speed = known(kind);
   // The other direction tells what the link can do.
   if (speed == 0.0 && kind == TransferKind::kLoad) speed = known(TransferKind::kStore);
   if (speed == 0.0 && kind == TransferKind::kRead) speed = known(TransferKind::kWrite);
-  if (speed == 0.0) speed = kFirstSpeed[static_cast<size_t>(kind)];
-  return static_cast<double>(blocks) * static_cast<double>(config_.block_bytes) / speed;
+  return speed > 0.0 ? speed : kFirstSpeed[static_cast<size_t>(kind)];
+}
+
+double PrefixCache::seconds_for(TransferKind kind, int64_t blocks) const {
+  return static_cast<double>(blocks) * static_cast<double>(config_.block_bytes) / speed_of(kind);
 }
 
 // How much of the path it is best to have on the device, given that its first `first` blocks are: where the
@@ -93,7 +96,7 @@ PrefixCache::Fetch PrefixCache::fetch(const Digest& root, std::span<const int32_
   if (path_.size() == first) {
     ++stats_.fetches_declined;
     // What was measured in a bad moment is not believed for ever: nothing else would measure it again.
-    for (double& speed : speed_) speed *= 1.01;
+    for (double& speed : speed_) speed *= 1.05;
     return Fetch::kNone;
   }
   int64_t wanted = 0, idle = 0;

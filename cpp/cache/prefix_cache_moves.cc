@@ -344,8 +344,8 @@ void PrefixCache::was_read(const Move& move, bool ok) {
 void PrefixCache::measured(TransferKind kind, int64_t blocks, double seconds) {
   if (blocks == 0 || !(seconds > 0.0)) return;
   const double speed = static_cast<double>(blocks) * static_cast<double>(config_.block_bytes) / seconds;
-  double& known = speed_[index(kind)];
-  known = known == 0.0 ? speed : 0.7 * known + 0.3 * speed;
+  // The first one may have met a bad moment as well as any other.
+  speed_[index(kind)] = 0.7 * speed_of(kind) + 0.3 * speed;
 }
 
 void PrefixCache::measured_prefill(int64_t tokens, double seconds) {
