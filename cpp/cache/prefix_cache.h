@@ -320,7 +320,7 @@ class PrefixCache final : public BlockKeeper {
   std::vector<int64_t> used_slots_;  // that the disk tier was not told of yet
 
   PrefixCacheStats stats_;
-  int64_t num_loading_ = 0;
+  int64_t num_loading_ = 0, num_writing_ = 0;        // to the device, to the disk: not there yet
   std::array<double, kNumTransferKinds> speed_{};    // bytes a second; 0: not known
   std::array<double, kNumTransferKinds> free_at_{};  // when what is under way will be done
   double prefill_seconds_ = 0.0;                     // of a token; 0: not known

@@ -243,6 +243,7 @@ void PrefixCache::set_on_disk(EntryId id, int32_t slot, Presence presence) {
   Entry& entry = tree_[id];
   entry.slot = slot;
   entry.on_disk = presence;
+  num_writing_ += presence == Presence::kComing;
   ++tree_[entry.parent].disk_children;
   ++stats_.blocks[2];
 }
@@ -324,6 +325,7 @@ void PrefixCache::written(const Move& move, bool ok) {
   if (entry.slot != move.slot || entry.on_disk != Presence::kComing) return;
   if (!ok) return drop_disk_below(id);
   entry.on_disk = Presence::kReady;
+  --num_writing_;
   for (EntryId child = entry.first_child; child != kNoEntry; child = tree_[child].next) want_on_disk(child);
 }
 

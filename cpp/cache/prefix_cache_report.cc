@@ -9,6 +9,7 @@ namespace taco {
 PrefixCacheStats PrefixCache::stats() const {
   PrefixCacheStats stats = stats_;
   stats.entries = tree_.size();
+  stats.blocks[2] -= num_writing_;
   stats.capacity = {pool_.size(), host_.size(), has_disk_ ? disk_.size() : 0};
   stats.idle_blocks = idle_.size();
   stats.clean_idle_blocks = idle_.size() - dirty_.size();
@@ -60,7 +61,7 @@ std::vector<HotPrefix> PrefixCache::hottest(int count) const {
 void PrefixCache::check() const {
   tree_.check();
   std::array<int64_t, kNumCacheTiers> blocks{};
-  int64_t loading = 0, idle = 0, dirty = 0;
+  int64_t loading = 0, writing = 0, idle = 0, dirty = 0;
   std::vector<int32_t> host_pins(static_cast<size_t>(host_.size())),
       disk_pins(static_cast<size_t>(disk_.size()));
   for (const auto& [id, running] : running_) {
@@ -124,6 +125,7 @@ void PrefixCache::check() const {
       TACO_CHECK(!may_leave_host(id) || entry.in_host_heap, "entry ", id, " would never leave the host");
     }
     TACO_CHECK((entry.on_disk != Presence::kNone) == (entry.slot >= 0));
+    writing += entry.on_disk == Presence::kComing;
     if (entry.slot >= 0) {
       ++blocks[2];
       TACO_CHECK(parent.is_root() || parent.on_disk != Presence::kNone, "entry ", id,
@@ -132,7 +134,7 @@ void PrefixCache::check() const {
       TACO_CHECK(!may_leave_disk(id) || entry.in_disk_heap, "entry ", id, " would never leave the disk");
     }
   }
-  TACO_CHECK(blocks == stats_.blocks && loading == num_loading_);
+  TACO_CHECK(blocks == stats_.blocks && loading == num_loading_ && writing == num_writing_);
   TACO_CHECK(blocks[1] == host_.num_owned() && blocks[2] == disk_.num_owned());
   int64_t kept = 0;
   for (BlockId block = 0; block < pool_.size(); ++block) {

@@ -12,8 +12,9 @@ constexpr int kNumCacheTiers = 3;
 
 struct PrefixCacheStats {
   // Now.
-  int64_t entries = 0;                           // blocks of tokens that some tier holds
-  std::array<int64_t, kNumCacheTiers> blocks{};  // that hold an entry, by tier; one entry may have several
+  int64_t entries = 0;  // blocks of tokens that some tier holds
+  // That hold an entry, by tier; one entry may have several. On disk: those that a restart would find.
+  std::array<int64_t, kNumCacheTiers> blocks{};
   std::array<int64_t, kNumCacheTiers>
       capacity{};                 // blocks that the tier has (the device's serve sequences, too)
   int64_t idle_blocks = 0;        // on the device, held by nobody else

@@ -71,6 +71,7 @@ void PrefixCache::clear_host(EntryId id) {
 
 void PrefixCache::clear_slot(EntryId id) {
   Entry& entry = tree_[id];
+  num_writing_ -= entry.on_disk == Presence::kComing;
   disk_.disown(entry.slot);
   entry.slot = -1;
   entry.on_disk = Presence::kNone;
