@@ -1,6 +1,7 @@
 #include "exec/step_inputs.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/error.h"
 #include "cache/block_table.h"
@@ -150,27 +151,37 @@ const DecoderBatch& StepInputs::build(const StepPlan& plan, int64_t padded_rows,
   return batch_;
 }
 
-void* StepInputs::index_memory(size_t bytes) {
+// Host memory for index lists, of which what was written last has been copied.
+char* StepInputs::index_memory(size_t bytes) {
+  backend_->wait(index_mark_);
   if (bytes > index_capacity_) {
-    index_capacity_ = std::max<size_t>(bytes * 2, 256);
+    index_capacity_ = std::max(bytes * 2, size_t{1} << 14);
+    index_ = host_memory(backend_, index_capacity_);
     d_index_ = device_memory(backend_, index_capacity_);
   }
-  return d_index_.get();
+  return static_cast<char*>(index_.get());
+}
+
+// Queues the copy of what stands there.
+const char* StepInputs::send_index(size_t bytes) {
+  backend_->upload_async(d_index_.get(), index_.get(), bytes);
+  index_mark_ = backend_->mark();
+  return static_cast<const char*>(d_index_.get());
 }
 
 const int32_t* StepInputs::upload_index(std::span<const int32_t> rows) {
-  void* device = index_memory(rows.size_bytes());
-  backend_->upload(device, rows.data(), rows.size_bytes());
-  return static_cast<const int32_t*>(device);
+  std::memcpy(index_memory(rows.size_bytes()), rows.data(), rows.size_bytes());
+  return reinterpret_cast<const int32_t*>(send_index(rows.size_bytes()));
 }
 
 std::pair<const int64_t*, const int32_t*> StepInputs::upload_moves(std::span<const int64_t> pairs,
                                                                    std::span<const int32_t> group_start) {
-  char* device = static_cast<char*>(index_memory(pairs.size_bytes() + group_start.size_bytes()));
-  backend_->upload(device, pairs.data(), pairs.size_bytes());
-  backend_->upload(device + pairs.size_bytes(), group_start.data(), group_start.size_bytes());
-  return {reinterpret_cast<const int64_t*>(device),
-          reinterpret_cast<const int32_t*>(device + pairs.size_bytes())};
+  const size_t begin = pairs.size_bytes(), bytes = begin + group_start.size_bytes();
+  char* host = index_memory(bytes);
+  std::memcpy(host, pairs.data(), begin);
+  std::memcpy(host + begin, group_start.data(), group_start.size_bytes());
+  const char* device = send_index(bytes);
+  return {reinterpret_cast<const int64_t*>(device), reinterpret_cast<const int32_t*>(device + begin)};
 }
 
 }  // namespace taco

@@ -54,9 +54,11 @@ class StepInputs {
   Limits limits_;
   Slot slots_[kSlots];
   int next_slot_ = 0;
-  void* index_memory(size_t bytes);
-  std::shared_ptr<void> d_packed_, d_tables_, d_index_;
-  size_t index_capacity_ = 0;  // bytes
+  char* index_memory(size_t bytes);
+  const char* send_index(size_t bytes);
+  std::shared_ptr<void> d_packed_, d_tables_, index_, d_index_;  // index_: host memory that copies run from
+  size_t index_capacity_ = 0;                                    // bytes
+  uint64_t index_mark_ = 0;
   int32_t *d_ids_ = nullptr, *d_sources_ = nullptr, *d_sampled_ = nullptr;
   std::vector<SeqId> results_;
   std::unordered_map<SeqId, int32_t> place_;
