@@ -1,5 +1,5 @@
 // What the Lookahead Cache costs the engine thread, and that its memory stays flat.
-//   lookahead_bench cost [--mode 0|1|2] [--tokens FILE] [--sequences N] [--batch B] [--warm 1]
+//   lookahead_bench cost [--mode 0|1|2] [--tokens FILE] [--sequences N] [--batch B] [--warm 1] [--min-p P]
 //       p50 and p99 of a draft and of a committed token (catch_up included) of each sequence, B of them in
 //       turns; warm: all texts have been served once before
 //   lookahead_bench long [--mode 0|1|2] [--megabytes N]
@@ -77,6 +77,7 @@ class TextMaker {
 struct Options {
   std::string what, tokens;
   int mode = 2, sequences = 0, batch = 1, warm = 0;
+  float min_p = 0;
   size_t megabytes = 0;
 };
 
@@ -151,7 +152,7 @@ int cost(const Options& options) {
       const std::span<const int32_t> all(*s.text);
       DraftTree tree;
       tree.reset(all[s.at - 1]);
-      const DraftRequest request{s.id, 7, 63, 0.0f, &tree};
+      const DraftRequest request{s.id, 7, 63, options.min_p, &tree};
       double t = now_us();
       drafter.draft({&request, 1});
       drafts.push_back(static_cast<float>(now_us() - t));
@@ -326,6 +327,7 @@ int main(int argc, char** argv) {
     if (key == "--mode") options.mode = std::atoi(argv[i + 1]);
     if (key == "--tokens") options.tokens = argv[i + 1];
     if (key == "--batch") options.batch = std::max(1, std::atoi(argv[i + 1]));
+    if (key == "--min-p") options.min_p = static_cast<float>(std::atof(argv[i + 1]));
     if (key == "--warm") options.warm = std::atoi(argv[i + 1]);
     if (key == "--sequences") options.sequences = std::atoi(argv[i + 1]);
     if (key == "--megabytes") options.megabytes = std::strtoul(argv[i + 1], nullptr, 10);
@@ -336,6 +338,6 @@ int main(int argc, char** argv) {
   std::fprintf(
       stderr,
       "usage: lookahead_bench cost|long|stream [--mode M] [--tokens FILE] [--sequences N] [--batch B] "
-      "[--warm 1] [--megabytes N]\n");
+      "[--warm 1] [--min-p P] [--megabytes N]\n");
   return 2;
 }

@@ -40,15 +40,14 @@ class CellTable {
   ~CellTable();
   CellTable(const CellTable&) = delete;
 
-  void prefetch(uint64_t key) const {
-    const auto* bucket = reinterpret_cast<const std::byte*>(&bucket_of(key));
+  void prefetch(uint64_t key) const { __builtin_prefetch(&bucket_of(key)); }
+  // All that add reads.
+  void prefetch_to_add(uint64_t key) const {
+    const Place& place = directory_[index_of(print_of(key))];
+    const auto* bucket = reinterpret_cast<const std::byte*>(place.buckets + row_of(key));
     __builtin_prefetch(bucket);
     __builtin_prefetch(bucket + 64);
-  }
-  // As well what add reads besides.
-  void prefetch_to_add(uint64_t key) const {
-    prefetch(key);
-    __builtin_prefetch(directory_[index_of(print_of(key))].segment);
+    __builtin_prefetch(place.segment);
   }
   // What lies behind the bucket, which should have been fetched.
   void prefetch_cell(uint64_t key) const {

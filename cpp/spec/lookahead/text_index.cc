@@ -248,6 +248,12 @@ Context TextIndex::context(uint32_t end, int max_size) const {
 
 int TextIndex::match_length(const Context& context, uint32_t position, int max_length) const {
   int length = 0;
+  const uint32_t in_page = position % kPage;
+  if (in_page + 1 >= static_cast<uint32_t>(max_length)) {
+    const int32_t* newest = tokens_[position / kPage]->token + in_page;
+    while (length < max_length && newest[-length] == context.last[length]) ++length;
+    return length;
+  }
   while (length < max_length && static_cast<uint32_t>(length) <= position &&
          (*this)[position - length] == context.last[length])
     ++length;
@@ -260,12 +266,21 @@ int TextIndex::find(const Context& context, uint32_t end, bool at_end, int min_l
   if (num_heads_ == 0 || end == 0) return 0;
   // While a prompt is being linked the last token's own links miss what has been linked since.
   const bool by_links = at_end && is_linked(end - 1) && (end < size_ || unlinked() == 0);
+  // All chains' first places, which are fetched while others are looked at.
+  uint32_t start[kChains];
+  for (int c = 0; c < kChains; ++c) {
+    if (kGram[c] > max_length) continue;
+    start[c] = by_links ? previous(c, end - 1) : head(c, gram_hash(context, kGram[c]));
+    if (start[c] == 0) continue;
+    __builtin_prefetch(&tokens_[(start[c] - 1) / kPage]->token[(start[c] - 1) % kPage]);
+    __builtin_prefetch(links_[(start[c] - 1) / kPage]->previous[(start[c] - 1) % kPage]);
+  }
   int count = 0, longer = max_length;  // matches longer than this have been told
   for (int c = kChains - 1; c >= 0; --c) {
     // This chain's share: lengths from its gram's to what the chain before it has not seen.
     const int shortest = std::max(kGram[c], min_length);
     if (kGram[c] > max_length || shortest > longer) continue;
-    uint32_t at = by_links ? previous(c, end - 1) : head(c, gram_hash(context, kGram[c]));
+    uint32_t at = start[c];
     const int first = count;
     int looks = 4 * kSteps[c];  // other grams with the same hash among them
     for (int step = 0; at != 0 && step < kSteps[c] && --looks > 0; at = previous(c, at - 1)) {

@@ -132,6 +132,10 @@ int TurboLookaheadCache::rank(const Evidence* evidence, int count, int max, Gues
     const int ratio = ratio_class(weights[i] / total[order]);
     const int levels = level(e.local_order) * kLevels + level(e.global_order);
     const int below = order < longest;
+    const int coarse = (level(order) * kRatios + ratio) * 2 + below;
+    const int fine = (((levels * kRatios + ratio) * kCounts + count_class(times)) * 2 + e.newest) * 2 + below;
+    const float p = rates_.estimate(coarse, fine);
+    if (chosen == max && p <= guesses[max - 1].p) continue;
     Guess guess;
     guess.token = e.token;
     guess.longest_next = e.global_order;
@@ -140,9 +144,9 @@ int TurboLookaheadCache::rank(const Evidence* evidence, int count, int max, Gues
       guess.source = local ? DraftSource::kTurboLocal : DraftSource::kTurboGlobal;
     else
       guess.source = local ? DraftSource::kRawLocal : DraftSource::kRawGlobal;
-    guess.coarse = (level(order) * kRatios + ratio) * 2 + below;
-    guess.fine = (((levels * kRatios + ratio) * kCounts + count_class(times)) * 2 + e.newest) * 2 + below;
-    guess.p = rates_.estimate(guess.coarse, guess.fine);
+    guess.coarse = coarse;
+    guess.fine = fine;
+    guess.p = p;
     int at = chosen < max ? chosen++ : max;
     for (; at > 0 && guesses[at - 1].p < guess.p; --at)
       if (at < max) guesses[at] = guesses[at - 1];
@@ -182,7 +186,7 @@ void TurboLookaheadCache::learn(const TextIndex& text, uint32_t at, int count, u
       table_->prefetch_to_add(keys[i][order - 1]);
   }
   const auto fetch_cells = [&](int i) {
-    if (!table_ || i >= count) return;
+    if (!table_ || count == 1 || i >= count) return;
     for (int order = min_order_; order <= contexts[i].size; ++order)
       table_->prefetch_cell(keys[i][order - 1]);
   };
