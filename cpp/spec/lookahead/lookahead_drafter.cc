@@ -73,7 +73,8 @@ LookaheadDrafter::LookaheadDrafter(const LookaheadConfig& config, size_t memory_
   if (config.cache_mode == 0)
     raw_ = std::make_unique<RawLookaheadCache>(config_, rules_, &budget_);
   else
-    turbo_ = std::make_unique<TurboLookaheadCache>(config_, rules_, &budget_);
+    turbo_ = std::make_unique<TurboLookaheadCache>(config_, rules_, &budget_),
+    growths_ = std::make_unique<Growth[]>(kGrowths);
 }
 
 // --- Texts
@@ -350,7 +351,9 @@ void LookaheadDrafter::draft(std::span<const DraftRequest> requests) {
     const auto at = sequences_.find(request.sequence);
     if (at == sequences_.end()) continue;
     draft_one(*at->second, request, config_.copy_length);
+    if (num_growths_ == kGrowths) grow_all();
   }
+  grow_all();
   if (config_.cache_mode != 0 || config_.token_paths_top_k > 1) return;
   // Too many rows in all: a sequence drafts no more than what was accepted of late, then all in proportion.
   int64_t rows = 0;
@@ -389,7 +392,7 @@ void LookaheadDrafter::draft_one(const Sequence& s, const DraftRequest& request,
     at_end = false;
   }
   if (turbo_)
-    draft_turbo(s, context, at_end, request, depth);
+    start(growths_[num_growths_++], s, context, at_end, request, depth);
   else
     draft_raw(s, context, at_end, request, depth);
 }
@@ -425,55 +428,64 @@ void LookaheadDrafter::draft_raw(const Sequence& s, const Context& context, bool
   }
 }
 
-void LookaheadDrafter::draft_turbo(const Sequence& s, const Context& context, bool at_end,
-                                   const DraftRequest& request, int depth) {
-  struct Open {
-    float p;
-    int32_t token;
-    int8_t parent, longest;
-    DraftSource source;
-  };
-  struct Less {
-    bool operator()(const Open& a, const Open& b) const { return a.p < b.p; }
-  };
+void LookaheadDrafter::start(Growth& g, const Sequence& s, const Context& context, bool at_end,
+                             const DraftRequest& request, int depth) const {
+  g.text = s.text ? &s.text->index : nullptr;
+  g.tree = request.tree;
+  g.seed = hash_seed(s.name_space);
+  g.least = std::max(request.min_p, kLeastP);
+  g.depth = depth;
+  g.most = std::min(request.max_nodes, DraftTree::kMaxNodes - 1);
+  g.at_end = at_end;
+  g.num_open = 0;
+  std::fill_n(g.at_depth, depth + 1, 0);
+  g.contexts[0] = context;
+  g.node = rules_.barrier(g.tree->token[0]) ? -1 : 0;
+  if (g.node == 0) turbo_->prepare(g.text, context, g.seed, max_order(), &g.lookup);
+}
+
+// The best of what may follow the nodes so far joins them, until there is one whose own followers have to be
+// looked up: that is left to the next call.
+void LookaheadDrafter::expand(Growth& g) const {
+  const auto less = [](const Growth::Open& a, const Growth::Open& b) { return a.p < b.p; };
+  DraftTree& tree = *g.tree;
   const int width = config_.token_paths_top_k;
-  const int most = std::min(request.max_nodes, DraftTree::kMaxNodes - 1);
-  const float least = std::max(request.min_p, kLeastP);
-  const TextIndex* text = s.text ? &s.text->index : nullptr;
-  const uint32_t end = text ? text->size() : 0;
-  const uint64_t seed = hash_seed(s.name_space);
-  DraftTree& tree = *request.tree;
-  Context contexts[DraftTree::kMaxNodes];
-  contexts[0] = context;
-  Open open[DraftTree::kMaxNodes * TurboLookaheadCache::kMaxGuesses];
-  int num_open = 0;
-  int at_depth[DraftTree::kMaxNodes] = {};
-  auto expand = [&](int node, int longest) {
-    if (rules_.barrier(tree.token[node])) return;
-    TurboLookaheadCache::Guess guesses[TurboLookaheadCache::kMaxGuesses];
-    const bool here = node == 0 && at_end;
-    const float p = tree.p[node];
-    const int count = turbo_->guess(text, end, here, contexts[node], seed, longest, width, guesses);
-    for (int i = 0; i < count; ++i) {
-      const TurboLookaheadCache::Guess& g = guesses[i];
-      if (p * g.p < least) break;
-      open[num_open++] = {p * g.p, g.token, static_cast<int8_t>(node), static_cast<int8_t>(g.longest_next),
-                          g.source};
-      std::push_heap(open, open + num_open, Less{});
-    }
-  };
-  expand(0, max_order());
-  while (num_open > 0 && tree.num_drafts() < most) {
-    std::pop_heap(open, open + num_open, Less{});
-    const Open best = open[--num_open];
-    const int d = tree.depth[best.parent] + 1;
-    if (at_depth[d] == width) continue;
-    ++at_depth[d];
-    const int node = tree.add(best.parent, best.token, best.p, best.source);
-    if (d == depth || tree.num_drafts() == most) continue;
-    contexts[node] = contexts[best.parent].next(best.token, rules_, max_order());
-    expand(node, best.longest);
+  TurboLookaheadCache::Guess guesses[TurboLookaheadCache::kMaxGuesses];
+  const int count =
+      turbo_->guess(g.text, g.text ? g.text->size() : 0, g.node == 0 && g.at_end, g.lookup, width, guesses);
+  const float p = tree.p[g.node];
+  for (int i = 0; i < count && p * guesses[i].p >= g.least; ++i) {
+    g.open[g.num_open++] = {p * guesses[i].p, guesses[i].token, static_cast<int8_t>(g.node),
+                            static_cast<int8_t>(guesses[i].longest_next), guesses[i].source};
+    std::push_heap(g.open, g.open + g.num_open, less);
   }
+  g.node = -1;
+  while (g.num_open > 0 && tree.num_drafts() < g.most) {
+    std::pop_heap(g.open, g.open + g.num_open, less);
+    const Growth::Open best = g.open[--g.num_open];
+    const int d = tree.depth[best.parent] + 1;
+    if (g.at_depth[d] == width) continue;
+    ++g.at_depth[d];
+    const int node = tree.add(best.parent, best.token, best.p, best.source);
+    if (d == g.depth || tree.num_drafts() == g.most) continue;
+    g.contexts[node] = g.contexts[best.parent].next(best.token, rules_, max_order());
+    if (rules_.barrier(best.token)) continue;
+    g.node = node;
+    turbo_->prepare(g.text, g.contexts[node], g.seed, best.longest, &g.lookup);
+    return;
+  }
+}
+
+void LookaheadDrafter::grow_all() {
+  for (bool growing = true; growing;) {
+    growing = false;
+    for (int i = 0; i < num_growths_; ++i) {
+      if (growths_[i].node < 0) continue;
+      expand(growths_[i]);
+      growing = growing || growths_[i].node >= 0;
+    }
+  }
+  num_growths_ = 0;
 }
 
 // --- What became of them

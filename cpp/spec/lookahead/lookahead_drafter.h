@@ -136,8 +136,33 @@ class LookaheadDrafter : public Drafter {
   void draft_one(const Sequence& s, const DraftRequest& request, int copy_length);
   void draft_raw(const Sequence& s, const Context& context, bool at_end, const DraftRequest& request,
                  int depth);
-  void draft_turbo(const Sequence& s, const Context& context, bool at_end, const DraftRequest& request,
-                   int depth);
+  // A tree that Turbo grows.
+  struct Growth {
+    struct Open {
+      float p;
+      int32_t token;
+      int8_t parent, longest;
+      DraftSource source;
+    };
+    const TextIndex* text;
+    DraftTree* tree;
+    uint64_t seed;
+    float least;
+    int depth, most;
+    bool at_end;
+    int node;  // to be expanded; -1: the tree is complete
+    TurboLookaheadCache::Lookup lookup;
+    int num_open;
+    int at_depth[DraftTree::kMaxNodes];
+    Context contexts[DraftTree::kMaxNodes];
+    Open open[DraftTree::kMaxNodes * TurboLookaheadCache::kMaxGuesses];
+  };
+  static constexpr int kGrowths = 8;  // trees that grow at once: what one needs is fetched while others grow
+
+  void start(Growth& g, const Sequence& s, const Context& context, bool at_end, const DraftRequest& request,
+             int depth) const;
+  void expand(Growth& g) const;
+  void grow_all();
 
   LookaheadConfig config_;
   TokenRules rules_;
@@ -149,6 +174,8 @@ class LookaheadDrafter : public Drafter {
   std::deque<std::shared_ptr<Text>> queue_;  // texts with something to learn from; complete ones live here
   std::vector<std::shared_ptr<Text>> unlinked_;  // texts whose prompt is not linked to its end
   int64_t waiting_ = 0, learned_ = 0, skipped_ = 0;
+  std::unique_ptr<Growth[]> growths_;
+  int num_growths_ = 0;
   LookaheadPace pace_;
   int64_t links_left_, learns_left_;  // of this step
   std::string fingerprint_;

@@ -271,9 +271,7 @@ int TextIndex::find(const Context& context, uint32_t end, bool at_end, int min_l
   for (int c = 0; c < kChains; ++c) {
     if (kGram[c] > max_length) continue;
     start[c] = by_links ? previous(c, end - 1) : head(c, gram_hash(context, kGram[c]));
-    if (start[c] == 0) continue;
-    __builtin_prefetch(&tokens_[(start[c] - 1) / kPage]->token[(start[c] - 1) % kPage]);
-    __builtin_prefetch(links_[(start[c] - 1) / kPage]->previous[(start[c] - 1) % kPage]);
+    if (start[c] != 0) prefetch_place(start[c] - 1);
   }
   int count = 0, longer = max_length;  // matches longer than this have been told
   for (int c = kChains - 1; c >= 0; --c) {

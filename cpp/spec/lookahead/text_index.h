@@ -55,6 +55,12 @@ class TextIndex {
 
   // The last `max_size` tokens before `end`, up to a barrier.
   Context context(uint32_t end, int max_size) const;
+  // Has what find reads first of the context fetched.
+  void prefetch(const Context& context) const {
+    if (num_heads_ == 0) return;
+    for (int c = 0; c < kChains && kGram[c] <= context.size; ++c)
+      __builtin_prefetch(&head(c, gram_hash(context, kGram[c])));
+  }
   // Where the context stood before `end`, such that what followed lies before `end` as well: longer matches
   // first, then those linked later, which are the newer ones but for a prompt's. Lengths are from min_length
   // to max_length (the context's size at most). `at_end`: the context is the text's own tokens before `end`.
@@ -89,6 +95,10 @@ class TextIndex {
   }
   uint32_t previous(int chain, uint32_t position) const {
     return links_[position / kPage]->previous[position % kPage][chain];
+  }
+  void prefetch_place(uint32_t position) const {
+    __builtin_prefetch(&tokens_[position / kPage]->token[position % kPage]);
+    __builtin_prefetch(links_[position / kPage]->previous[position % kPage]);
   }
   int match_length(const Context& context, uint32_t position, int max_length) const;
 

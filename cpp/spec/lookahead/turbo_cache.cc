@@ -155,18 +155,23 @@ int TurboLookaheadCache::rank(const Evidence* evidence, int count, int max, Gues
   return chosen;
 }
 
-int TurboLookaheadCache::guess(const TextIndex* text, uint32_t end, bool at_end, const Context& context,
-                               uint64_t seed, int longest, int max, Guess* guesses) const {
-  if (context.size < min_order_) return 0;
-  longest = std::min({longest, context.size, max_order_});
-  uint64_t keys[kMaxOrder];
-  if (table_) {
-    context_keys(context, longest, seed, keys);
-    for (int order = min_order_; order <= longest; ++order) table_->prefetch(keys[order - 1]);
-  }
+void TurboLookaheadCache::prepare(const TextIndex* text, const Context& context, uint64_t seed, int longest,
+                                  Lookup* lookup) const {
+  lookup->context = context;
+  lookup->longest = std::min({longest, context.size, max_order_});
+  if (text) text->prefetch(context);
+  if (!table_) return;
+  context_keys(context, lookup->longest, seed, lookup->keys);
+  for (int order = min_order_; order <= lookup->longest; ++order) table_->prefetch(lookup->keys[order - 1]);
+}
+
+int TurboLookaheadCache::guess(const TextIndex* text, uint32_t end, bool at_end, const Lookup& lookup,
+                               int max, Guess* guesses) const {
+  if (lookup.context.size < min_order_) return 0;
   Evidence evidence[kMaxEvidence];
   int looked_down_to;
-  const int count = collect(text, end, at_end, context, keys, longest, evidence, &looked_down_to);
+  const int count =
+      collect(text, end, at_end, lookup.context, lookup.keys, lookup.longest, evidence, &looked_down_to);
   const int chosen = rank(evidence, count, std::min(max, kMaxGuesses), guesses);
   for (int i = 0; i < chosen; ++i)
     guesses[i].longest_next = 1 + (guesses[i].longest_next > 0 ? guesses[i].longest_next : looked_down_to);

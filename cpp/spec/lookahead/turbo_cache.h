@@ -30,10 +30,19 @@ class TurboLookaheadCache {
 
   int max_order() const { return max_order_; }
 
-  // The likeliest next tokens, at most `max`, the likeliest first. text may be null. See TextIndex::find for
-  // end and at_end. longest: of the contexts to look up in the shared cache; max_order if nothing is known.
-  int guess(const TextIndex* text, uint32_t end, bool at_end, const Context& context, uint64_t seed,
-            int longest, int max, Guess* guesses) const;
+  // A context and its keys in the shared cache.
+  struct Lookup {
+    Context context;
+    int longest;  // of the contexts to look up in the shared cache
+    uint64_t keys[kMaxOrder];
+  };
+  // Has what guess will read fetched; worth it where something else is done in between. text may be null.
+  // longest: max_order() if nothing is known.
+  void prepare(const TextIndex* text, const Context& context, uint64_t seed, int longest,
+               Lookup* lookup) const;
+  // The likeliest next tokens, at most `max`, the likeliest first. See TextIndex::find for end and at_end.
+  int guess(const TextIndex* text, uint32_t end, bool at_end, const Lookup& lookup, int max,
+            Guess* guesses) const;
   // Learns that text[at] followed the tokens before it, for `count` tokens, kMostLearned at most. train: the
   // estimates learn from it as well.
   static constexpr int kMostLearned = 8;

@@ -405,6 +405,49 @@ TEST(Lookahead, SurvivesRandomTraffic) {
   }
 }
 
+// Trees grow side by side: what a sequence drafts does not depend on who drafts with it.
+TEST(Lookahead, DraftsOfABatchAreThoseOfEachAlone) {
+  for (const int mode : {0, 1, 2}) {
+    LookaheadDrafter drafter(settings(mode), kMemory);
+    std::mt19937 random(8);
+    Tokens pattern(300);
+    for (int32_t& token : pattern) token = static_cast<int32_t>(4 + random() % 40);
+    std::vector<Tokens> texts;
+    for (uint64_t id = 0; id < 37; ++id) {
+      Tokens text;
+      while (text.size() < 10 * id) {
+        const size_t at = random() % 280;
+        for (size_t i = 0; i < 3 + random() % 15; ++i) text.push_back(pattern[at + i]);
+        if (random() % 20 == 0) text.push_back(kEos);
+      }
+      text.push_back(pattern[random() % 300]);
+      drafter.begin(id, id % 3, text);
+      texts.push_back(text);
+    }
+    drafter.catch_up(0);
+    std::vector<DraftTree> alone(texts.size()), together(texts.size());
+    std::vector<DraftRequest> requests;
+    int nodes = 0;
+    for (size_t id = 0; id < texts.size(); ++id) {
+      const int max_depth = 1 + static_cast<int>(id % 9), max_nodes = 1 + static_cast<int>(id * 7 % 20);
+      alone[id] = draft(drafter, id, texts[id].back(), max_depth, max_nodes);
+      nodes += alone[id].num_drafts();
+      together[id].reset(texts[id].back());
+      requests.push_back({id, max_depth, max_nodes, 0.0f, &together[id]});
+    }
+    EXPECT_GT(nodes, 50) << mode;
+    drafter.draft(requests);
+    for (size_t id = 0; id < texts.size(); ++id) {
+      ASSERT_EQ(together[id].size, alone[id].size) << mode << ", " << id;
+      for (int i = 0; i < alone[id].size; ++i) {
+        EXPECT_EQ(together[id].token[i], alone[id].token[i]);
+        EXPECT_EQ(together[id].parent[i], alone[id].parent[i]);
+        EXPECT_EQ(together[id].p[i], alone[id].p[i]);
+      }
+    }
+  }
+}
+
 TEST(Lookahead, EstimatesAreThoseThatComeTrue) {
   LookaheadConfig config = settings(1);
   config.token_paths_top_k = 2;
