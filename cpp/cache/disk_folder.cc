@@ -54,10 +54,10 @@ std::string data_name(int64_t segment) {
          std::string(kSegmentDigits - std::min(kSegmentDigits, digits.size()), '0') + digits;
 }
 
-std::string folder_name(const Digest& identity, int block_size, size_t block_bytes, int64_t segment_slots) {
-  std::string shape = std::to_string(disk_format::kVersion) + " " + std::to_string(block_size) + " " +
-                      std::to_string(block_bytes) + " " + std::to_string(segment_slots);
-  Digest digest = Sha256().update("taco-kv ").update(identity).update(shape).finish();
+std::string folder_name(const disk_format::Header& header, uint32_t version) {
+  std::string shape = std::to_string(version) + " " + std::to_string(header.block_size) + " " +
+                      std::to_string(header.block_bytes) + " " + std::to_string(header.segment_slots);
+  Digest digest = Sha256().update("taco-kv ").update(header.identity).update(shape).finish();
   return std::string(kPrefix) + hex(digest).substr(0, kNameDigits);
 }
 
@@ -77,7 +77,7 @@ std::vector<OtherFolder> other_folders(const File& directory, const std::string&
     File index = open_file(folder, kIndexName, O_RDONLY);
     std::vector<uint8_t> page(disk_format::kPage);
     if (!index || !read_fully(index, page, 0)) continue;
-    auto header = disk_format::decode_header(page);
+    auto header = disk_format::decode_header(page, 1);
     struct stat status;
     if (!header || ::fstat(index.fd(), &status) != 0) continue;
     OtherFolder other{name, status.st_blocks * 512, header->total_bytes(), status.st_mtime, false};

@@ -16,7 +16,7 @@ inline constexpr const char* kLockName = "lock";
 inline constexpr const char* kDirectoryLockName = "taco-kv.lock";  // in the directory itself
 
 std::string data_name(int64_t segment);  // "blocks.00000"
-std::string folder_name(const Digest& identity, int block_size, size_t block_bytes, int64_t segment_slots);
+std::string folder_name(const disk_format::Header& header, uint32_t version = disk_format::kVersion);
 
 // Data files with this number and higher ones.
 void remove_data_from(const File& folder, int64_t segment);

@@ -14,7 +14,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "the index is little-endian");
 
 constexpr std::array<uint8_t, 8> kMagic = {'T', 'A', 'C', 'O', 'K', 'V', 0, 0};
-constexpr size_t kHeaderBytes = 72;
+constexpr size_t header_bytes(uint32_t version) { return version == 1 ? 72 : 76; }
 constexpr uint64_t kMaxSequence = uint64_t{1} << 62;
 
 template <typename T>
@@ -40,15 +40,20 @@ std::array<uint8_t, kPage> encode(const Header& header) {
   put(p + 48, static_cast<uint64_t>(header.block_bytes));
   put(p + 56, static_cast<uint64_t>(header.num_slots));
   put(p + 64, static_cast<uint64_t>(header.segment_slots));
-  put(p + kHeaderBytes, crc32c({p, kHeaderBytes}));
+  put(p + 72, header.epoch);
+  constexpr size_t kBytes = header_bytes(kVersion);
+  put(p + kBytes, crc32c({p, kBytes}));
   return page;
 }
 
-std::optional<Header> decode_header(std::span<const uint8_t> page) {
+std::optional<Header> decode_header(std::span<const uint8_t> page, uint32_t oldest) {
   if (page.size() < kPage) return std::nullopt;
   const uint8_t* p = page.data();
-  if (!std::equal(kMagic.begin(), kMagic.end(), p) || get<uint32_t>(p + 8) != kVersion) return std::nullopt;
-  if (get<uint32_t>(p + kHeaderBytes) != crc32c({p, kHeaderBytes})) return std::nullopt;
+  const auto version = get<uint32_t>(p + 8);
+  if (!std::equal(kMagic.begin(), kMagic.end(), p) || version < oldest || version > kVersion)
+    return std::nullopt;
+  const size_t bytes = header_bytes(version);
+  if (get<uint32_t>(p + bytes) != crc32c({p, bytes})) return std::nullopt;
   auto block_size = get<uint32_t>(p + 12);
   auto block_bytes = get<uint64_t>(p + 48), num_slots = get<uint64_t>(p + 56),
        segment_slots = get<uint64_t>(p + 64);
@@ -62,10 +67,15 @@ std::optional<Header> decode_header(std::span<const uint8_t> page) {
   header.block_bytes = block_bytes;
   header.num_slots = static_cast<int64_t>(num_slots);
   header.segment_slots = static_cast<int64_t>(segment_slots);
+  if (version > 1) header.epoch = get<uint32_t>(p + 72);
   return header;
 }
 
-uint32_t record_seed(const Digest& identity) { return crc32c(identity.bytes); }
+uint32_t record_seed(const Digest& identity, uint32_t epoch) {
+  std::array<uint8_t, sizeof epoch> bytes;
+  put(bytes.data(), epoch);
+  return crc32c(bytes, crc32c(identity.bytes));
+}
 
 void encode(const SlotRecord& slot_record, int64_t slot, uint32_t seed, std::span<uint8_t> bytes) {
   const DiskRecord& record = slot_record.record;

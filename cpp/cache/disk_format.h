@@ -11,10 +11,11 @@
 //       48      8  bytes of a block                   24      4  CRC-32C of the block
 //       56      8  slots                              28      4  zero
 //       64      8  slots in a data file               32     32  root
-//       72      4  CRC-32C of all before              64     32  parent
-//                                                     96     32  key
+//       72      4  epoch                              64     32  parent
+//       76      4  CRC-32C of all before              96     32  key
 //                                                    128   4 n   tokens
-// All little-endian.
+// All little-endian. The epoch counts the resets of the cache: records of another one do not count. A header
+// of version 1 has none: its checksum stands at 72.
 #pragma once
 
 #include <array>
@@ -27,7 +28,7 @@
 
 namespace taco::disk_format {
 
-inline constexpr uint32_t kVersion = 1;
+inline constexpr uint32_t kVersion = 2;
 inline constexpr size_t kPage = 4096;
 inline constexpr size_t kEmptyBytes = 32;  // as many zeros at its beginning make a record empty
 inline constexpr int64_t kMaxSlots = int64_t{1} << 22;
@@ -47,6 +48,7 @@ struct Header {
   int block_size = 0;
   size_t block_bytes = 0;
   int64_t num_slots = 0, segment_slots = 0;
+  uint32_t epoch = 0;
   friend bool operator==(const Header&, const Header&) = default;
 
   int64_t record_offset(int64_t slot) const {
@@ -59,8 +61,8 @@ struct Header {
 };
 
 std::array<uint8_t, kPage> encode(const Header& header);
-// Nothing unless it is whole, of this version and within the limits above.
-std::optional<Header> decode_header(std::span<const uint8_t> page);
+// Nothing unless it is whole, within the limits above, and of a version from `oldest` to ours.
+std::optional<Header> decode_header(std::span<const uint8_t> page, uint32_t oldest = kVersion);
 
 struct SlotRecord {
   DiskRecord record;
@@ -68,8 +70,9 @@ struct SlotRecord {
   uint32_t payload_crc = 0;
 };
 
-// `seed`: the header's own CRC-32C over its identity, so that no record counts in another index.
-uint32_t record_seed(const Digest& identity);
+// `seed`: CRC-32C over the header's identity and epoch, so that no record counts in another index, nor after
+// a reset: of two epochs of an identity the seeds differ, and with them the checksums of a record.
+uint32_t record_seed(const Digest& identity, uint32_t epoch);
 void encode(const SlotRecord& record, int64_t slot, uint32_t seed, std::span<uint8_t> bytes);
 // Nothing if it is empty, damaged, of another slot, or if its key is not block_key(parent, tokens): a chain
 // of such records cannot be a cycle.

@@ -1,8 +1,8 @@
 // The disk tier: KV blocks in fixed slots of a folder, found again after a restart.
 //
 // The folder (of an identity: all that decides what a block's bytes mean) has an index file with a record for
-// each slot (disk_format.h) and data files with the blocks, sparse until they are used. Nothing is ever
-// synced:
+// each slot (disk_format.h) and data files with the blocks, sparse until they are used. Nothing but a
+// reset is synced:
 //
 // * A write empties the slot's record, then writes the block, then the record. A process killed in between
 // leaves
@@ -85,6 +85,10 @@ class DiskStore final : public DiskTier {
   void read(std::span<BlockRead> blocks);
   void erase(int64_t slot);
 
+  // Of a record made before: nothing is written.
+  uint64_t reset() override;
+  // A page of the index, synced: the only thing that is.
+  bool settle() override;
   // Is on disk a few seconds later, by a thread that does nothing else, or when the store is closed.
   void used(std::span<const int64_t> slots) override;
 
@@ -115,6 +119,7 @@ class DiskStore final : public DiskTier {
   using Pages = std::unique_ptr<uint8_t[], FreePages>;
 
   explicit DiskStore(const DiskStoreOptions& options);
+  static uint64_t first_bytes(const Digest& key) { return std::hash<Digest>()(key); }
   void open_index();
   void size_index(bool fresh);
   void read_index(std::vector<std::pair<int64_t, DiskRecord>>& found);
@@ -140,13 +145,14 @@ class DiskStore final : public DiskTier {
   void give_pages(Pages pages);
 
   void keep_uses();
+  void drop_earlier_version();
+  bool write_epoch();
   void stop_writing(int error, const char* what);
   void stop_all(int error, const char* what);
   void log(const std::string& line) const;
 
   DiskStoreOptions options_;
   disk_format::Header header_;
-  uint32_t seed_ = 0;
   std::string path_, folder_name_;
   File directory_, folder_, lock_, index_;
   std::atomic<bool> can_write_{true}, can_read_{true};
@@ -158,9 +164,13 @@ class DiskStore final : public DiskTier {
   std::thread uses_thread_;
   bool uses_stop_ = false;
 
+  std::mutex epoch_mutex_;  // of the index's header, whose epoch is header_.epoch
+
   std::shared_mutex closing_;  // shared while a file is read or written
   mutable std::mutex mutex_;   // of all below
   std::vector<Slot> slots_;
+  uint32_t epoch_ = 0, seed_ = 0;
+  uint64_t resets_ = 0;
   std::vector<File> segments_;  // opened when first needed
   std::vector<Pages> pages_;    // aligned memory that nobody uses at the moment
   struct Written {

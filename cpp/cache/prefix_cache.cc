@@ -46,7 +46,7 @@ PrefixCache::PrefixCache(const PrefixCacheConfig& config, BlockPool& device)
 PrefixCache::~PrefixCache() {
   // Blocks in use outlive the cache; what is idle would be lost to the pool.
   try {
-    reset();
+    forget_all();
     for (auto& [id, running] : running_) {
       for (const Move& move : running.moves) {
         if (move.holds_device) pool_.release(move.device);
@@ -220,8 +220,13 @@ void PrefixCache::publish(std::span<const int32_t> tokens, int32_t full_blocks, 
 }
 
 void PrefixCache::reset() {
-  ++epoch_;
+  forget_all();
   ++stats_.resets;
+  if (config_.disk) disk_resets_ = config_.disk->reset();
+}
+
+void PrefixCache::forget_all() {
+  ++epoch_;
   TACO_CHECK(evicted_.empty(), "reset between a step's allocations and take_evictions");
   for (FetchState& fetch : fetches_) end_fetch(fetch);
   fetches_.clear();
@@ -234,6 +239,7 @@ void PrefixCache::reset() {
   disk_lru_.clear();
   to_disk_.clear();
   to_disk_done_ = 0;
+  used_slots_.clear();
 }
 
 EntryId PrefixCache::entry_on(BlockId block) const {

@@ -131,8 +131,8 @@ class PrefixCache final : public BlockKeeper {
   // tokens on the device, the table gets that one in exchange. Cheap when there is nothing new.
   void publish(std::span<const int32_t> tokens, int32_t full_blocks, BlockTable& table,
                Attachment& attachment);
-  // Forgets everything. Blocks in use stay with their sequences, which publish nothing more. (What stands on
-  // disk is overwritten in time; a restart may find some of it.)
+  // Forgets everything, and has the disk tier do so. Blocks in use stay with their sequences, which publish
+  // nothing more.
   void reset();
 
   // -- Fetching: from lower tiers to the device
@@ -232,6 +232,7 @@ class PrefixCache final : public BlockKeeper {
   static constexpr uint64_t kAnyAge = std::numeric_limits<uint64_t>::max();
 
   // prefix_cache.cc: device tier
+  void forget_all();
   EntryId entry_on(BlockId block) const;
   void touch(std::span<const EntryId> path);  // the first will count as the last used
   void set_device(EntryId id, BlockId block, Presence presence);
@@ -318,6 +319,7 @@ class PrefixCache final : public BlockKeeper {
   std::vector<FetchState> fetches_;
   std::vector<Digest> keys_;         // of entries on disk, by id
   std::vector<int64_t> used_slots_;  // that the disk tier was not told of yet
+  uint64_t disk_resets_ = 0;
 
   PrefixCacheStats stats_;
   int64_t num_loading_ = 0, num_writing_ = 0;        // to the device, to the disk: not there yet

@@ -65,6 +65,7 @@ void PrefixCache::begin(TransferKind kind, std::vector<Move> moves, double now) 
 DiskRecord PrefixCache::record_of(EntryId id) {
   std::span<const int32_t> tokens = tree_.tokens(id);
   DiskRecord record;
+  record.resets = disk_resets_;
   record.root = tree_.root_digest(id);
   const Entry& entry = tree_[id];
   record.parent = tree_[entry.parent].is_root() ? record.root : keys_[static_cast<size_t>(entry.parent)];
@@ -263,7 +264,7 @@ void PrefixCache::finished(const TransferResult& result, double now) {
     const Move& move = running.moves[i];
     const bool ok = result.failed.empty() || result.failed[i] == 0;
     moved += ok;
-    stats_.failed += !ok;
+    stats_.failed += !ok && tree_.alive(move.entry);  // after a reset nobody wants to know
     host_.unpin(move.host);
     if (move.slot >= 0) disk_.unpin(move.slot);
     if (move.device >= 0 && in_transfer_[static_cast<size_t>(move.device)] == result.id) {

@@ -29,6 +29,7 @@ struct DiskMove {
 struct DiskRecord {
   Digest root, parent, key;
   std::vector<int32_t> tokens;
+  uint64_t resets = 0;  // of the disk tier (disk_tier.h) before it was made; not on disk
 };
 
 // A block that is to be read from disk.

@@ -93,10 +93,18 @@ static T ask(Inbox& inbox, std::function<T(EngineLoop&)> question) {
 
 bool Engine::reset_prefix_cache() {
   if (!impl_->config.prefix_caching.enabled) return false;
-  return ask<bool>(impl_->inbox, [](EngineLoop& loop) {
+  ask<bool>(impl_->inbox, [](EngineLoop& loop) {
     loop.reset_prefix_cache();
     return true;
   });
+  // Not by the engine thread, which would have to wait for the disk.
+  if (const auto& disk = impl_->config.prefix_caching.disk; disk && !disk->settle()) {
+    fail(ErrorCode::kUnavailable,
+         "the prefix cache was reset, but the disk tier's folder could not be written: delete it before the "
+         "next "
+         "start, or blocks of before may be found again");
+  }
+  return true;
 }
 
 CacheReport Engine::cache_report(int hottest) {

@@ -126,9 +126,10 @@ class Engine {
 
   EngineStats stats() const;
 
-  // Forgets all that is cached; what runs goes on. False without a prefix cache. Waits for the engine thread,
-  // as cache_report does, which throws kInvalidArgument without a prefix cache. Both throw kUnavailable when
-  // there is no engine thread any more.
+  // Forgets all that is cached, on disk, too, and for restarts; what runs goes on. False without a prefix
+  // cache. Waits for the engine thread, as cache_report does, which throws kInvalidArgument without a prefix
+  // cache. Both throw kUnavailable when there is no engine thread any more; reset_prefix_cache also when the
+  // disk tier cannot be told, and the message says what to do.
   bool reset_prefix_cache();
   CacheReport cache_report(int hottest);
   // What the engine has to say to its operator since the last call: `[HIT CNT] ...`. At most 1000 lines wait.

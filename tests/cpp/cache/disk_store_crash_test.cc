@@ -313,7 +313,7 @@ TEST_F(DiskStoreDamageTest, MissingAndStrangeFiles) {
 // Random changes of any size, half of them with checksums made right again.
 TEST_F(DiskStoreDamageTest, HostileIndexes) {
   std::mt19937 random(3);
-  uint32_t seed = disk_format::record_seed(options_.identity);
+  uint32_t seed = disk_format::record_seed(options_.identity, 0);
   auto any = [&](size_t below) { return static_cast<size_t>(random() % below); };
   auto store_index = [&](const std::vector<uint8_t>& bytes) {
     int fd = ::open((path_ + "/index").c_str(), O_WRONLY | O_TRUNC);
@@ -325,7 +325,7 @@ TEST_F(DiskStoreDamageTest, HostileIndexes) {
   for (int i = 0; i < 10'000; ++i) {
     std::vector<uint8_t> bytes = index_;
     for (size_t change = 0, changes = 1 + any(4); change < changes; ++change) {
-      size_t at = any(4) == 0 ? any(80) : kPage + any(bytes.size() - kPage);
+      size_t at = any(4) == 0 ? any(84) : kPage + any(bytes.size() - kPage);
       switch (any(5)) {
         case 0:
           bytes[at] = static_cast<uint8_t>(random());

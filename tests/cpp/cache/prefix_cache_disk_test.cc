@@ -200,13 +200,17 @@ TEST_F(PrefixCacheDisk, WhatWasUnusedForLongestLeavesTheRestoredDiskFirst) {
   EXPECT_EQ(on_disk(1), 3);
 }
 
+struct Told : DiskTier {
+  bool can_read() const override { return true; }
+  bool can_write() const override { return true; }
+  uint64_t reset() override { return ++resets; }
+  bool settle() override { return true; }
+  void used(std::span<const int64_t> some) override { slots.insert(slots.end(), some.begin(), some.end()); }
+  std::vector<int64_t> slots;
+  uint64_t resets = 0;
+};
+
 TEST_F(PrefixCacheDisk, TheDiskIsToldWhatIsUsed) {
-  struct Told : DiskTier {
-    bool can_read() const override { return true; }
-    bool can_write() const override { return true; }
-    void used(std::span<const int64_t> some) override { slots.insert(slots.end(), some.begin(), some.end()); }
-    std::vector<int64_t> slots;
-  };
   auto told = std::make_shared<Told>();
   make(64, 64, 64);
   config.disk = told;
@@ -222,6 +226,37 @@ TEST_F(PrefixCacheDisk, TheDiskIsToldWhatIsUsed) {
   EXPECT_EQ(told->slots, (std::vector<int64_t>{records[1].first, records[0].first}));
   cache->maintain(now);
   EXPECT_EQ(told->slots.size(), 2u);
+}
+
+TEST_F(PrefixCacheDisk, AResetReachesTheDisk) {
+  auto told = std::make_shared<Told>();
+  make(64, 64, 64);
+  config.disk = told;
+  cache = nullptr;
+  EXPECT_EQ(told->resets, 0u);
+  cache = std::make_unique<PrefixCache>(config, *pool);
+  run(text_of(1, 3 * kBlock));
+  cache->maintain(now);
+  for (const Transfer& transfer : transfers()) finish(transfer);  // the stores
+  cache->maintain(now);
+  const std::vector<Transfer> writes = transfers();
+  ASSERT_EQ(writes.size(), 1u);
+  EXPECT_EQ(writes[0].records[0].resets, 0u);
+  run(text_of(1, 3 * kBlock));
+  cache->reset();
+  EXPECT_EQ(told->resets, 1u);
+  cache->maintain(now);
+  EXPECT_TRUE(told->slots.empty());  // of before
+  // What the disk did not write any more is not missed.
+  finish(writes[0], true);
+  EXPECT_EQ(cache->stats().failed, 0u);
+  EXPECT_EQ(match(text_of(1, 13)).device_blocks, 0);
+  run(text_of(1, 3 * kBlock));
+  const std::vector<Transfer> later = settle();
+  ASSERT_EQ(records_of(later).size(), 3u);
+  for (const auto& [slot, record] : records_of(later)) EXPECT_EQ(record.resets, 1u);
+  cache = nullptr;  // the end of a cache is no reset
+  EXPECT_EQ(told->resets, 1u);
 }
 
 TEST_F(PrefixCacheDisk, AFailedWriteTakesBackWhatHangsOnIt) {

@@ -362,14 +362,17 @@ class RandomWorld : public NaiveWorld {
     std::fill(device_.begin(), device_.end(), Content{});
     std::fill(host_.begin(), host_.end(), Content{});
     make_cache();
-    std::erase_if(disk_, [this](const auto&) { return below(20) == 0; });
+    std::erase_if(disk_->blocks, [this](const auto&) { return below(20) == 0; });
     std::vector<std::pair<int64_t, DiskRecord>> records;
     published_.clear();
-    for (const auto& [slot, item] : disk_) {
-      records.emplace_back(slot, item.first);
-      published_.insert(item.second.back());
+    for (int64_t slot : disk_->order) {
+      auto found = disk_->blocks.find(slot);
+      if (found == disk_->blocks.end()) continue;
+      records.emplace_back(slot, found->second.first);
+      published_.insert(found->second.second.back());
     }
-    std::shuffle(records.begin(), records.end(), random_);
+    ASSERT_EQ(records.size(), disk_->blocks.size());
+    if (chance(50)) std::shuffle(records.begin(), records.end(), random_);
     if (shape_.disk > 0) cache_->restore(records);
     cache_->check();
   }

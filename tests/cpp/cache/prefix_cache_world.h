@@ -82,8 +82,37 @@ class NaiveWorld {
     return digest;
   }
 
+  // What is on disk, and what the cache told of it.
+  struct Disk : DiskTier {
+    bool can_read() const override { return true; }
+    bool can_write() const override { return true; }
+    void used(std::span<const int64_t> some) override {
+      for (int64_t slot : some) {
+        std::erase(order, slot);
+        order.push_back(slot);
+      }
+    }
+    uint64_t reset() override {
+      blocks.clear();
+      return ++resets;
+    }
+    bool settle() override { return true; }
+    bool write(int64_t slot, const DiskRecord& record, const Content& content) {
+      if (record.resets < resets) return false;
+      EXPECT_EQ(record.resets, resets);
+      blocks[slot] = {record, content};
+      used({&slot, 1});
+      return true;
+    }
+    std::map<int64_t, std::pair<DiskRecord, Content>> blocks;
+    std::vector<int64_t> order;  // of use
+    uint64_t resets = 0;
+  };
+
   void make_cache() {
     PrefixCacheConfig config;
+    disk_->resets = 0;
+    config.disk = disk_;
     config.block_size = kBlock;
     config.block_bytes = 1 << 20;
     config.first_host_block = kFirstHost;
@@ -190,7 +219,7 @@ class NaiveWorld {
       }
       for (const DiskMove& move : transfer.disk) {
         if (transfer.kind == TransferKind::kRead) host_at(move.host) = Content{};
-        if (transfer.kind == TransferKind::kWrite) disk_.erase(move.slot);
+        if (transfer.kind == TransferKind::kWrite) disk_->blocks.erase(move.slot);
       }
     }
     const size_t at = below(moving.left.size());
@@ -207,11 +236,16 @@ class NaiveWorld {
         device_at(transfer.moves[i].device) = host_at(transfer.moves[i].host);
         break;
       case TransferKind::kWrite:
-        disk_[transfer.disk[i].slot] = {transfer.records.at(i), host_at(transfer.disk[i].host)};
+        moving.failed[i] =
+            !disk_->write(transfer.disk[i].slot, transfer.records.at(i), host_at(transfer.disk[i].host));
         break;
       case TransferKind::kRead: {
-        auto found = disk_.find(transfer.disk[i].slot);
-        ASSERT_TRUE(found != disk_.end());
+        auto found = disk_->blocks.find(transfer.disk[i].slot);
+        if (found == disk_->blocks.end() && transfer.records.at(i).resets < disk_->resets) {
+          moving.failed[i] = 1;
+          break;
+        }
+        ASSERT_TRUE(found != disk_->blocks.end());
         ASSERT_EQ(found->second.first.key, transfer.records.at(i).key);
         host_at(transfer.disk[i].host) = found->second.second;
         break;
@@ -265,7 +299,7 @@ class NaiveWorld {
   BlockPool pool_;
   std::unique_ptr<PrefixCache> cache_;
   std::vector<Content> device_, host_;
-  std::map<int64_t, std::pair<DiskRecord, Content>> disk_;
+  std::shared_ptr<Disk> disk_ = std::make_shared<Disk>();
   std::list<Seq> seqs_;
   std::deque<Step> flights_;
   std::list<Moving> moving_;

@@ -99,6 +99,44 @@ TEST_P(PrefixCaching, ReportsAndResets) {
   EXPECT_THROW(plain.cache_report(5), Error);
 }
 
+struct ToldDisk : DiskTier {
+  bool can_read() const override { return true; }
+  bool can_write() const override { return true; }
+  void used(std::span<const int64_t>) override {}
+  uint64_t reset() override {
+    reset_by = std::this_thread::get_id();
+    return ++resets;
+  }
+  bool settle() override {
+    settled_by = std::this_thread::get_id();
+    settled = resets;
+    return works;
+  }
+  std::thread::id reset_by, settled_by;
+  uint64_t resets = 0, settled = 0;
+  bool works = true;
+};
+
+TEST_P(PrefixCaching, AResetIsOnDiskWhenItReturns) {
+  auto disk = std::make_shared<ToldDisk>();
+  EngineConfig config = cached();
+  config.prefix_caching.disk = disk;
+  Engine engine(null_executor(), nullptr, config);
+  EXPECT_TRUE(engine.reset_prefix_cache());
+  EXPECT_EQ(disk->resets, 1u);
+  EXPECT_EQ(disk->settled, 1u);
+  EXPECT_EQ(disk->settled_by, std::this_thread::get_id());  // steps go on meanwhile
+  EXPECT_NE(disk->reset_by, std::this_thread::get_id());
+  disk->works = false;
+  try {
+    engine.reset_prefix_cache();
+    ADD_FAILURE() << "it could not be noted on disk";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kUnavailable);
+  }
+  EXPECT_EQ(disk->resets, 2u);
+}
+
 TEST_P(PrefixCaching, SaysALineEachHundredBlocks) {
   Engine engine(null_executor(), nullptr, cached());
   for (int i = 0; i < 10; ++i) answer(engine, numbered_prompt(3, 320), 1);  // twenty blocks each
