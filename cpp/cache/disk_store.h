@@ -1,15 +1,13 @@
 // The disk tier: KV blocks in fixed slots of a folder, found again after a restart.
 //
 // The folder (of an identity: all that decides what a block's bytes mean) has an index file with a record for
-// each slot (disk_format.h) and data files with the blocks, sparse until they are used. Nothing but a
-// reset is synced:
+// each slot (disk_format.h) and data files with the blocks, sparse until they are used. Nothing but a reset
+// is synced:
 //
 // * A write empties the slot's record, then writes the block, then the record. A process killed in between
-// leaves
-//   an empty record: that block is lost and no other.
+//   leaves an empty record: that block is lost and no other.
 // * After a loss of power any page may be an old one. A record or a block that is not whole fails its
-// checksum, and
-//   one that is old as a whole is right, if of no use. Blocks are checked when they are read.
+//   checksum, and one that is old as a whole is right, if of no use. Blocks are checked when they are read.
 //
 // Whatever goes wrong with files is an answer of false and, once, a line for the log; see DiskStore::working.
 #pragma once

@@ -70,11 +70,12 @@ LookaheadDrafter::LookaheadDrafter(const LookaheadConfig& config, size_t memory_
       links_left_(pace.step_links),
       learns_left_(pace.step_learns),
       fingerprint_(std::move(fingerprint)) {
-  if (config.cache_mode == 0)
+  if (config.cache_mode == 0) {
     raw_ = std::make_unique<RawLookaheadCache>(config_, rules_, &budget_);
-  else
-    turbo_ = std::make_unique<TurboLookaheadCache>(config_, rules_, &budget_),
+  } else {
+    turbo_ = std::make_unique<TurboLookaheadCache>(config_, rules_, &budget_);
     growths_ = std::make_unique<Growth[]>(kGrowths);
+  }
 }
 
 // --- Texts
