@@ -10,7 +10,7 @@
 namespace taco {
 namespace {
 
-constexpr int64_t kCatchUpTokens = 256;
+constexpr int64_t kCatchUpTokens = 256;  // in each step at least
 
 // Whether the sequence's next step computes one known token and samples: only then is a draft of use.
 bool is_generating(const SeqState& seq) { return seq.len() - seq.num_computed == 1 && seq.owner->forked; }
@@ -195,9 +195,9 @@ void Speculator::submitted(const StepPlan& plan) {
   drafting_ = false;
   out.draft_seconds = draft_seconds_;
   draft_seconds_ = 0;
-  // While the step runs: more than it will commit, little enough not to be felt where steps run on this
-  // thread.
-  drafter_->catch_up(kCatchUpTokens);
+  // While the step runs: no fewer tokens than it computes, so that learning keeps up; a small part of what
+  // that takes, so that it is not felt where steps run on this thread.
+  drafter_->catch_up(std::max(kCatchUpTokens, static_cast<int64_t>(out.size.rows)));
 }
 
 void Speculator::committed(SeqState& seq, std::span<const int32_t> tokens, const DraftTree* draft) {

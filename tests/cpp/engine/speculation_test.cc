@@ -60,6 +60,26 @@ TEST(SpeculationStart, MeasuresWideStepsOfManySequences) {
         << sequences << " sequences, " << rows << " rows";
 }
 
+// What a step computes is what may be learned from while it runs: learning keeps up with prompts.
+TEST_P(Speculation, LearningKeepsUpWithSteps) {
+  struct Learner final : TestDrafter {
+    int64_t catch_up(int64_t tokens) override {
+      most = std::max(most, tokens);
+      least = std::min(least, tokens);
+      return 0;
+    }
+    void grow(const Text&, const DraftRequest&) override {}
+    int64_t most = 0, least = INT64_MAX;
+  };
+  auto learner = std::make_shared<Learner>();
+  Engine engine(null_executor(), nullptr, speculating(learner));
+  engine.submit(numbered_prompt(3, 450), greedy(5));
+  collect(engine, 1);
+  engine.shutdown();
+  EXPECT_GE(learner->most, 450);
+  EXPECT_EQ(learner->least, 256);
+}
+
 TEST_P(Speculation, AnOracleTakesTheFewestSteps) {
   for (int depth : {1, 3, 7, 20, 63}) {
     for (int count : {1, 2, 8, 9, 40, 64, 65, 100}) {
