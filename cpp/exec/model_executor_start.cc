@@ -44,7 +44,6 @@ Sequence ModelExecutor::made_up_sequence(int number, int length, int prompt_len,
 // memory has its final size and place, then one of each size at which something is set up. The cache holds
 // nothing yet: sequences share its blocks.
 void ModelExecutor::warm_up() {
-  const double deadline = seconds_now() + kWarmUpSeconds;
   const int bs = config_.block_size, tokens = config_.max_num_batched_tokens;
   const int longest = std::min(config_.max_model_len, tokens);
   auto params = std::make_shared<SamplingParams>();
@@ -77,6 +76,7 @@ void ModelExecutor::warm_up() {
   }
   decode(config_.max_num_seqs);
   graphs_.clear();
+  const double deadline = seconds_now() + kWarmUpSeconds;
   for (const int rows : step_sizes())
     if (rows < config_.max_num_seqs) decode(rows);
   if (!config_.warm_all_sizes) return;
