@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -17,6 +16,7 @@
 #include <vector>
 
 #include "base/checksum.h"
+#include "base/clock.h"
 #include "cache/block_key.h"
 #include "cache/disk_store.h"
 
@@ -24,10 +24,6 @@ namespace taco {
 namespace {
 
 constexpr int kBlockSize = 16;
-
-double now_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 DiskRecord record_of(int64_t number) {
   DiskRecord record;
@@ -77,10 +73,10 @@ void throughput(const std::string& directory, size_t block_bytes, double gib) {
   Pages pages(block_bytes);
   double checksum = 1e9;
   for (int i = 0; i < 20; ++i) {
-    double start = now_seconds();
+    double start = monotonic_seconds();
     volatile uint32_t crc = crc32c(pages.span());
     (void)crc;
-    checksum = std::min(checksum, now_seconds() - start);
+    checksum = std::min(checksum, monotonic_seconds() - start);
   }
   double bytes = static_cast<double>(blocks) * static_cast<double>(block_bytes);
   std::printf("%zu bytes a block, %lld blocks; CRC-32C alone %.1f GB/s\n", block_bytes,
@@ -94,14 +90,14 @@ void throughput(const std::string& directory, size_t block_bytes, double gib) {
     auto store = DiskStore::open(options_of(directory, block_bytes, blocks, io), found);
     double rates[2], synced = 0;
     for (int pass = 0; pass < 2; ++pass) {  // into new room, then over what is there
-      double start = now_seconds();
+      double start = monotonic_seconds();
       for (int64_t i = 0; i < blocks; ++i) {
         pages.data[0] = static_cast<uint8_t>(i);
         if (!store->write(i, record_of(i), pages.span())) std::exit(1);
       }
-      rates[pass] = bytes / (now_seconds() - start) * 1e-9;
+      rates[pass] = bytes / (monotonic_seconds() - start) * 1e-9;
       sync_files(store->path());
-      synced = bytes / (now_seconds() - start) * 1e-9;
+      synced = bytes / (monotonic_seconds() - start) * 1e-9;
     }
     std::vector<int64_t> order(static_cast<size_t>(blocks));
     for (int64_t i = 0; i < blocks; ++i) order[static_cast<size_t>(i)] = i;
@@ -110,7 +106,7 @@ void throughput(const std::string& directory, size_t block_bytes, double gib) {
          ++pass) {  // in order, at random, by four threads, announced at random, in order
       if (pass > 0) std::shuffle(order.begin(), order.end(), std::mt19937(1));
       sync_files(store->path());
-      double start = now_seconds();
+      double start = monotonic_seconds();
       std::atomic<size_t> next{0};
       auto reader = [&] {
         Pages own(block_bytes);
@@ -123,7 +119,7 @@ void throughput(const std::string& directory, size_t block_bytes, double gib) {
       std::vector<std::thread> threads;
       for (int t = 0; t < (pass == 2 ? 4 : 1); ++t) threads.emplace_back(reader);
       for (std::thread& thread : threads) thread.join();
-      read_rates[pass] = bytes / (now_seconds() - start) * 1e-9;
+      read_rates[pass] = bytes / (monotonic_seconds() - start) * 1e-9;
     }
     std::printf(
         "  %-8s  write %.2f GB/s, again %.2f (with fsync %.2f); read in order %.2f GB/s, at random %.2f, by "
@@ -143,18 +139,18 @@ void opening(const std::string& directory, int64_t slots) {
   std::vector<std::pair<int64_t, DiskRecord>> found;
   DiskStoreOptions options = options_of(directory, kBytes, slots, DiskIo::kCached);
   auto store = DiskStore::open(options, found);
-  double start = now_seconds();
+  double start = monotonic_seconds();
   for (int64_t i = 0; i < slots; ++i) store->write(i, record_of(i), pages.span());
-  double writing = now_seconds() - start;
+  double writing = monotonic_seconds() - start;
   std::string path = store->path();
   for (bool cold : {true, false}) {
     store.reset();
     if (cold) sync_files(path);
-    start = now_seconds();
+    start = monotonic_seconds();
     store = DiskStore::open(options, found);
     std::printf("opening %zu used of %lld slots, index %s: %.0f ms\n", found.size(),
                 static_cast<long long>(store->num_slots()), cold ? "on disk" : "in memory",
-                1e3 * (now_seconds() - start));
+                1e3 * (monotonic_seconds() - start));
   }
   std::printf("a block of %zu bytes: %.1f us to write\n", kBytes, 1e6 * writing / static_cast<double>(slots));
   store.reset();

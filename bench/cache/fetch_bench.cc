@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
@@ -20,6 +19,7 @@
 #include <string>
 #include <vector>
 
+#include "base/clock.h"
 #include "cache/block_key.h"
 #include "cache/disk_store.h"
 #include "cache/prefix_cache.h"
@@ -29,10 +29,6 @@ namespace taco {
 namespace {
 
 constexpr int kBlockSize = 16, kLayers = 30;
-
-double now_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 struct Setting {
   int64_t blocks;
@@ -116,7 +112,7 @@ double fetch_once(const Setting& setting, std::vector<char>& device, bool touche
                     pool);
   if (cache.restore(found) != setting.blocks) std::exit(1);
   const std::vector<int32_t> tokens = setting.tokens();
-  const double start = now_seconds();
+  const double start = monotonic_seconds();
   uint64_t id = 0;
   if (cache.fetch({}, tokens, static_cast<int32_t>(tokens.size()) - 1, 0, start, id) !=
       PrefixCache::Fetch::kStarted)
@@ -127,17 +123,17 @@ double fetch_once(const Setting& setting, std::vector<char>& device, bool touche
     cache.take_transfers(begun);
     for (const Transfer& transfer : begun) transfers.begin(transfer);
     begun.clear();
-    if (cache.remaining(id, now_seconds()) == 0.0) break;
+    if (cache.remaining(id, monotonic_seconds()) == 0.0) break;
     {
       std::unique_lock lock(mutex);
       woken.wait(lock, [&] { return wake; });
       wake = false;
     }
     transfers.finished(results);
-    for (const TransferResult& result : results) cache.finished(result, now_seconds());
+    for (const TransferResult& result : results) cache.finished(result, monotonic_seconds());
     results.clear();
   }
-  const double seconds = now_seconds() - start;
+  const double seconds = monotonic_seconds() - start;
   const PrefixCacheStats stats = cache.stats();
   if (stats.failed != 0 || stats.loaded != static_cast<uint64_t>(setting.blocks)) std::exit(1);
   return seconds;

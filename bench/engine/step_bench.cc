@@ -17,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/clock.h"
 #include "engine/engine.h"
 
 namespace taco {
@@ -29,10 +30,6 @@ struct Gate {
   std::vector<double> host_part;  // seconds, by step
 };
 
-double now_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 // Waits with its first step until all requests have been submitted, lest the first ones finish before that.
 class EmptyExecutor : public Executor {
  public:
@@ -43,10 +40,10 @@ class EmptyExecutor : public Executor {
   KvCacheConfig kv_cache() const override { return {16, 65536}; }
   int max_in_flight() const override { return max_in_flight_; }
   void submit(const StepPlan& plan) override {
-    if (collected_ > 0) gate_->host_part.push_back(now_seconds() - collected_);
+    if (collected_ > 0) gate_->host_part.push_back(monotonic_seconds() - collected_);
     collected_ = 0;
     if (step_seconds_ > 0)
-      ready_.push_back(device_free_ = std::max(device_free_, now_seconds()) + step_seconds_);
+      ready_.push_back(device_free_ = std::max(device_free_, monotonic_seconds()) + step_seconds_);
     StepOutput& out = outputs_.emplace_back();
     out.sampled.reserve(plan.seqs.size());
     for (const SeqStep& step : plan.seqs) {
@@ -61,12 +58,12 @@ class EmptyExecutor : public Executor {
   StepOutput collect() override {
     gate_->open.wait(false);
     if (step_seconds_ > 0) {
-      std::this_thread::sleep_for(std::chrono::duration<double>(ready_.front() - now_seconds()));
+      std::this_thread::sleep_for(std::chrono::duration<double>(ready_.front() - monotonic_seconds()));
       ready_.pop_front();
     }
     StepOutput out = std::move(outputs_.front());
     outputs_.pop_front();
-    collected_ = now_seconds();
+    collected_ = monotonic_seconds();
     return out;
   }
 

@@ -5,7 +5,6 @@
 // The least of the repeats, taken in turns over the widths; with --profile where the time of the last one
 // went.
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -14,6 +13,7 @@
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/profiling_backend.h"
+#include "base/clock.h"
 #include "model/decoder.h"
 
 namespace taco {
@@ -70,10 +70,6 @@ std::shared_ptr<const Model> random_model(std::shared_ptr<Backend> backend, DTyp
   return builder.finish();
 }
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 class Bench {
  public:
   explicit Bench(const Options& o) : o_(o) {
@@ -118,10 +114,10 @@ class Bench {
                                 .max_blocks = blocks_,
                                 .max_kv_len = o_.context + width};
     if (profiling_) profiling_->reset();
-    const double begin = now();
+    const double begin = monotonic_seconds();
     decoder_->forward(batch, cache_);
     decoder_->logits(index.data(), batch.rows, logits_.data());
-    return now() - begin;
+    return monotonic_seconds() - begin;
   }
 
   void run() {

@@ -7,7 +7,6 @@
 // layers of a model do. GB/s counts the weight's packed bytes; "read" is that against the measured roof.
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -17,13 +16,10 @@
 
 #include "backend/cpu/isa/dispatch.h"
 #include "backend/cpu/linear.h"
+#include "base/clock.h"
 
 namespace taco {
 namespace {
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 struct Shape {
   const char* name;
@@ -60,7 +56,7 @@ double read_bandwidth(ThreadPool& pool) {
   static std::atomic<uint64_t> sinks[64];
   double best = 0;
   for (int round = 0; round < 64; ++round) {
-    double start = now();
+    double start = monotonic_seconds();
     pool.run([&](int thread, int threads) {
       const uint64_t* p = buffer.as<uint64_t>() + (round % 16) * piece / 8 + piece / 8 / threads * thread;
       uint64_t s[8] = {};
@@ -70,7 +66,7 @@ double read_bandwidth(ThreadPool& pool) {
       }
       sinks[thread % 64] = s[0] + s[1] + s[2] + s[3] + s[4] + s[5] + s[6] + s[7];
     });
-    best = std::max(best, static_cast<double>(piece) / (now() - start));
+    best = std::max(best, static_cast<double>(piece) / (monotonic_seconds() - start));
   }
   return best;
 }
@@ -78,9 +74,9 @@ double read_bandwidth(ThreadPool& pool) {
 double barrier_cost(ThreadPool& pool) {
   double best = 1;
   for (int round = 0; round < 50; ++round) {
-    double start = now();
+    double start = monotonic_seconds();
     for (int i = 0; i < 500; ++i) pool.run([](int, int) {});
-    best = std::min(best, (now() - start) / 500);
+    best = std::min(best, (monotonic_seconds() - start) / 500);
   }
   return best;
 }
@@ -125,10 +121,10 @@ void bench(const Shape& shape, const Format& format, const std::vector<int64_t>&
     for (size_t i = 0; i < std::min<size_t>(copies.size(), 4); ++i) once();
     // The best call: neighbours on the machine only ever slow one down. (The median says how much they did.)
     std::vector<double> times;
-    double begin = now(), start = begin;
+    double begin = monotonic_seconds(), start = begin;
     do {
       once();
-      double end = now();
+      double end = monotonic_seconds();
       times.push_back(end - start);
       start = end;
     } while (start - begin < seconds || times.size() < 3);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "sched/invariants.h"
 #include "sched/stop_rules.h"

@@ -1,12 +1,8 @@
 #include "engine/engine_request.h"
 
-#include <chrono>
+#include "base/clock.h"
 
 namespace taco {
-
-double monotonic_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 EngineRequest::EngineRequest(RequestId id, std::vector<int32_t> prompt,
                              std::shared_ptr<const SamplingParams> params_in, int priority, uint64_t seed,

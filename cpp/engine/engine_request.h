@@ -12,9 +12,6 @@
 
 namespace taco {
 
-// Seconds of the monotonic clock (Python's time.monotonic()).
-double monotonic_seconds();
-
 struct SequenceOutput {
   std::optional<Detokenizer> detokenizer;
   Output delta;  // since the last that was published

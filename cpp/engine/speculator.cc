@@ -4,6 +4,7 @@
 #include <bit>
 #include <utility>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "engine/engine_request.h"
 

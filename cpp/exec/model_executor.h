@@ -31,8 +31,8 @@ struct ModelExecutorConfig {
   bool typical_acceptance = false;
   float typical_threshold = 0.09f, typical_alpha = 0.3f;
   DiskAccess disk = {};  // the tier below the host blocks; empty: none
-  bool warm_all_sizes =
-      true;  // a device: each size that steps are padded to runs once before the first request
+  // A device: a step of each size that prompts are padded to runs before the first request.
+  bool warm_prompts = true;
   bool loads_by_layer = true;  // steps may wait for a load layer by layer: it is copied that way
 };
 

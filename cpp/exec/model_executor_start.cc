@@ -1,18 +1,14 @@
 // Before the first request: how much memory steps take, what is set up at first use, how long steps take.
 #include <algorithm>
 #include <array>
-#include <chrono>
 
+#include "base/clock.h"
 #include "exec/model_executor.h"
 
 namespace taco {
 namespace {
 
 constexpr double kWarmUpSeconds = 2.0;  // that warming sizes up may take, beside the largest steps
-
-double seconds_now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 }  // namespace
 
@@ -21,7 +17,7 @@ size_t ModelExecutor::profile(std::shared_ptr<const Model> model, ModelExecutorC
   const size_t before = backend.memory().available;
   config.num_blocks = 1;
   config.num_host_blocks = 0;
-  config.warm_all_sizes = false;
+  config.warm_prompts = false;
   ModelExecutor executor(model, config);
   const size_t kv = block_bytes(*model, config.block_size, config.kv_dtype);
   const size_t after = backend.memory().available;
@@ -76,13 +72,17 @@ void ModelExecutor::warm_up() {
   }
   decode(config_.max_num_seqs);
   graphs_.clear();
-  const double deadline = seconds_now() + kWarmUpSeconds;
+  const double deadline = monotonic_seconds() + kWarmUpSeconds;
   for (const int rows : step_sizes())
     if (rows < config_.max_num_seqs) decode(rows);
-  if (!config_.warm_all_sizes) return;
-  for (const int64_t rows : model_->backend->rows_to_warm(tokens))
-    if (rows > config_.max_num_seqs && rows < tokens && seconds_now() < deadline)
-      prompts(static_cast<int>(rows));
+  if (!config_.warm_prompts) return;
+  int64_t last = padded(config_.max_num_seqs);
+  for (const int64_t rows : model_->backend->rows_to_warm(tokens)) {
+    const int64_t size = padded(rows);  // several numbers of rows may be padded to the same
+    if (size <= last || size >= tokens || monotonic_seconds() >= deadline) continue;
+    prompts(static_cast<int>(size));
+    last = size;
+  }
 }
 
 std::vector<int> ModelExecutor::step_sizes() const {
@@ -122,9 +122,9 @@ double ModelExecutor::time_step(int sequences, int rows, int context) {
   constexpr int kRuns = 5;  // the first ones set up and record
   double best = 0;
   for (int i = 0; i < kRuns; ++i) {
-    const double begin = seconds_now();
+    const double begin = monotonic_seconds();
     run(plan);
-    const double seconds = seconds_now() - begin;
+    const double seconds = monotonic_seconds() - begin;
     if (i == 0 || seconds < best) best = seconds;
     // Start-up must not take long; but a first run may be a hundred times slower than any later one.
     if (i > 0 && seconds > 0.2) break;

@@ -19,16 +19,8 @@ namespace {
 namespace fs = std::filesystem;
 using namespace std::chrono_literals;
 
-class DiskResetTest : public DiskStoreTest {
+class DiskResetTest : public FullDiskStoreTest {
  protected:
-  static constexpr int kSlots = 8;
-  void SetUp() override {
-    DiskStoreTest::SetUp();
-    options_ = small(4096, kSlots);
-    store_ = open(options_);
-    path_ = store_->path();
-    for (int slot = 0; slot < kSlots; ++slot) ASSERT_TRUE(write(*store_, slot, slot, 0));
-  }
   static DiskRecord record_after(int number, uint64_t resets) {
     DiskRecord made = record(number);
     made.resets = resets;
@@ -37,14 +29,6 @@ class DiskResetTest : public DiskStoreTest {
   static bool write(DiskStore& store, int64_t slot, int number, uint64_t resets) {
     return store.write(slot, record_after(number, resets), payload(number, 4096));
   }
-  void reopen() {
-    store_.reset();
-    store_ = open(options_);
-  }
-
-  DiskStoreOptions options_;
-  std::unique_ptr<DiskStore> store_;
-  std::string path_;
 };
 
 TEST_F(DiskResetTest, NothingOfBeforeIsFound) {

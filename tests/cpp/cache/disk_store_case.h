@@ -117,4 +117,26 @@ class DiskStoreTest : public testing::Test {
   std::vector<std::string> lines_;
 };
 
+// A store whose slots hold the blocks of their numbers.
+class FullDiskStoreTest : public DiskStoreTest {
+ protected:
+  static constexpr int kSlots = 8;
+  void SetUp() override {
+    DiskStoreTest::SetUp();
+    options_ = small(4096, kSlots);
+    store_ = open(options_);
+    path_ = store_->path();
+    for (int slot = 0; slot < kSlots; ++slot)
+      ASSERT_TRUE(store_->write(slot, record(slot), payload(slot, 4096)));
+  }
+  void reopen() {
+    store_.reset();
+    store_ = open(options_);
+  }
+
+  DiskStoreOptions options_;
+  std::unique_ptr<DiskStore> store_;
+  std::string path_;
+};
+
 }  // namespace taco

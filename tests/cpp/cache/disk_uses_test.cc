@@ -18,31 +18,17 @@ namespace {
 namespace fs = std::filesystem;
 using namespace std::chrono_literals;
 
-class DiskUsesTest : public DiskStoreTest {
+class DiskUsesTest : public FullDiskStoreTest {
  protected:
-  static constexpr int kSlots = 8;
-  void SetUp() override {
-    DiskStoreTest::SetUp();
-    options_ = small(4096, kSlots);
-    store_ = open(options_);
-    path_ = store_->path();
-    for (int slot = 0; slot < kSlots; ++slot)
-      ASSERT_TRUE(store_->write(slot, record(slot), payload(slot, 4096)));
-  }
   void use(std::vector<int64_t> slots) { store_->used(slots); }
   // As they would leave.
   std::vector<int64_t> order_after_reopening() {
-    store_.reset();
-    store_ = open(options_);
+    reopen();
     std::vector<int64_t> slots;
     for (auto& [slot, record] : found_) slots.push_back(slot);
     return slots;
   }
   std::string uses() const { return path_ + "/uses"; }
-
-  DiskStoreOptions options_;
-  std::unique_ptr<DiskStore> store_;
-  std::string path_;
 };
 
 TEST_F(DiskUsesTest, TheOrderOfUseSurvivesARestart) {
