@@ -187,10 +187,12 @@ struct ScaleLogitsParams {
   float scale, softcap;
 };
 
-// Moves single tokens' K and V, bit for bit, within groups in order (a pair may read what an earlier one of
-// its group wrote over); the groups touch different slots.
+// Moves single tokens' K and V in every layer, bit for bit, within groups in order (a pair may read what an
+// earlier one of its group wrote over); the groups touch different slots.
 struct CopySlotsParams {
-  KvCacheView cache;
+  KvCacheView cache;           // of the first layer
+  int layers;                  // the same slots of all of them
+  int64_t layer_bytes;         // from one layer's data to the next one's
   const int64_t* pairs;        // [group_start[num_groups]][2]: source slot, destination slot
   const int32_t* group_start;  // [num_groups + 1]
   int num_groups;

@@ -81,6 +81,7 @@ void EngineLoop::run(Inbox& inbox, OutputQueue& queue) {
           update_stats(0);
         }
         executor_->idle();
+        clock_.idle();
         inbox.wait();
         continue;
       }
@@ -97,7 +98,10 @@ void EngineLoop::run(Inbox& inbox, OutputQueue& queue) {
         update_stats(0);
       }
       publish(inbox, queue);
-      if (stuck) inbox.wait(kLongestWait);
+      if (stuck) {
+        clock_.idle();
+        inbox.wait(kLongestWait);
+      }
     }
     inbox.close();
     end_all(FinishReason::kAbort, "");

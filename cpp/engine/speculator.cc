@@ -26,6 +26,7 @@ Speculator::Speculator(const SpeculationConfig& config, std::shared_ptr<Drafter>
       vocab_size_(executor.vocab_size()),
       max_rows_(std::min(executor.max_sampled_rows(), max_num_batched_tokens)) {
   TACO_REQUIRE(max_rows_ > 1, "the executor takes no drafts: give it max_draft_rows");
+  if (executor.max_in_flight() > 1) drafter_->use_other_cores();
   if (!config.cost_model) return;
   for (StepKind kind : {StepKind::kOrdinary, StepKind::kSpeculative})
     cost_.set_padding(kind, executor.step_sizes());

@@ -11,13 +11,15 @@ constexpr double kPause = 0.01;  // seconds without a step: those before it have
 }  // namespace
 
 std::optional<StepTime> StepClock::completed(const StepPlan& plan, double now) {
-  const double submitted = submitted_[plan.number % 2], last_end = std::exchange(last_end_, now);
-  if (submitted > last_end + kPause) open_ = {};
+  const auto [submitted, after_idle] = submitted_[plan.number % 2];
+  const double last_end = std::exchange(last_end_, now);
+  const bool paused = submitted > last_end + kPause;
+  if (paused) open_ = {};
   if (!plan.wait_for.empty()) {
     open_ = {};
     return std::nullopt;
   }
-  if (open_.steps == 0) open_.begin = std::max(last_end, submitted);
+  if (open_.steps == 0) open_.begin = paused || after_idle ? std::max(last_end, submitted) : last_end;
   ++open_.steps;
   open_.tokens += plan.num_tokens;
   bool samples = false;

@@ -15,21 +15,32 @@ struct StepTime {
           prompt_tokens = 0;  // computed; and of those in steps of sequences that do not decode yet
 };
 
-// Where steps run ahead, a step begins when the one before it ends. And there the result of a step that
-// samples nothing comes before the device has computed it: such steps are measured together with the next one
-// that samples, whose result the device cannot give sooner. Steps that wait for transfers are not measured.
+// A step begins when the one before it ends, so that what the host does in between counts, unless it had
+// nothing to do meanwhile. Where steps run ahead, the result of a step that samples nothing comes before the
+// device has computed it: such steps are measured together with the next one that samples, whose result the
+// device cannot give sooner. Steps that wait for transfers are not measured.
 class StepClock {
  public:
   explicit StepClock(bool runs_ahead) : runs_ahead_(runs_ahead) {}
 
-  // In the order of the steps; monotonic seconds.
-  void submitted(const StepPlan& plan, double now) { submitted_[plan.number % 2] = now; }
+  // In the order of the steps; monotonic seconds: when what led to the step began.
+  void submitted(const StepPlan& plan, double now) {
+    submitted_[plan.number % 2] = {now, idle_};
+    idle_ = false;
+  }
+  // There is nothing to do for a while.
+  void idle() { idle_ = true; }
   // The results of the oldest submitted step are there. None: when it ended is not known.
   std::optional<StepTime> completed(const StepPlan& plan, double now);
 
  private:
   const bool runs_ahead_;
-  double submitted_[2] = {0, 0};  // of the steps in flight, by the parity of their numbers
+  struct Submitted {
+    double at = 0;
+    bool after_idle = true;
+  };
+  Submitted submitted_[2];  // the steps in flight, by the parity of their numbers
+  bool idle_ = true;
   double last_end_ = 0;
   StepTime open_;  // steps whose end is not known yet
 };

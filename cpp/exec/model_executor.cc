@@ -344,12 +344,20 @@ void ModelExecutor::compact(const std::vector<DraftInFlight>& drafts,
   }
   if (pairs.empty()) return;
   const auto [device_pairs, device_groups] = inputs_.upload_moves(pairs, group_start);
-  for (size_t i = 0; i < model_->spec.layers.size(); ++i) {
-    model_->backend->copy_slots({.cache = kv_layer(model_->spec, cache_, i),
-                                 .pairs = device_pairs,
-                                 .group_start = device_groups,
-                                 .num_groups = static_cast<int>(group_start.size()) - 1});
-  }
+  copy_slots(device_pairs, device_groups, static_cast<int>(group_start.size()) - 1);
+}
+
+// In all layers at once: the next step waits for it.
+void ModelExecutor::copy_slots(const int64_t* pairs, const int32_t* group_start, int num_groups) {
+  const KvCacheView first = kv_layer(model_->spec, cache_, 0);
+  const size_t layers = model_->spec.layers.size();
+  const char* second = layers > 1 ? static_cast<char*>(kv_layer(model_->spec, cache_, 1).data) : nullptr;
+  model_->backend->copy_slots({.cache = first,
+                               .layers = static_cast<int>(layers),
+                               .layer_bytes = second ? second - static_cast<char*>(first.data) : 0,
+                               .pairs = pairs,
+                               .group_start = group_start,
+                               .num_groups = num_groups});
 }
 
 // A graph is of steps in which each sequence computes one row and samples from it.

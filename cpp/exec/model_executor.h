@@ -120,6 +120,7 @@ class ModelExecutor final : public Executor {
   // The K and V of accepted drafts to where they belong. paths: of each draft, the accepted nodes after the
   // root.
   void compact(const std::vector<DraftInFlight>& drafts, const std::vector<std::vector<int>>& paths);
+  void copy_slots(const int64_t* pairs, const int32_t* group_start, int num_groups);
   void prompt_logprobs(const StepPlan& plan, StepOutput& output);
   // fn(row number, logits, thread) for each chosen row of the last forward, in slices that fit the buffer.
   template <typename Fn>

@@ -67,8 +67,7 @@ void ModelExecutor::warm_up() {
     decoder_.logits(inputs_.sampled_rows(), std::min<int64_t>(logits_rows_, tokens), logits_.get());
     const auto [pairs, groups] =
         inputs_.upload_moves(std::array<int64_t, 2>{0, 1}, std::array<int32_t, 2>{0, 1});
-    model_->backend->copy_slots(
-        {.cache = kv_layer(model_->spec, cache_, 0), .pairs = pairs, .group_start = groups, .num_groups = 1});
+    copy_slots(pairs, groups, 1);
   }
   decode(config_.max_num_seqs);
   graphs_.clear();

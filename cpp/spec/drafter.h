@@ -35,6 +35,8 @@ class Drafter {
   // how many tokens still wait.
   virtual int64_t catch_up(int64_t /*max_tokens*/) { return 0; }
 
+  // The steps are a device's: the host's other cores have nothing better to do than to draft, too.
+  virtual void use_other_cores() {}
   // Must not need more than a few microseconds for a sequence: the step waits for it. Trees may stay empty.
   virtual void draft(std::span<const DraftRequest> requests) = 0;
   // What became of a tree as it was verified (it may have been pruned; size 1: nothing was verified, the

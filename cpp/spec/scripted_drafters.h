@@ -41,6 +41,8 @@ class ReplayDrafter final : public Drafter {
   void begin(uint64_t sequence, uint64_t name_space, std::span<const int32_t> prompt) override;
   void commit(uint64_t sequence, std::span<const int32_t> tokens) override;
   void end(uint64_t sequence) override;
+  int64_t catch_up(int64_t max_tokens) override { return drafter_->catch_up(max_tokens); }
+  void use_other_cores() override { drafter_->use_other_cores(); }
   void draft(std::span<const DraftRequest> requests) override;
   void verified(uint64_t sequence, const DraftTree& tree, int accepted) override;
   size_t memory_bytes() const override { return drafter_->memory_bytes(); }

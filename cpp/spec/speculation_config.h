@@ -33,10 +33,10 @@ struct LookaheadConfig {
   int top_k_in_cell = 16;             // Turbo: tokens read from one cell
   int token_paths_top_k = 2;          // nodes per depth
   float start_freq = 10.0f;           // weight of the sequence's own counts, with several paths
-  int num_threads = 8;
-  bool global_cache_switch = true;  // false: sequences learn nothing from each other
-  bool ignore_prompt = false;       // learn from outputs only
-  std::string warmup_file;          // [{"prompt": [ids], "output": [ids]}, ...]
+  int num_threads = 8;                // that draft where steps are a device's
+  bool global_cache_switch = true;    // false: sequences learn nothing from each other
+  bool ignore_prompt = false;         // learn from outputs only
+  std::string warmup_file;            // [{"prompt": [ids], "output": [ids]}, ...]
 };
 
 enum class SpeculationMethod : uint8_t { kNone, kLookahead, kNgram };

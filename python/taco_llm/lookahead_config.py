@@ -81,7 +81,7 @@ KEYS: dict[str, Key] = {
     "start_freq": Key(
         "float", 10.0, 0.001, 1e6, "weight of what the request itself has shown, where token_paths_top_k > 1"
     ),
-    "num_threads": Key("int", 8, 1, 1024, "threads that draft"),
+    "num_threads": Key("int", 8, 1, 1024, "threads that draft where a GPU computes the steps"),
     "global_cache_switch": Key("bool", True, help="false: requests learn nothing from each other"),
     "ignore_prompt": Key("bool", False, help="learn from answers only"),
     "warmup_file": Key(

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 namespace taco {
@@ -74,7 +75,7 @@ LookaheadDrafter::LookaheadDrafter(const LookaheadConfig& config, size_t memory_
     raw_ = std::make_unique<RawLookaheadCache>(config_, rules_, &budget_);
   } else {
     turbo_ = std::make_unique<TurboLookaheadCache>(config_, rules_, &budget_);
-    growths_ = std::make_unique<Growth[]>(kGrowths);
+    growths_.push_back(std::make_unique<Growth[]>(kGrowths));
   }
 }
 
@@ -346,15 +347,27 @@ int64_t LookaheadDrafter::warm_up(uint64_t name_space, std::span<const int32_t> 
 
 // --- Drafts
 
+void LookaheadDrafter::use_other_cores() {
+  const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  const int threads = std::min(config_.num_threads, cores);
+  if (threads < 2 || helpers_) return;
+  helpers_ = std::make_unique<HelperThreads>(threads - 1);
+  while (turbo_ && std::ssize(growths_) < threads) growths_.push_back(std::make_unique<Growth[]>(kGrowths));
+}
+
 void LookaheadDrafter::draft(std::span<const DraftRequest> requests) {
   std::lock_guard lock(mutex_);
-  for (const DraftRequest& request : requests) {
-    const auto at = sequences_.find(request.sequence);
-    if (at == sequences_.end()) continue;
-    draft_one(*at->second, request, config_.copy_length);
-    if (num_growths_ == kGrowths) grow_all();
+  const auto groups = static_cast<int>((requests.size() + kGrowths - 1) / kGrowths);
+  const auto draft = [&](int group, int thread) {
+    const size_t first = static_cast<size_t>(group) * kGrowths;
+    draft_group(requests.subspan(first, std::min<size_t>(kGrowths, requests.size() - first)),
+                turbo_ ? growths_[static_cast<size_t>(thread)].get() : nullptr);
+  };
+  if (helpers_) {
+    helpers_->run(groups, draft);
+  } else {
+    for (int group = 0; group < groups; ++group) draft(group, 0);
   }
-  grow_all();
   if (config_.cache_mode != 0 || config_.token_paths_top_k > 1) return;
   // Too many rows in all: a sequence drafts no more than what was accepted of late, then all in proportion.
   int64_t rows = 0;
@@ -379,27 +392,35 @@ void LookaheadDrafter::draft(std::span<const DraftRequest> requests) {
     shorten(*request.tree, static_cast<int>(request.tree->num_drafts() * scale));
 }
 
-void LookaheadDrafter::draft_one(const Sequence& s, const DraftRequest& request, int copy_length) {
-  int depth = std::min(request.max_depth, copy_length);
-  if (config_.max_seq_len > 0)
-    depth = static_cast<int>(std::min<int64_t>(depth, config_.max_seq_len - s.length));
-  if (depth < 1 || request.max_nodes < 1) return;
-  // The last token may be known to the caller before it is committed.
-  Context context = s.context;
-  bool at_end = true;
-  const int32_t root = request.tree->token[0];
-  if (context.size == 0 ? !rules_.barrier(root) : context.last[0] != root) {
-    context = context.next(root, rules_, max_order());
-    at_end = false;
+// At most kGrowths requests; several threads do this at once.
+void LookaheadDrafter::draft_group(std::span<const DraftRequest> requests, Growth* growths) const {
+  size_t growing = 0;
+  for (const DraftRequest& request : requests) {
+    const auto at = sequences_.find(request.sequence);
+    if (at == sequences_.end()) continue;
+    const Sequence& s = *at->second;
+    int depth = std::min(request.max_depth, config_.copy_length);
+    if (config_.max_seq_len > 0)
+      depth = static_cast<int>(std::min<int64_t>(depth, config_.max_seq_len - s.length));
+    if (depth < 1 || request.max_nodes < 1) continue;
+    // The last token may be known to the caller before it is committed.
+    Context context = s.context;
+    bool at_end = true;
+    const int32_t root = request.tree->token[0];
+    if (context.size == 0 ? !rules_.barrier(root) : context.last[0] != root) {
+      context = context.next(root, rules_, max_order());
+      at_end = false;
+    }
+    if (turbo_)
+      start(growths[growing++], s, context, at_end, request, depth);
+    else
+      draft_raw(s, context, at_end, request, depth);
   }
-  if (turbo_)
-    start(growths_[num_growths_++], s, context, at_end, request, depth);
-  else
-    draft_raw(s, context, at_end, request, depth);
+  grow({growths, growing});
 }
 
 void LookaheadDrafter::draft_raw(const Sequence& s, const Context& context, bool at_end,
-                                 const DraftRequest& request, int depth) {
+                                 const DraftRequest& request, int depth) const {
   RawLookaheadCache::Phrase phrases[RawLookaheadCache::kMaxPhrases];
   const TextIndex* text = s.text ? &s.text->index : nullptr;
   const int count = raw_->find(text, text ? text->size() : 0, at_end, context, hash_seed(s.name_space),
@@ -477,16 +498,15 @@ void LookaheadDrafter::expand(Growth& g) const {
   }
 }
 
-void LookaheadDrafter::grow_all() {
+void LookaheadDrafter::grow(std::span<Growth> growths) const {
   for (bool growing = true; growing;) {
     growing = false;
-    for (int i = 0; i < num_growths_; ++i) {
-      if (growths_[i].node < 0) continue;
-      expand(growths_[i]);
-      growing = growing || growths_[i].node >= 0;
+    for (Growth& growth : growths) {
+      if (growth.node < 0) continue;
+      expand(growth);
+      growing = growing || growth.node >= 0;
     }
   }
-  num_growths_ = 0;
 }
 
 // --- What became of them

@@ -28,6 +28,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/helper_threads.h"
 #include "spec/drafter.h"
 #include "spec/lookahead/cache_file.h"
 #include "spec/lookahead/raw_cache.h"
@@ -71,6 +72,9 @@ class LookaheadDrafter : public Drafter {
   void begin(uint64_t sequence, uint64_t name_space, std::span<const int32_t> prompt) override;
   void commit(uint64_t sequence, std::span<const int32_t> tokens) override;
   void end(uint64_t sequence) override;
+  // config.num_threads draft from now on, as far as there are cores, where a step has more than a few
+  // sequences. The drafts are the same.
+  void use_other_cores() override;
   void draft(std::span<const DraftRequest> requests) override;
   void verified(uint64_t sequence, const DraftTree& tree, int accepted) override;
 
@@ -133,9 +137,8 @@ class LookaheadDrafter : public Drafter {
   int64_t waiting(const Text& text) const;
   void work_off(int64_t max_tokens);
 
-  void draft_one(const Sequence& s, const DraftRequest& request, int copy_length);
   void draft_raw(const Sequence& s, const Context& context, bool at_end, const DraftRequest& request,
-                 int depth);
+                 int depth) const;
   // A tree that Turbo grows.
   struct Growth {
     struct Open {
@@ -159,10 +162,11 @@ class LookaheadDrafter : public Drafter {
   };
   static constexpr int kGrowths = 8;  // trees that grow at once: what one needs is fetched while others grow
 
+  void draft_group(std::span<const DraftRequest> requests, Growth* growths) const;
   void start(Growth& g, const Sequence& s, const Context& context, bool at_end, const DraftRequest& request,
              int depth) const;
   void expand(Growth& g) const;
-  void grow_all();
+  void grow(std::span<Growth> growths) const;
 
   LookaheadConfig config_;
   TokenRules rules_;
@@ -174,8 +178,8 @@ class LookaheadDrafter : public Drafter {
   std::deque<std::shared_ptr<Text>> queue_;  // texts with something to learn from; complete ones live here
   std::vector<std::shared_ptr<Text>> unlinked_;  // texts whose prompt is not linked to its end
   int64_t waiting_ = 0, learned_ = 0, skipped_ = 0;
-  std::unique_ptr<Growth[]> growths_;
-  int num_growths_ = 0;
+  std::unique_ptr<HelperThreads> helpers_;          // null: the engine thread drafts alone
+  std::vector<std::unique_ptr<Growth[]>> growths_;  // [threads][kGrowths]; Turbo's
   LookaheadPace pace_;
   int64_t links_left_, learns_left_;  // of this step
   std::string fingerprint_;

@@ -357,6 +357,33 @@ TEST_P(OpsTest, CopyBlocks) {
   }
 }
 
+TEST_P(OpsTest, CopySlots) {
+  LevelGuard guard(GetParam());
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    const int layers = 3, blocks = 5, block_size = 8, heads = 2, head_dim = 20;
+    const size_t layer = size_t{2} * blocks * block_size * heads * head_dim * dtype_size(dtype) + 64;
+    std::vector<uint8_t> cache(layers * layer);
+    for (size_t i = 0; i < cache.size(); ++i) cache[i] = static_cast<uint8_t>(i * 31 % 61);
+    std::vector<uint8_t> expected = cache;
+    const std::vector<uint8_t> before = cache;
+    const int64_t pairs[] = {9, 7, 11, 9, 39, 20};  // in order: 9 is read before it is written
+    const int32_t groups[] = {0, 2, 3};
+    CopySlotsParams p{
+        {cache.data(), dtype, blocks, block_size, heads, head_dim}, layers, int64_t(layer), pairs, groups, 2};
+    run_copy_slots(p);
+    p.cache.data = expected.data();
+    ref::copy_slots(p);
+    EXPECT_EQ(cache, expected);
+    for (int l = 0; l < layers; ++l)
+      EXPECT_FALSE(
+          std::equal(cache.begin() + l * layer, cache.begin() + (l + 1) * layer, before.begin() + l * layer))
+          << "layer " << l;
+    const int64_t outside[] = {0, 40};
+    p.pairs = outside;
+    EXPECT_THROW(run_copy_slots(p), Error);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Levels, OpsTest, testing::ValuesIn(available_levels()), level_name);
 
 }  // namespace

@@ -567,6 +567,47 @@ TEST(CudaRows, CopyBlocks) {
     }
 }
 
+TEST(CudaRows, CopySlots) {
+  TACO_SKIP_WITHOUT_DEVICE();
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3})
+    for (int head_dim : {128, 5}) {
+      SCOPED_TRACE(str_cat(dtype_name(dtype), " head_dim ", head_dim));
+      const int layers = 3, blocks = 9, block_size = 8, heads = 3;
+      KvCacheView view{.data = nullptr,
+                       .dtype = dtype,
+                       .num_blocks = blocks,
+                       .block_size = block_size,
+                       .num_kv_heads = heads,
+                       .head_dim = head_dim};
+      const size_t row = static_cast<size_t>(head_dim) * dtype_size(dtype);
+      const size_t layer = size_t{2} * blocks * block_size * heads * row;
+      std::vector<uint8_t> cache(layers * layer);
+      std::mt19937 rng(3);
+      for (uint8_t& b : cache) b = static_cast<uint8_t>(rng());
+      // In order within a group: 17 is read before it is written.
+      const std::vector<int64_t> pairs = {17, 15, 19, 17, 20, 18, 71, 40, 3, 1};
+      const std::vector<int32_t> groups = {0, 3, 4, 5};
+      DeviceBuffer d_cache(cache), d_pairs(pairs), d_groups(groups);
+      view.data = d_cache.as();
+      backend().copy_slots({.cache = view,
+                            .layers = layers,
+                            .layer_bytes = static_cast<int64_t>(layer),
+                            .pairs = d_pairs.as<int64_t>(),
+                            .group_start = d_groups.as<int32_t>(),
+                            .num_groups = 3});
+      for (int l = 0; l < layers; ++l)
+        for (size_t i = 0; i < pairs.size(); i += 2)
+          for (int panel = 0; panel < 2 * heads; ++panel) {
+            auto place = [&](int64_t slot) {
+              const int64_t token = (slot / block_size * 2 * heads + panel) * block_size + slot % block_size;
+              return cache.begin() + static_cast<int64_t>(l * layer) + token * static_cast<int64_t>(row);
+            };
+            std::copy_n(place(pairs[i]), row, place(pairs[i + 1]));
+          }
+      EXPECT_EQ(d_cache.get<uint8_t>(), cache);
+    }
+}
+
 TEST(CudaRows, PatchIds) {
   TACO_SKIP_WITHOUT_DEVICE();
   std::vector<SampleResult> results(3);

@@ -34,6 +34,21 @@ TEST(StepClock, AStepBeginsWhenTheOneBeforeItEnds) {
   EXPECT_NEAR(time->seconds, 0.009, 1e-9);
 }
 
+// What the host does between two steps counts, as it does where it is done while a step runs.
+TEST(StepClock, AStepThatDoesNotRunAheadBeginsThereToo) {
+  for (const bool runs_ahead : {false, true}) {
+    StepClock clock(runs_ahead);
+    const StepPlan steps[] = {plan(0, 0, 2), plan(1, 0, 2), plan(2, 0, 2)};
+    clock.submitted(steps[0], 10.0);
+    EXPECT_NEAR(clock.completed(steps[0], 10.008)->seconds, 0.008, 1e-9);
+    clock.submitted(steps[1], 10.009);
+    EXPECT_NEAR(clock.completed(steps[1], 10.017)->seconds, 0.009, 1e-9);
+    clock.idle();
+    clock.submitted(steps[2], 10.020);
+    EXPECT_NEAR(clock.completed(steps[2], 10.028)->seconds, 0.008, 1e-9);
+  }
+}
+
 TEST(StepClock, ChunksThatSampleNothingEndWithTheNextThatDoes) {
   StepClock clock(true);
   const StepPlan chunks[] = {plan(0, 100, 0, false), plan(1, 100, 0, false), plan(2, 30, 1)};

@@ -119,15 +119,18 @@ void copy_slot(const KvCacheView& c, int64_t from, int64_t to) {
 
 // A few tokens after a step of drafts: not worth a second thread.
 void run_copy_slots(const CopySlotsParams& p) {
-  const KvCacheView& c = p.cache;
+  KvCacheView c = p.cache;
   const int64_t slots = c.num_blocks * c.block_size;
-  for (int i = 0; i < p.group_start[p.num_groups]; ++i) {
-    const int64_t from = p.pairs[2 * i], to = p.pairs[2 * i + 1];
-    TACO_CHECK(from >= 0 && from < slots && to >= 0 && to < slots, "slot outside the cache");
-    if (dtype_size(c.dtype) == 4) {
-      copy_slot<uint32_t>(c, from, to);
-    } else {
-      copy_slot<uint16_t>(c, from, to);
+  for (int layer = 0; layer < p.layers; ++layer) {
+    c.data = static_cast<char*>(p.cache.data) + layer * p.layer_bytes;
+    for (int i = 0; i < p.group_start[p.num_groups]; ++i) {
+      const int64_t from = p.pairs[2 * i], to = p.pairs[2 * i + 1];
+      TACO_CHECK(from >= 0 && from < slots && to >= 0 && to < slots, "slot outside the cache");
+      if (dtype_size(c.dtype) == 4) {
+        copy_slot<uint32_t>(c, from, to);
+      } else {
+        copy_slot<uint16_t>(c, from, to);
+      }
     }
   }
 }

@@ -214,15 +214,18 @@ void scale_logits(const ScaleLogitsParams& p) {
 }
 
 void copy_slots(const CopySlotsParams& p) {
-  const KvCacheView& c = p.cache;
-  for (int i = 0; i < p.group_start[p.num_groups]; ++i)
-    for (int value = 0; value < 2; ++value)
-      for (int h = 0; h < c.num_kv_heads; ++h)
-        for (int d = 0; d < c.head_dim; ++d) {
-          const int64_t from = p.pairs[2 * i], to = p.pairs[2 * i + 1];
-          kv_store(c, to / c.block_size, value, h, static_cast<int>(to % c.block_size), d,
-                   kv_load(c, from / c.block_size, value, h, static_cast<int>(from % c.block_size), d));
-        }
+  for (int layer = 0; layer < p.layers; ++layer) {
+    KvCacheView c = p.cache;
+    c.data = static_cast<char*>(c.data) + layer * p.layer_bytes;
+    for (int i = 0; i < p.group_start[p.num_groups]; ++i)
+      for (int value = 0; value < 2; ++value)
+        for (int h = 0; h < c.num_kv_heads; ++h)
+          for (int d = 0; d < c.head_dim; ++d) {
+            const int64_t from = p.pairs[2 * i], to = p.pairs[2 * i + 1];
+            kv_store(c, to / c.block_size, value, h, static_cast<int>(to % c.block_size), d,
+                     kv_load(c, from / c.block_size, value, h, static_cast<int>(from % c.block_size), d));
+          }
+  }
 }
 
 void mask_logits(const MaskLogitsParams& p) {

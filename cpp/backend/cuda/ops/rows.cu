@@ -102,14 +102,15 @@ void copy(const CopyBlocksParams& p, int64_t block_bytes, const Context& ctx) {
          static_cast<Unit*>(p.cache.data), p.pairs, units);
 }
 
-// One block for each (group, K or V of a head); a thread moves the same units of each token of the group, in
-// order, so that a slot is read before it is written.
+// One block for each (group, K or V of a head, layer); a thread moves the same units of each token of the
+// group, in order, so that a slot is read before it is written.
 template <typename Unit>
 __global__ void __launch_bounds__(kThreads)
-    slots_kernel(Unit* cache, const int64_t* pairs, const int32_t* group_start, int block_size,
-                 int64_t units) {
+    slots_kernel(Unit* cache, const int64_t* pairs, const int32_t* group_start, int block_size, int64_t units,
+                 int64_t layer_units) {
   pdl_launch();
   pdl_wait();
+  cache += blockIdx.z * layer_units;
   const int64_t panels = gridDim.y;  // of a block: K and V of all heads
   auto place = [&](int64_t slot) {
     return ((slot / block_size * panels + blockIdx.y) * block_size + slot % block_size) * units;
@@ -123,9 +124,10 @@ __global__ void __launch_bounds__(kThreads)
 template <typename Unit>
 void move_slots(const CopySlotsParams& p, int64_t row_bytes, const Context& ctx) {
   launch(ctx, slots_kernel<Unit>,
-         dim3(static_cast<unsigned>(p.num_groups), static_cast<unsigned>(2 * p.cache.num_kv_heads)),
+         dim3(static_cast<unsigned>(p.num_groups), static_cast<unsigned>(2 * p.cache.num_kv_heads),
+              static_cast<unsigned>(p.layers)),
          dim3(kThreads), 0, static_cast<Unit*>(p.cache.data), p.pairs, p.group_start, p.cache.block_size,
-         row_bytes / static_cast<int64_t>(sizeof(Unit)));
+         row_bytes / static_cast<int64_t>(sizeof(Unit)), p.layer_bytes / static_cast<int64_t>(sizeof(Unit)));
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -193,7 +195,7 @@ void run_copy_blocks(const CopyBlocksParams& p, Context& ctx) {
 void run_copy_slots(const CopySlotsParams& p, Context& ctx) {
   if (p.num_groups == 0) return;
   const int64_t bytes = p.cache.head_dim * static_cast<int64_t>(dtype_size(p.cache.dtype));
-  if (bytes % 4 == 0 && reinterpret_cast<uintptr_t>(p.cache.data) % 4 == 0)
+  if ((bytes | p.layer_bytes) % 4 == 0 && reinterpret_cast<uintptr_t>(p.cache.data) % 4 == 0)
     return move_slots<uint32_t>(p, bytes, ctx);
   move_slots<uint8_t>(p, bytes, ctx);
 }
