@@ -11,7 +11,10 @@
 namespace taco {
 namespace {
 
-constexpr int64_t kCatchUpTokens = 256;  // in each step at least
+// Learning in each step: tokens at least, and the share of a step's time that it may take, on the thread that
+// computes and beside a device; seconds that a token takes, about.
+constexpr int64_t kCatchUpTokens = 256;
+constexpr double kCatchUpShare = 0.01, kDeviceCatchUpShare = 0.15, kLearnSeconds = 1e-6;
 
 // Whether the sequence's next step computes one known token and samples: only then is a draft of use.
 bool is_generating(const SeqState& seq) { return seq.len() - seq.num_computed == 1 && seq.owner->forked; }
@@ -21,12 +24,13 @@ bool is_generating(const SeqState& seq) { return seq.len() - seq.num_computed ==
 Speculator::Speculator(const SpeculationConfig& config, std::shared_ptr<Drafter> drafter, Executor& executor,
                        int max_num_batched_tokens)
     : drafter_(std::move(drafter)),
-      budget_(config, &cost_, executor.max_in_flight() > 1),
+      device_(executor.max_in_flight() > 1),
+      budget_(config, &cost_, device_),
       meter_(config.lookahead.log_interval),
       vocab_size_(executor.vocab_size()),
       max_rows_(std::min(executor.max_sampled_rows(), max_num_batched_tokens)) {
   TACO_REQUIRE(max_rows_ > 1, "the executor takes no drafts: give it max_draft_rows");
-  if (executor.max_in_flight() > 1) drafter_->use_other_cores();
+  if (device_) drafter_->use_other_cores();
   if (!config.cost_model) return;
   for (StepKind kind : {StepKind::kOrdinary, StepKind::kSpeculative})
     cost_.set_padding(kind, executor.step_sizes());
@@ -40,8 +44,7 @@ void Speculator::measure(Executor& executor) {
   struct Size {
     int sequences, rows, context;
   };
-  const bool device = executor.max_in_flight() > 1;
-  const double budget = device ? 5.0 : 1.5;  // seconds
+  const double budget = device_ ? 5.0 : 1.5;  // seconds
   std::vector<Size> sizes;
   for (const int context : {128, 1024}) {
     std::vector<Size> part;
@@ -197,9 +200,12 @@ void Speculator::submitted(const StepPlan& plan) {
   drafting_ = false;
   out.draft_seconds = draft_seconds_;
   draft_seconds_ = 0;
-  // While the step runs: no fewer tokens than it computes, so that learning keeps up; a small part of what
-  // that takes, so that it is not felt where steps run on this thread.
-  drafter_->catch_up(std::max(kCatchUpTokens, static_cast<int64_t>(out.size.rows)));
+  // While the step runs, where it runs elsewhere: no fewer tokens than it computes, so that learning keeps
+  // up.
+  const double seconds =
+      (device_ ? kDeviceCatchUpShare : kCatchUpShare) * budget_.stats().ordinary_step_seconds;
+  drafter_->catch_up(
+      std::max({kCatchUpTokens, int64_t{out.size.rows}, static_cast<int64_t>(seconds / kLearnSeconds)}));
 }
 
 void Speculator::committed(SeqState& seq, std::span<const int32_t> tokens, const DraftTree* draft) {

@@ -52,6 +52,7 @@ class Speculator {
 
   std::shared_ptr<Drafter> drafter_;
   StepCost cost_;
+  const bool device_;  // steps are computed elsewhere, and ordinary ones run ahead
   DraftBudget budget_;
   SpeculationMeter meter_;
   const int vocab_size_, max_rows_;

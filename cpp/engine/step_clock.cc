@@ -19,7 +19,8 @@ std::optional<StepTime> StepClock::completed(const StepPlan& plan, double now) {
     open_ = {};
     return std::nullopt;
   }
-  if (open_.steps == 0) open_.begin = paused || after_idle ? std::max(last_end, submitted) : last_end;
+  const bool apart = paused || after_idle || std::exchange(computed_prompts_, false);
+  if (open_.steps == 0) open_.begin = apart ? std::max(last_end, submitted) : last_end;
   ++open_.steps;
   open_.tokens += plan.num_tokens;
   bool samples = false;
@@ -27,6 +28,7 @@ std::optional<StepTime> StepClock::completed(const StepPlan& plan, double now) {
     if (!part.decodes()) open_.prompt_tokens += part.count;
     samples |= !part.samplers.empty();
   }
+  computed_prompts_ = open_.prompt_tokens > 0;
   if (runs_ahead_ && !samples) return std::nullopt;
   open_.seconds = now - open_.begin;
   return std::exchange(open_, {});

@@ -16,9 +16,9 @@ struct StepTime {
 };
 
 // A step begins when the one before it ends, so that what the host does in between counts, unless it had
-// nothing to do meanwhile. Where steps run ahead, the result of a step that samples nothing comes before the
-// device has computed it: such steps are measured together with the next one that samples, whose result the
-// device cannot give sooner. Steps that wait for transfers are not measured.
+// nothing to do meanwhile, or looked after new sequences. Where steps run ahead, the result of a step that
+// samples nothing comes before the device has computed it: such steps are measured together with the next one
+// that samples, whose result the device cannot give sooner. Steps that wait for transfers are not measured.
 class StepClock {
  public:
   explicit StepClock(bool runs_ahead) : runs_ahead_(runs_ahead) {}
@@ -41,6 +41,7 @@ class StepClock {
   };
   Submitted submitted_[2];  // the steps in flight, by the parity of their numbers
   bool idle_ = true;
+  bool computed_prompts_ = false;  // the last step did
   double last_end_ = 0;
   StepTime open_;  // steps whose end is not known yet
 };

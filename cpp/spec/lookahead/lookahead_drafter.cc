@@ -199,6 +199,7 @@ int64_t LookaheadDrafter::catch_up(int64_t max_tokens) {
   std::lock_guard lock(mutex_);
   links_left_ = pace_.step_links;
   learns_left_ = pace_.step_learns;
+  owner_catches_up_ = true;
   link_prompts(max_tokens > 0 ? pace_.catch_up_links : INT64_MAX);
   work_off(max_tokens > 0 ? max_tokens : INT64_MAX);
   int64_t left = waiting_;
@@ -306,7 +307,7 @@ void LookaheadDrafter::commit(uint64_t sequence, std::span<const int32_t> tokens
   Sequence& s = *at->second;
   append(s, tokens, true);
   // Both go on where nobody calls catch_up, too.
-  if (waiting_ > kMostWaiting) {
+  if (waiting_ > kMostWaiting && !owner_catches_up_) {
     const int64_t extra = std::min(kCommitExtra, learns_left_);
     learns_left_ -= extra;
     work_off(static_cast<int64_t>(tokens.size()) + std::max<int64_t>(extra, 1));
@@ -324,7 +325,7 @@ void LookaheadDrafter::end(uint64_t sequence) {
   if (at == sequences_.end()) return;
   retire(std::move(at->second->text));
   sequences_.erase(at);
-  if (waiting_ > kMostWaiting) {
+  if (waiting_ > kMostWaiting && !owner_catches_up_) {
     const int64_t extra = std::min(kEndExtra, learns_left_);
     learns_left_ -= extra;
     work_off(extra);

@@ -12,8 +12,9 @@
 // for a longer prompt, but for the copy of its tokens: begin makes the first part of it findable, catch_up
 // and commit the rest (some 40 ns a token), the prompt with the least left first. Meanwhile drafts come from
 // what is there. What sequences learn from each other waits in a queue: catch_up works it off, some 0.7 us a
-// token, meant for the time in which a step runs. Where the queue gets long, commit and end work off more
-// than they add. All of that is counted in tokens, never by the clock: the same calls give the same drafts.
+// token, meant for the time in which a step runs. Where nobody calls it and the queue gets long, commit and
+// end work off more than they add. All of that is counted in tokens, never by the clock: the same calls give
+// the same drafts.
 //
 // Files: save may be called from any thread at any time. It copies a segment of the cache at a time, which
 // the engine thread may have to wait for (some 50 us), and pauses in between.
@@ -182,6 +183,7 @@ class LookaheadDrafter : public Drafter {
   std::vector<std::unique_ptr<Growth[]>> growths_;  // [threads][kGrowths]; Turbo's
   LookaheadPace pace_;
   int64_t links_left_, learns_left_;  // of this step
+  bool owner_catches_up_ = false;     // catch_up has been called: learning is left to it
   std::string fingerprint_;
   mutable std::mutex mutex_;  // all of the above
   std::mutex save_mutex_;     // one save at a time

@@ -46,6 +46,12 @@ TEST(StepClock, AStepThatDoesNotRunAheadBeginsThereToo) {
     clock.idle();
     clock.submitted(steps[2], 10.020);
     EXPECT_NEAR(clock.completed(steps[2], 10.028)->seconds, 0.008, 1e-9);
+    // What new sequences need is not the next step's.
+    const StepPlan prompts = plan(3, 100, 2), next = plan(4, 0, 3);
+    clock.submitted(prompts, 10.029);
+    EXPECT_NEAR(clock.completed(prompts, 10.038)->seconds, 0.010, 1e-9);
+    clock.submitted(next, 10.040);
+    EXPECT_NEAR(clock.completed(next, 10.048)->seconds, 0.008, 1e-9);
   }
 }
 

@@ -58,6 +58,7 @@ class LookaheadSave : public testing::TestWithParam<int> {
     const DraftRequest request{next_, 7, 63, 0.0f, &tree};
     drafter.draft({&request, 1});
     drafter.end(next_++);
+    drafter.catch_up(0);
     Tokens out(tree.token, tree.token + tree.size);
     return out;
   }
