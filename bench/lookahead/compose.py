@@ -30,6 +30,9 @@ import streams
 from streams import Stream
 from taco_llm import _core
 
+# The share of a step's time that the engine gives to learning (speculator.cc), at 1 us a token.
+LEARNING, DEVICE_LEARNING = 0.01, 0.15
+
 
 def interpolate(points: Sequence[tuple[float, float]], at: float) -> float:
     """Of points by ascending x; beyond the ends on the line through the last two."""
@@ -55,7 +58,9 @@ class Table:
         for points in self.by_nodes.values():
             points.sort()
         # The widest number of drafts for each padded size: what is measured costs the same for all of them.
-        self.nodes = sorted({self.padded(batch * (n + 1)): n for n in sorted(self.by_nodes)}.values())
+        # Steps without drafts have prices of their own.
+        drafting = sorted(n for n in self.by_nodes if n > 0)
+        self.nodes = sorted({self.padded(round(batch * (n + 1))): n for n in drafting}.values())
         # What the engine takes beside the executor: measured at one context, the same at all of them.
         ordinary, speculative = [0.0], [0.0]
         for row in data.get("engine", ()):
@@ -69,7 +74,9 @@ class Table:
         return self.padding[i] if i < len(self.padding) else rows
 
     def executor(self, drafts: int, context: float) -> float:
-        points = [(float(self.padded(self.batch * (n + 1))), self.at(n, context)) for n in self.nodes]
+        if drafts == 0 or not self.nodes:
+            return self.at(0, context)
+        points = [(float(self.padded(round(self.batch * (n + 1)))), self.at(n, context)) for n in self.nodes]
         return interpolate(points, self.padded(self.batch + drafts))
 
     def at(self, nodes: int, context: float) -> float:
@@ -89,8 +96,8 @@ class Table:
 
     def prompt_row(self) -> float:
         """Seconds of a prompt's token, about: what the widest steps cost a row."""
-        rows = self.batch * (self.nodes[-1] + 1)
-        return self.at(self.nodes[-1], 0) / rows
+        widest = max(self.by_nodes)
+        return self.at(widest, 0) / (self.batch * (widest + 1))
 
 
 class Fit:
@@ -129,9 +136,13 @@ def start_up(data: dict[str, Any], max_rows: int) -> _core.StepCost:
     for speculative in (False, True):
         cost.set_padding(speculative, data.get("padding", []))
     found: list[Measurement] = []
-    for batch in (1, 4, 16, 64, 256):
-        if any(row["batch"] == batch for row in data["steps"]):
-            found += [m for m in measurements(Table(data, batch)) if m[1] <= min(max_rows, 2048)]
+    measured = sorted({row["batch"] for row in data["steps"]})
+    for batch in measured:
+        table = Table(data, batch)
+        if batch in (1, 4, 16, 64, 256):
+            found += [m for m in measurements(table) if m[1] <= min(max_rows, 2048)]
+        elif (rows := table.padded(batch)) > batch:  # a few drafts of many
+            found.append((True, rows, batch, 128 * batch, table.seconds(True, rows - batch, 128 * batch)))
     cost.set_measurements(found)
     return cost
 
@@ -211,6 +222,9 @@ class Simulation:
                 trees.append(self.drafter.draft(slot.number, last, depth, self.options.nodes, least))
             ids = [slot.number for slot in slots]
             drafts = budget.select(trees, ids, prompt_rows, kv_tokens, self.max_rows + prompt_rows)[0]
+        ordinary_seconds = self.cost.seconds(False, 0, kv_tokens, batch)
+        learns = (DEVICE_LEARNING if self.runs_ahead else LEARNING) * ordinary_seconds / 1e-6
+        self.drafter.catch_up(max(256, batch + drafts + prompt_rows, int(learns)))
         tokens = 0
         for i, slot in enumerate(slots):
             output = slot.row.output
@@ -242,7 +256,7 @@ class Simulation:
             hidden,
             prompt_rows,
         )
-        ordinary = self.cost.seconds(False, 0, kv_tokens, batch) / batch * tokens
+        ordinary = ordinary_seconds / batch * tokens
         return Step(speculative, seconds + drafting - hidden, ordinary, tokens, drafts)
 
     def prompts(self, rows: Sequence[tuple[int, Stream]]) -> list[Slot]:

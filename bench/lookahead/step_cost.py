@@ -4,10 +4,10 @@
         [--batch 1,4,8,16,32,64,128,200,256] [--nodes 0,1,...,63] [--context 512,2048,8192]
 
 Random weights. "steps" are the executor's own: sampling, verification and compaction included, contexts made
-up, so that no prompt has to be computed. All widths are taken at the first context, a few of them
-at the others. "engine" are steps that an engine made, with all that the host does: nodes -1 is an engine
-without speculation, which runs ahead on a device; others verify chains of that many drafts in every sequence.
-What does not fit the device is left out.
+up, so that no prompt has to be computed. All widths are taken at the first context, a few of them at the
+others; a batch that is padded to more rows also with as many drafts as fill them. "engine" are steps that an
+engine made, with all that the host does: nodes -1 is an engine without speculation, which runs ahead on a
+device; others verify chains of that many drafts in every sequence. What does not fit the device is left out.
 """
 
 from __future__ import annotations
@@ -104,11 +104,13 @@ def main() -> int:
     result["padding"] = executor.step_sizes
     for number, context in enumerate((ENGINE_CONTEXT, *args.context)):
         for batch in args.batch:
-            for nodes in args.nodes:
+            fill = next((size for size in executor.step_sizes if size >= batch), batch) - batch
+            for nodes in sorted({*args.nodes, fill / batch}):
                 few = (0, *ENGINE_NODES) if number == 0 else WIDE
-                if (number != 1 and nodes not in few) or left() < 1:
+                if (number != 1 and nodes not in (*few, fill / batch)) or left() < 1:
                     continue
-                times = [executor.time_step(batch, nodes + 1, context) for _ in range(args.repeats)]
+                drafts = round(batch * nodes)
+                times = [executor.time_step(batch, drafts, context) for _ in range(args.repeats)]
                 if min(times) <= 0:
                     continue
                 result["steps"].append(

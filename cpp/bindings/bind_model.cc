@@ -222,14 +222,14 @@ void bind_model(nb::module_& m) {
           "token_ids"_a, "chunks"_a = nb::none())
       .def(
           "time_step",
-          [](ModelExecutorHandle& self, int sequences, int rows, int context) {
-            TACO_REQUIRE(sequences > 0 && rows > 0 && context >= 0,
-                         "time_step takes sequences and rows above 0 and a context of at least 0");
+          [](ModelExecutorHandle& self, int sequences, int drafts, int context) {
+            TACO_REQUIRE(sequences > 0 && drafts >= 0 && context >= 0,
+                         "time_step takes sequences above 0, and drafts and a context of at least 0");
             ModelExecutor* executor = self.get();
             nb::gil_scoped_release release;
-            return executor->time_step(sequences, rows, context);
+            return executor->time_step(sequences, drafts, context);
           },
-          "sequences"_a, "rows"_a, "context"_a)
+          "sequences"_a, "drafts"_a, "context"_a)
       .def_prop_ro("step_sizes", [](ModelExecutorHandle& self) { return self.get()->step_sizes(); });
 
   nb::class_<NullExecutorHandle, ExecutorHandle>(m, "NullExecutor")

@@ -57,7 +57,7 @@ EngineLoop::EngineLoop(std::unique_ptr<Executor> executor, const EngineConfig& c
       scheduler_(scheduler_config(*executor_, config)) {
   if (config.drafter) {
     speculator_ = std::make_unique<Speculator>(config.speculation, config.drafter, *executor_,
-                                               config.max_num_batched_tokens);
+                                               config.max_num_batched_tokens, config.max_num_seqs);
   }
   if (PrefixCache* cache = scheduler_.prefix_cache()) {
     if (config.prefix_caching.on_disk) cache->restore(*config.prefix_caching.on_disk);

@@ -22,7 +22,7 @@ bool is_generating(const SeqState& seq) { return seq.len() - seq.num_computed ==
 }  // namespace
 
 Speculator::Speculator(const SpeculationConfig& config, std::shared_ptr<Drafter> drafter, Executor& executor,
-                       int max_num_batched_tokens)
+                       int max_num_batched_tokens, int max_num_seqs)
     : drafter_(std::move(drafter)),
       device_(executor.max_in_flight() > 1),
       budget_(config, &cost_, device_),
@@ -34,15 +34,16 @@ Speculator::Speculator(const SpeculationConfig& config, std::shared_ptr<Drafter>
   if (!config.cost_model) return;
   for (StepKind kind : {StepKind::kOrdinary, StepKind::kSpeculative})
     cost_.set_padding(kind, executor.step_sizes());
-  measure(executor);
+  measure(executor, max_num_seqs);
 }
 
 // What steps cost, before the first request: small ones first, for as long as start-up may take. A device's
 // wide steps are what decides at many sequences, and cannot be guessed from narrow ones; and each size that
 // its steps are padded to runs with drafts here first.
-void Speculator::measure(Executor& executor) {
+void Speculator::measure(Executor& executor, int most_sequences) {
   struct Size {
-    int sequences, rows, context;
+    int sequences, drafts, context;
+    int rows() const { return sequences + drafts; }
   };
   const double budget = device_ ? 5.0 : 1.5;  // seconds
   std::vector<Size> sizes;
@@ -52,26 +53,29 @@ void Speculator::measure(Executor& executor) {
       for (const int rows : {1, 2, 4, 8, 16})
         // At the longer context only what tells the price of it.
         if (context == 128 ? rows * sequences <= 2048 : rows == 1 || rows == 8)
-          part.push_back({sequences, rows, context});
+          part.push_back({sequences, sequences * (rows - 1), context});
     if (context == 128) {
-      // The first step with drafts of a padded size must not be a request's: products are tuned then.
+      // The first step with drafts of a padded size must not be a request's: products are tuned then. And a
+      // few drafts of many sequences cost more than as many rows of few.
       for (const int rows : executor.step_sizes()) {
-        int sequences = static_cast<int>(std::bit_floor(static_cast<unsigned>(std::max(1, rows / 4))));
-        while (rows % sequences != 0) sequences /= 2;
-        const auto same = [&](const Size& size) { return size.sequences * size.rows == rows; };
-        if (rows > 1 && std::none_of(part.begin(), part.end(), same))
-          part.push_back({sequences, rows / sequences, context});
+        const auto same = [&](const Size& size) { return size.rows() == rows; };
+        if (rows > 64) {
+          const int sequences = std::min(rows - rows / 4, most_sequences);
+          part.push_back({sequences, rows - sequences, context});
+        } else if (rows > 1 && std::none_of(part.begin(), part.end(), same)) {
+          const int sequences = (rows + 3) / 4;
+          part.push_back({sequences, rows - sequences, context});
+        }
       }
     }
-    std::stable_sort(part.begin(), part.end(), [](const Size& a, const Size& b) {
-      return a.sequences * a.rows < b.sequences * b.rows;
-    });
+    std::stable_sort(part.begin(), part.end(),
+                     [](const Size& a, const Size& b) { return a.rows() < b.rows(); });
     sizes.insert(sizes.end(), part.begin(), part.end());
   }
   // What small steps cost decides most, and what disturbs them passes.
   for (int round = 0; round < 2; ++round)
     for (const int sequences : {1, 4})
-      for (const int rows : {1, 2, 4, 8, 16}) sizes.push_back({sequences, rows, 128});
+      for (const int rows : {1, 2, 4, 8, 16}) sizes.push_back({sequences, sequences * (rows - 1), 128});
 
   // Runs that a size takes about, with those that set it up. The very first one of all may take far longer.
   constexpr double kRuns = 8;
@@ -79,15 +83,15 @@ void Speculator::measure(Executor& executor) {
   std::vector<StepMeasurement> measured;
   StepMeasurement widest{.size = {.rows = 1}};
   for (const Size& size : sizes) {
-    const int rows = size.sequences * size.rows;
+    const int rows = size.rows();
     if (rows > max_rows_) continue;
     // At worst a step takes so many times as long as another, as it has times its rows.
     const double expected = widest.seconds * std::max(1.0, static_cast<double>(rows) / widest.size.rows);
     if (monotonic_seconds() + kRuns * expected > begin + budget) continue;
-    const double seconds = executor.time_step(size.sequences, size.rows, size.context);
+    const double seconds = executor.time_step(size.sequences, size.drafts, size.context);
     if (seconds <= 0) continue;
-    const int64_t kv = int64_t{size.sequences} * (size.context + size.rows);
-    measured.push_back({size.rows > 1 ? StepKind::kSpeculative : StepKind::kOrdinary,
+    const int64_t kv = int64_t{size.sequences} * size.context + rows;
+    measured.push_back({size.drafts > 0 ? StepKind::kSpeculative : StepKind::kOrdinary,
                         {.rows = rows, .sequences = size.sequences, .kv_tokens = kv},
                         seconds});
     if (rows >= widest.size.rows) widest = measured.back();

@@ -22,7 +22,7 @@ class Speculator {
  public:
   // Throws kInvalidArgument if the executor takes no drafts.
   Speculator(const SpeculationConfig& config, std::shared_ptr<Drafter> drafter, Executor& executor,
-             int max_num_batched_tokens);
+             int max_num_batched_tokens, int max_num_seqs);
 
   // What the step that is planned next should do. If it is kDraft, no step may be in flight when it is
   // planned.
@@ -44,7 +44,7 @@ class Speculator {
   const SpeculationStats& stats();
 
  private:
-  void measure(Executor& executor);
+  void measure(Executor& executor, int most_sequences);
   void collect_requests(const Scheduler& scheduler, float min_p);
   void propose(const Scheduler& scheduler);
   void drop_drafts(const Scheduler& scheduler);

@@ -87,10 +87,9 @@ class Executor {
   // `wake` is called, from another thread, whenever a result is there. While nothing is begun.
   virtual void on_finished(std::function<void()> wake) {}
 
-  // Seconds that a step takes in which each of so many sequences computes `rows` rows (the drafts of one)
-  // after `context` tokens; 0: not known, or too large. While nothing is submitted; what the cache holds is
-  // lost.
-  virtual double time_step(int sequences, int rows, int context) { return 0; }
+  // Seconds that a step of so many sequences takes, each after `context` tokens, with so many drafts spread
+  // evenly over them; 0: not known, or too large. While nothing is submitted; what the cache holds is lost.
+  virtual double time_step(int sequences, int drafts, int context) { return 0; }
   // The numbers of rows that steps are padded to, ascending; empty: they are as large as they are.
   virtual std::vector<int> step_sizes() const { return {}; }
   virtual void idle() {}  // nothing to do for a while

@@ -57,7 +57,7 @@ class ModelExecutor final : public Executor {
   int max_in_flight() const override { return device_sampler_ ? 2 : 1; }
   void submit(const StepPlan& plan) override;
   StepOutput collect() override;
-  double time_step(int sequences, int rows, int context) override;
+  double time_step(int sequences, int drafts, int context) override;
   std::vector<int> step_sizes() const override;
   void idle() override { model_->backend->idle(); }
   void begin(const Transfer& transfer) override;

@@ -92,22 +92,24 @@ std::vector<int> ModelExecutor::step_sizes() const {
   return sizes;
 }
 
-double ModelExecutor::time_step(int sequences, int rows, int context) {
-  const int bs = config_.block_size, blocks = (context + rows + bs - 1) / bs;
-  if (sequences > config_.max_num_seqs || sequences * rows > config_.max_num_batched_tokens ||
-      context + rows > config_.max_model_len || (rows > 1 && sequences * rows > max_sampled_rows()) ||
-      rows > DraftTree::kMaxNodes)
+double ModelExecutor::time_step(int sequences, int drafts, int context) {
+  const int all_rows = sequences + drafts, most = 1 + (drafts + sequences - 1) / sequences;
+  const int bs = config_.block_size, blocks = (context + most + bs - 1) / bs;
+  if (sequences > config_.max_num_seqs || all_rows > config_.max_num_batched_tokens ||
+      context + most > config_.max_model_len || (drafts > 0 && all_rows > max_sampled_rows()) ||
+      most > DraftTree::kMaxNodes)
     return 0;
   auto params = std::make_shared<SamplingParams>();
   params->temperature = 0.0f;
   std::vector<Sequence> all(static_cast<size_t>(sequences));
-  std::vector<DraftTree> drafts(static_cast<size_t>(sequences));
+  std::vector<DraftTree> trees(static_cast<size_t>(sequences));
   StepPlan plan;
   for (int i = 0; i < sequences; ++i) {
     Sequence& seq = all[static_cast<size_t>(i)];
     seq = made_up_sequence(i, context + 1, context, int64_t{i} * blocks, blocks);
     seq.params = params;
-    DraftTree& draft = drafts[static_cast<size_t>(i)];
+    const int rows = 1 + drafts / sequences + (i < drafts % sequences ? 1 : 0);
+    DraftTree& draft = trees[static_cast<size_t>(i)];
     draft.reset(seq.tokens.back());
     for (int node = 1; node < rows; ++node) {
       const int before = node > 1 && node + 1 == rows ? node - 2 : node - 1;  // the last two are siblings
@@ -115,9 +117,9 @@ double ModelExecutor::time_step(int sequences, int rows, int context) {
     }
     plan.seqs.push_back({.sequence = &seq, .start = context, .count = rows, .samplers = {&seq}});
     plan.seqs.back().draft = rows > 1 ? &draft : nullptr;
-    plan.num_tokens += rows;
     plan.has_trees |= !draft.is_chain();
   }
+  plan.num_tokens = all_rows;
   constexpr int kRuns = 5;  // the first ones set up and record
   double best = 0;
   for (int i = 0; i < kRuns; ++i) {

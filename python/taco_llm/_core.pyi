@@ -232,7 +232,7 @@ class ModelExecutor(Executor):
     def forward(self, token_ids: Sequence[int], chunks: Sequence[int] | None = None) -> np.ndarray:
         """Logits float32 [len(token_ids), vocab] of one sequence, computed in chunks of the given sizes.
         For tests and evaluation, before an Engine takes the executor over."""
-    def time_step(self, sequences: int, rows: int, context: int) -> float:
+    def time_step(self, sequences: int, drafts: int, context: int) -> float:
         """Seconds of a step in which each sequence computes so many rows (a token and its drafts) after so
         much context; 0: it does not fit. Like `forward`, before an Engine takes the executor over."""
     @property

@@ -31,15 +31,16 @@ EngineConfig speculating(std::shared_ptr<Drafter> drafter, int budget = 512, int
 class Timed : public NullExecutor {
  public:
   struct Asked {
-    int sequences, rows;
+    int sequences, drafts;
   };
   explicit Timed(std::vector<Asked>* asked)
       : NullExecutor(kVocab, 2048, 16, 4096, 0.0, -1, 2), asked_(asked) {}
-  double time_step(int sequences, int rows, int) override {
+  double time_step(int sequences, int drafts, int) override {
     if (asked_->empty()) std::this_thread::sleep_for(std::chrono::milliseconds(700));
-    asked_->push_back({sequences, rows});
-    return 5e-3 + 20e-6 * sequences * rows;
+    asked_->push_back({sequences, drafts});
+    return 5e-3 + 20e-6 * (sequences + drafts);
   }
+  std::vector<int> step_sizes() const override { return {1, 2, 4, 8, 64, 128, 256, 384, 512, 1024}; }
 
  private:
   std::vector<Asked>* asked_;
@@ -52,12 +53,23 @@ TEST(SpeculationStart, MeasuresWideStepsOfManySequences) {
   config.drafter = std::make_shared<OracleDrafter<decltype(&token_at)>>(3, &token_at);
   Engine engine(std::make_unique<Timed>(&asked), nullptr, config);
   engine.shutdown();
-  for (const auto& [sequences, rows] :
-       {Timed::Asked{1, 16}, {16, 8}, {64, 1}, {64, 2}, {64, 4}, {64, 8}, {256, 1}, {256, 2}, {256, 4}})
+  // Few drafts of many sequences, too; and every size that steps are padded to.
+  for (const auto& [sequences, drafts] : {Timed::Asked{1, 15},
+                                          {16, 112},
+                                          {64, 0},
+                                          {64, 64},
+                                          {64, 192},
+                                          {64, 448},
+                                          {256, 0},
+                                          {256, 256},
+                                          {256, 768},
+                                          {96, 32},
+                                          {192, 64},
+                                          {256, 128}})
     EXPECT_TRUE(std::any_of(
         asked.begin(), asked.end(),
-        [s = sequences, r = rows](const Timed::Asked& a) { return a.sequences == s && a.rows == r; }))
-        << sequences << " sequences, " << rows << " rows";
+        [s = sequences, d = drafts](const Timed::Asked& a) { return a.sequences == s && a.drafts == d; }))
+        << sequences << " sequences, " << drafts << " drafts";
 }
 
 // What a step computes is what may be learned from while it runs: learning keeps up with prompts.
