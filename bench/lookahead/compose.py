@@ -77,7 +77,7 @@ class Table:
         if drafts == 0 or not self.nodes:
             return self.at(0, context)
         points = [(float(self.padded(round(self.batch * (n + 1)))), self.at(n, context)) for n in self.nodes]
-        return interpolate(points, self.padded(self.batch + drafts))
+        return max(self.at(0, context), interpolate(points, self.padded(self.batch + drafts)))
 
     def at(self, nodes: int, context: float) -> float:
         points = self.by_nodes[nodes]
