@@ -7,7 +7,7 @@ Random weights. "steps" are the executor's own: sampling, verification and compa
 up, so that no prompt has to be computed. All widths are taken at the first context, a few of them at the
 others; a batch that is padded to more rows also with as many drafts as fill them. "engine" are steps that an
 engine made, with all that the host does: nodes -1 is an engine without speculation, which runs ahead on a
-device; others verify chains of that many drafts in every sequence. What does not fit the device is left out.
+device; others verify that many drafts in every sequence. What does not fit the device is left out.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> int:
     def save() -> None:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
 
-    # The engines first: they say most. One without speculation, one that verifies chains.
+    # The engines first: they say most. One without speculation, some that verify drafts.
     length = ENGINE_CONTEXT + 1024
     for nodes in (-1, *ENGINE_NODES):
         executor = place.executor(

@@ -111,10 +111,7 @@ double ModelExecutor::time_step(int sequences, int drafts, int context) {
     const int rows = 1 + drafts / sequences + (i < drafts % sequences ? 1 : 0);
     DraftTree& draft = trees[static_cast<size_t>(i)];
     draft.reset(seq.tokens.back());
-    for (int node = 1; node < rows; ++node) {
-      const int before = node > 1 && node + 1 == rows ? node - 2 : node - 1;  // the last two are siblings
-      draft.add(before, (node * 17 + i) % model_->spec.vocab_size, 1.0f, DraftSource::kOther);
-    }
+    add_timed_drafts(draft, rows - 1, model_->spec.vocab_size);
     plan.seqs.push_back({.sequence = &seq, .start = context, .count = rows, .samplers = {&seq}});
     plan.seqs.back().draft = rows > 1 ? &draft : nullptr;
     plan.has_trees |= !draft.is_chain();

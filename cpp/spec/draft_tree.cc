@@ -31,4 +31,11 @@ void prune_and_lay_out(DraftTree& tree, uint64_t keep) {
   tree = out;
 }
 
+void add_timed_drafts(DraftTree& tree, int nodes, int vocab_size) {
+  for (int node = 1; node <= nodes; ++node) {
+    const int before = node > 1 && node == nodes ? node - 2 : node - 1;
+    tree.add(before, (tree.token[0] + node) % vocab_size, 1.0f, DraftSource::kOther);
+  }
+}
+
 }  // namespace taco

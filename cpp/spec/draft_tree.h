@@ -62,4 +62,8 @@ struct DraftTree {
 // their places already.
 void prune_and_lay_out(DraftTree& tree, uint64_t keep);
 
+// What steps are timed with: `nodes` drafts behind the root alone, a chain but for the last two, which are
+// siblings, of tokens that count up from the root's.
+void add_timed_drafts(DraftTree& tree, int nodes, int vocab_size);
+
 }  // namespace taco

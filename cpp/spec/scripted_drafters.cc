@@ -23,10 +23,7 @@ FixedDrafter::FixedDrafter(int nodes, int vocab_size) : nodes_(nodes), vocab_siz
 
 void FixedDrafter::draft(std::span<const DraftRequest> requests) {
   for (const DraftRequest& request : requests) {
-    DraftTree& tree = *request.tree;
-    const int nodes = std::min({nodes_, request.max_nodes, request.max_depth});
-    for (int i = 0; i < nodes; ++i)
-      tree.add(i, (tree.token[0] + 1 + i) % vocab_size_, 1.0f, DraftSource::kOther);
+    add_timed_drafts(*request.tree, std::min({nodes_, request.max_nodes, request.max_depth}), vocab_size_);
   }
 }
 

@@ -9,8 +9,8 @@
 
 namespace taco {
 
-// A chain of `nodes` drafts for every sequence (as far as a request allows), of tokens that count up from the
-// root's; whether any is accepted is the model's business.
+// `nodes` drafts for every sequence (as far as a request allows) as add_timed_drafts makes them; whether any
+// is accepted is the model's business.
 class FixedDrafter final : public Drafter {
  public:
   FixedDrafter(int nodes, int vocab_size);

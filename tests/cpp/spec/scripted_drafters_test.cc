@@ -99,7 +99,7 @@ TEST(ReplayDrafter, LeavesUnknownPromptsAlone) {
   EXPECT_EQ(inner->last_accepted, -1);
 }
 
-TEST(FixedDrafter, ProposesAChainOfTheSize) {
+TEST(FixedDrafter, ProposesTreesOfTheSize) {
   FixedDrafter drafter(5, 10);
   DraftTree tree, small;
   tree.reset(7);
@@ -107,8 +107,11 @@ TEST(FixedDrafter, ProposesAChainOfTheSize) {
   const DraftRequest requests[] = {{1, 63, 63, 0.0f, &tree}, {2, 2, 63, 0.0f, &small}};
   drafter.draft(requests);
   EXPECT_EQ(tree.num_drafts(), 5);
-  EXPECT_TRUE(tree.is_chain());
+  EXPECT_FALSE(tree.is_chain());
   EXPECT_EQ(tree.token[5], 2);
+  EXPECT_EQ(tree.parent[5], 3);
+  EXPECT_EQ(tree.parent[4], 3);
+  EXPECT_EQ(tree.depth[3], 3);
   EXPECT_EQ(small.num_drafts(), 2);
   EXPECT_THROW(FixedDrafter(64, 10), Error);
 }
