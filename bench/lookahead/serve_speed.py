@@ -9,7 +9,8 @@ are token ids of the "test" half; --warm teaches the cache the "warm" half first
 from a request's first token to its last; "request" has the prompt's time in it, too.
 
 At batch 1 every task is measured on its own; larger batches mix them (--each-task: and take each alone), with
-`batch` requests in flight until none is left.
+`batch` requests in flight until none is left. There the processors' time is compared as well, which does not
+count what else the machine does.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def complete(server: Server, model: str, row: Stream, max_tokens: int) -> Answer
 
 
 def in_flight(server: Server, model: str, rows: Sequence[Stream], batch: int, most: int) -> dict[str, Any]:
-    """All rows, `batch` at a time; seconds from the first request to the last answer."""
+    """All rows, `batch` at a time; seconds from the first request to the last answer, and those computed."""
     answers: list[Answer | None] = [None] * len(rows)
     lock = threading.Lock()
     waiting = list(range(len(rows)))[::-1]
@@ -52,16 +53,18 @@ def in_flight(server: Server, model: str, rows: Sequence[Stream], batch: int, mo
             answers[i] = complete(server, model, rows[i], most)
 
     threads = [threading.Thread(target=work) for _ in range(batch)]
-    begin = time.perf_counter()
+    begin, computed = time.perf_counter(), server.cpu_seconds()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     seconds = time.perf_counter() - begin
+    computed = server.cpu_seconds() - computed
     done = [answer for answer in answers if answer is not None]
     assert len(done) == len(rows)
     return {
         "seconds": seconds,
+        "cpu_seconds": computed,
         "tokens": sum(answer.tokens for answer in done),
         "decode": sum(answer.decode for answer in done),
         "texts": [answer.text for answer in done],
@@ -197,20 +200,27 @@ def measure_batch(
         order = (off, on) if number % 2 == 0 else (on, off)
         found = {server: in_flight(server, name, part, batch, args.max_tokens) for server in order}
         rounds.append((found[off], found[on]))
+
+    def per_token(time: str, side: int) -> list[float]:
+        return [pair[side][time] / pair[side]["tokens"] for pair in rounds]
+
     rate_off = sum(a["tokens"] for a, _ in rounds) / sum(a["seconds"] for a, _ in rounds)
     rate_on = sum(b["tokens"] for _, b in rounds) / sum(b["seconds"] for _, b in rounds)
-    each = [b["tokens"] / b["seconds"] / (a["tokens"] / a["seconds"]) for a, b in rounds]
+    each = [a / b for a, b in zip(per_token("seconds", 0), per_token("seconds", 1), strict=True)]
+    computed = ratio(per_token("cpu_seconds", 0), per_token("cpu_seconds", 1))
     result["batches"][f"{batch} {group}"] = {
         "off": rate_off,
         "on": rate_on,
         "ratio": rate_on / rate_off,
         "rounds": each,
+        "cpu": computed,
         "same_text": sum(x == y for a, b in rounds for x, y in zip(a["texts"], b["texts"], strict=True)),
         "requests": sum(len(a["texts"]) for a, _ in rounds),
     }
     print(
         f"batch {batch:3} {group:14} {rate_off:.0f} -> {rate_on:.0f} tokens/s, {rate_on / rate_off:.2f}x "
-        f"(rounds {', '.join(f'{r:.2f}' for r in each)})",
+        f"(rounds {', '.join(f'{r:.2f}' for r in each)}), by the processors' time {computed[0]:.3f} "
+        f"({computed[1]:.3f}-{computed[2]:.3f})",
         flush=True,
     )
 

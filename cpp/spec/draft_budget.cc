@@ -30,6 +30,10 @@ constexpr double kWidenShare = 0.05;
 // With more sequences than this a step that does not pay costs more than finding out first: attempts to
 // measure ordinary steps come sooner, and for so many steps after a change of their number drafts wait.
 constexpr int kMany = 16, kProbeDistanceOfMany = 16, kPatience = 32;
+// Of more sequences than this one wrong step takes most of the allowance: drafts are only followed until so
+// many nodes have been judged.
+constexpr int kVeryMany = 100;
+constexpr uint64_t kJudged = 256;
 // The allowance in ordinary steps of one sequence, what each step adds to it, and the most that gains make of
 // it.
 constexpr double kAllowance = 10, kRefill = 0.005, kMostAllowance = 4;
@@ -115,8 +119,9 @@ DraftMode DraftBudget::next(int sequences, int64_t kv_tokens, int other_rows) {
   }
   const double least = seconds(StepKind::kSpeculative, sequences, 0, 1, kv_tokens) +
                        draft_seconds_ * sequences - seconds(StepKind::kOrdinary, sequences, 0, 0, kv_tokens);
-  const bool wait =
-      forced || (many && blind && since_change_ < kPatience) || least > allowed_seconds(sequences, kv_tokens);
+  const bool unjudged = sequences > kVeryMany && stats_.drafted + stats_.shadow_nodes < kJudged;
+  const bool wait = forced || unjudged || (many && blind && since_change_ < kPatience) ||
+                    least > allowed_seconds(sequences, kv_tokens);
   const bool paying = speculating_ && (!known || promised_.speedup() > kLeave);
   if ((wait || !paying) && since_draft_ < interval(sequences, kv_tokens)) return step_mode_;
   since_draft_ = 0;

@@ -71,6 +71,7 @@ struct BudgetStats {
 //   more than is left if none of its drafts is right. It begins with ten ordinary steps of one sequence, or
 //   10 / sqrt(n) of n (so much less does chance decide with many), and fills up with half a percent of the
 //   time; gains add to it up to four steps, and are forgotten when the number of sequences changes much.
+// - Of more than a hundred sequences nothing is verified before the text has judged a few hundred drafts.
 // - Ordinary steps of a size are measured in the running engine: at once where the sequences are many, and
 //   until then drafts are only followed; after some steps where they are few. Now and then that is repeated,
 //   and a step wider than what seems best is tried.

@@ -156,6 +156,21 @@ TEST(DraftBudgetWindow, TextsTurnWorthless) {
   }
 }
 
+// One wrong step of so many would take the allowance: what estimates are worth is found out before.
+TEST(DraftBudgetWindow, VeryManyWaitUntilEstimatesAreJudged) {
+  for (const int sequences : {128, 200, 256}) {
+    SCOPED_TRACE(sequences);
+    StepCost cost = startup(256);
+    DraftBudget worthless({}, &cost, true), good({}, &cost, true);
+    Engine(world_of(sequences, 0, {"worthless, said 0.9", worthless_text, always_likely}))
+        .run_window(60, 60, worthless);
+    EXPECT_GT(worthless.stats().shadow_nodes, 256u);
+    EXPECT_EQ(worthless.stats().drafted, 0u);
+    Engine(world_of(sequences, 0, {"good", good_text, as_it_is})).run_window(60, 60, good);
+    EXPECT_GT(good.stats().drafted, 500u);
+  }
+}
+
 // At first the drafter knows nothing of what comes.
 TEST(DraftBudgetWindow, FindsOutThatDraftsBeginToPay) {
   for (const int most : {256, 4}) {
