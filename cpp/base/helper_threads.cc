@@ -4,6 +4,7 @@
 #include <sched.h>
 
 #include <string>
+#include <utility>
 
 #include "base/error.h"
 
@@ -38,7 +39,12 @@ bool HelperThreads::take_one(int thread) {
   do {
     if (next_of(word) >= count_of(word)) return false;
   } while (!next_.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel));
-  job_(context_, next_of(word), thread);
+  try {
+    job_(context_, next_of(word), thread);
+  } catch (...) {
+    std::lock_guard lock(mutex_);
+    if (!error_) error_ = std::current_exception();
+  }
   done_.fetch_add(1, std::memory_order_release);
   return true;
 }
@@ -59,6 +65,8 @@ void HelperThreads::run(Job job, void* context, int count) {
   // What helpers have begun; one that was preempted gets this core.
   for (int polls = 0; done_.load(std::memory_order_acquire) < count; ++polls)
     if (polls > 2000) sched_yield();
+  std::lock_guard lock(mutex_);
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
 void HelperThreads::work(int thread) {

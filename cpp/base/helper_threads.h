@@ -3,6 +3,8 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
+#include <mutex>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -23,7 +25,7 @@ class HelperThreads {
   int size() const { return static_cast<int>(threads_.size()) + 1; }  // with the caller
 
   // fn(item, thread) for items [0, count), count at most kMostItems, thread < size(); the caller is thread 0.
-  // One caller at a time; fn does not throw.
+  // One caller at a time. Throws, after all items, what the first one that failed has thrown.
   template <typename Fn>
   void run(int count, Fn&& fn) {
     run([](void* c, int item, int thread) { (*static_cast<std::remove_reference_t<Fn>*>(c))(item, thread); },
@@ -45,6 +47,8 @@ class HelperThreads {
   void* context_ = nullptr;
   alignas(64) std::atomic<uint32_t> calls_{0};  // what sleeping helpers wait for to change
   std::atomic<bool> stop_{false};
+  std::mutex mutex_;
+  std::exception_ptr error_;  // under mutex_
   std::vector<std::thread> threads_;
 };
 

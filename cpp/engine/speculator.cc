@@ -63,7 +63,7 @@ void Speculator::measure(Executor& executor, int most_sequences) {
           const int sequences = std::min(rows - rows / 4, most_sequences);
           part.push_back({sequences, rows - sequences, context});
         } else if (rows > 1 && std::none_of(part.begin(), part.end(), same)) {
-          const int sequences = (rows + 3) / 4;
+          const int sequences = std::min((rows + 3) / 4, most_sequences);
           part.push_back({sequences, rows - sequences, context});
         }
       }

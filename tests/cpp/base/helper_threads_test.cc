@@ -60,6 +60,22 @@ TEST(HelperThreads, JobsFollowEachOtherAtOnce) {
   EXPECT_EQ(sum, 6 * int64_t{20000} * 20001 / 2);
 }
 
+TEST(HelperThreads, AFailedItemIsTheCallersError) {
+  HelperThreads threads(3);
+  for (int round = 0; round < 200; ++round) {
+    std::atomic<int> done{0};
+    EXPECT_THROW(threads.run(16,
+                             [&](int item, int) {
+                               ++done;
+                               if (item == round % 16) fail(ErrorCode::kInternal, "item ", item);
+                             }),
+                 Error);
+    EXPECT_EQ(done, 16);
+    threads.run(4, [&](int, int) { ++done; });
+    EXPECT_EQ(done, 20);
+  }
+}
+
 TEST(HelperThreads, RefusesWhatItCannotCount) {
   EXPECT_THROW(HelperThreads(-1), Error);
   HelperThreads threads(0);
