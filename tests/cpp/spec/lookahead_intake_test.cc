@@ -237,6 +237,26 @@ TEST(LookaheadIntake, ALongPromptDoesNotKeepOthersWaiting) {
   }
 }
 
+// The next step waits for commits and ends, and not for catch_up.
+TEST(LookaheadIntake, WhoCatchesUpIsLeftTheLearning) {
+  for (const int mode : {0, 1, 2}) {
+    for (const bool catches_up : {false, true}) {
+      LookaheadDrafter drafter(settings(mode, true), kMemory);
+      if (catches_up) drafter.catch_up(1);
+      drafter.begin(1, 0, count_from(1000, 5000));
+      for (int i = 0; i < 50; ++i) drafter.commit(1, count_from(10000 + 2 * i, 2));
+      drafter.end(1);
+      if (catches_up) {
+        EXPECT_EQ(drafter.stats().learned_tokens, 0) << mode;
+        EXPECT_GT(drafter.catch_up(1000), 4000);
+        EXPECT_GE(drafter.stats().learned_tokens, 500);
+        drafter.catch_up(0);
+      }
+      EXPECT_GT(drafter.stats().learned_tokens, catches_up ? 5000 : 1000) << mode;
+    }
+  }
+}
+
 TEST(LookaheadIntake, PromptsThatComeTooFastAreSkippedAnswersAreNot) {
   for (const int mode : {0, 1, 2}) {
     LookaheadPace pace;

@@ -17,6 +17,8 @@ class CountingDrafter final : public Drafter {
     texts[0].insert(texts[0].end(), tokens.begin(), tokens.end());
   }
   void end(uint64_t) override { ++ended; }
+  int64_t catch_up(int64_t max_tokens) override { return caught_up += max_tokens; }
+  void use_other_cores() override { other_cores = true; }
   void draft(std::span<const DraftRequest> requests) override {
     for (const DraftRequest& request : requests) {
       DraftTree& tree = *request.tree;
@@ -36,7 +38,19 @@ class CountingDrafter final : public Drafter {
   std::map<uint64_t, std::vector<int32_t>> texts;
   DraftTree last;
   int last_accepted = -1, ended = 0;
+  int64_t caught_up = 0;
+  bool other_cores = false;
 };
+
+// What is measured is the drafter as it is in service.
+TEST(ReplayDrafter, HasTheDrafterLearnAndUseItsThreads) {
+  auto inner = std::make_shared<CountingDrafter>();
+  ReplayDrafter replay(inner, {}, 1);
+  EXPECT_EQ(replay.catch_up(300), 300);
+  EXPECT_EQ(replay.catch_up(20), 320);
+  replay.use_other_cores();
+  EXPECT_TRUE(inner->other_cores);
+}
 
 // The text counts up to 13 and then does something else, so that two of the three guesses after 11 are right.
 TEST(ReplayDrafter, AcceptsWhatTheRecordedTextAccepts) {
