@@ -1,6 +1,6 @@
 """Whether drafts change a text: the same requests with and without the Lookahead Cache, token by token.
 
-    python bench/lookahead/identity.py MODEL --data DIR [--count 48] [--tokens 96] [--device cpu]
+    python bench/lookahead/identity.py MODEL --data DIR [--count 48] [--tokens 96] [--batch 4]
 
 Prompts are those of Spec-Bench; requests go through temperature, top-p, top-k, min-p, penalties, seeds, stop
 strings, stop ids, min_tokens, no_repeat_ngram_size and several sequences. In float32 every text must be the
@@ -39,6 +39,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--count", type=int, default=48)
     parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--batch", type=int, default=4, help="requests at a time: many leave drafts no room")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     args = parser.parse_args()
@@ -53,7 +54,10 @@ def main() -> int:
         for extra in ({}, {"lookahead_cache_config_dir": config}):
             llm = LLM(args.model, device=args.device, dtype=args.dtype, max_model_len=2048, **extra)
             for _ in range(2 if extra else 1):
-                results = llm.generate(prompts, params, use_tqdm=False)
+                results = []
+                for i in range(0, len(prompts), args.batch):
+                    part = slice(i, i + args.batch)
+                    results += llm.generate(prompts[part], params[part], use_tqdm=False)
                 found.append(
                     [[(tuple(o.token_ids), o.text, o.finish_reason) for o in r.outputs] for r in results]
                 )
