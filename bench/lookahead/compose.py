@@ -30,9 +30,6 @@ import streams
 from streams import Stream
 from taco_llm import _core
 
-# The share of a step's time that the engine gives to learning (speculator.cc), at 1 us a token.
-LEARNING, DEVICE_LEARNING = 0.01, 0.15
-
 
 def interpolate(points: Sequence[tuple[float, float]], at: float) -> float:
     """Of points by ascending x; beyond the ends on the line through the last two."""
@@ -223,8 +220,8 @@ class Simulation:
             ids = [slot.number for slot in slots]
             drafts = budget.select(trees, ids, prompt_rows, kv_tokens, self.max_rows + prompt_rows)[0]
         ordinary_seconds = self.cost.seconds(False, 0, kv_tokens, batch)
-        learns = (DEVICE_LEARNING if self.runs_ahead else LEARNING) * ordinary_seconds / 1e-6
-        self.drafter.catch_up(max(256, batch + drafts + prompt_rows, int(learns)))
+        rows = batch + drafts + prompt_rows
+        self.drafter.catch_up(_core.tokens_to_learn(rows, ordinary_seconds, self.runs_ahead))
         tokens = 0
         for i, slot in enumerate(slots):
             output = slot.row.output

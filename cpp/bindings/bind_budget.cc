@@ -58,6 +58,7 @@ void bind_budget(nb::module_& m) {
       "make_drafter",
       [](const SpeculationConfig& config) -> std::shared_ptr<Drafter> { return make_drafter(config); },
       "config"_a);
+  m.def("tokens_to_learn", &tokens_to_learn, "rows"_a, "step_seconds"_a, "beside_device"_a);
   m.def(
       "fixed_drafter",
       [](int nodes, int vocab_size) -> std::shared_ptr<Drafter> {

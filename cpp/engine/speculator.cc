@@ -1,7 +1,6 @@
 #include "engine/speculator.h"
 
 #include <algorithm>
-#include <bit>
 #include <utility>
 
 #include "base/clock.h"
@@ -10,11 +9,6 @@
 
 namespace taco {
 namespace {
-
-// Learning in each step: tokens at least, and the share of a step's time that it may take, on the thread that
-// computes and beside a device; seconds that a token takes, about.
-constexpr int64_t kCatchUpTokens = 256;
-constexpr double kCatchUpShare = 0.01, kDeviceCatchUpShare = 0.15, kLearnSeconds = 1e-6;
 
 // Whether the sequence's next step computes one known token and samples: only then is a draft of use.
 bool is_generating(const SeqState& seq) { return seq.len() - seq.num_computed == 1 && seq.owner->forked; }
@@ -59,13 +53,9 @@ void Speculator::measure(Executor& executor, int most_sequences) {
       // few drafts of many sequences cost more than as many rows of few.
       for (const int rows : executor.step_sizes()) {
         const auto same = [&](const Size& size) { return size.rows() == rows; };
-        if (rows > 64) {
-          const int sequences = std::min(rows - rows / 4, most_sequences);
-          part.push_back({sequences, rows - sequences, context});
-        } else if (rows > 1 && std::none_of(part.begin(), part.end(), same)) {
-          const int sequences = std::min((rows + 3) / 4, most_sequences);
-          part.push_back({sequences, rows - sequences, context});
-        }
+        if (rows == 1 || (rows <= 64 && std::any_of(part.begin(), part.end(), same))) continue;
+        const int sequences = std::min(rows > 64 ? rows - rows / 4 : (rows + 3) / 4, most_sequences);
+        part.push_back({sequences, rows - sequences, context});
       }
     }
     std::stable_sort(part.begin(), part.end(),
@@ -204,12 +194,8 @@ void Speculator::submitted(const StepPlan& plan) {
   drafting_ = false;
   out.draft_seconds = draft_seconds_;
   draft_seconds_ = 0;
-  // While the step runs, where it runs elsewhere: no fewer tokens than it computes, so that learning keeps
-  // up.
-  const double seconds =
-      (device_ ? kDeviceCatchUpShare : kCatchUpShare) * budget_.stats().ordinary_step_seconds;
-  drafter_->catch_up(
-      std::max({kCatchUpTokens, int64_t{out.size.rows}, static_cast<int64_t>(seconds / kLearnSeconds)}));
+  // While the step runs, where it runs elsewhere.
+  drafter_->catch_up(tokens_to_learn(out.size.rows, budget_.stats().ordinary_step_seconds, device_));
 }
 
 void Speculator::committed(SeqState& seq, std::span<const int32_t> tokens, const DraftTree* draft) {

@@ -10,8 +10,13 @@ constexpr double kPause = 0.01;  // seconds without a step: those before it have
 
 }  // namespace
 
+void StepClock::submitted(const StepPlan& plan, double now) {
+  submitted_[plan.number % 2] = {now, next_apart_};
+  next_apart_ = std::any_of(plan.seqs.begin(), plan.seqs.end(), [](const auto& s) { return !s.decodes(); });
+}
+
 std::optional<StepTime> StepClock::completed(const StepPlan& plan, double now) {
-  const auto [submitted, after_idle] = submitted_[plan.number % 2];
+  const auto [submitted, apart] = submitted_[plan.number % 2];
   const double last_end = std::exchange(last_end_, now);
   const bool paused = submitted > last_end + kPause;
   if (paused) open_ = {};
@@ -19,8 +24,7 @@ std::optional<StepTime> StepClock::completed(const StepPlan& plan, double now) {
     open_ = {};
     return std::nullopt;
   }
-  const bool apart = paused || after_idle || std::exchange(computed_prompts_, false);
-  if (open_.steps == 0) open_.begin = apart ? std::max(last_end, submitted) : last_end;
+  if (open_.steps == 0) open_.begin = paused || apart ? std::max(last_end, submitted) : last_end;
   ++open_.steps;
   open_.tokens += plan.num_tokens;
   bool samples = false;
@@ -28,7 +32,6 @@ std::optional<StepTime> StepClock::completed(const StepPlan& plan, double now) {
     if (!part.decodes()) open_.prompt_tokens += part.count;
     samples |= !part.samplers.empty();
   }
-  computed_prompts_ = open_.prompt_tokens > 0;
   if (runs_ahead_ && !samples) return std::nullopt;
   open_.seconds = now - open_.begin;
   return std::exchange(open_, {});

@@ -24,12 +24,9 @@ class StepClock {
   explicit StepClock(bool runs_ahead) : runs_ahead_(runs_ahead) {}
 
   // In the order of the steps; monotonic seconds: when what led to the step began.
-  void submitted(const StepPlan& plan, double now) {
-    submitted_[plan.number % 2] = {now, idle_};
-    idle_ = false;
-  }
+  void submitted(const StepPlan& plan, double now);
   // There is nothing to do for a while.
-  void idle() { idle_ = true; }
+  void idle() { next_apart_ = true; }
   // The results of the oldest submitted step are there. None: when it ended is not known.
   std::optional<StepTime> completed(const StepPlan& plan, double now);
 
@@ -37,11 +34,10 @@ class StepClock {
   const bool runs_ahead_;
   struct Submitted {
     double at = 0;
-    bool after_idle = true;
+    bool apart = true;  // it does not begin when the one before it ends, unless it was submitted earlier
   };
   Submitted submitted_[2];  // the steps in flight, by the parity of their numbers
-  bool idle_ = true;
-  bool computed_prompts_ = false;  // the last step did
+  bool next_apart_ = true;
   double last_end_ = 0;
   StepTime open_;  // steps whose end is not known yet
 };

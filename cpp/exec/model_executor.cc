@@ -109,7 +109,7 @@ void ModelExecutor::move_blocks(const StepPlan& plan) {
     model_->backend->copy_rows(direction, {.places = places,
                                            .rows = static_cast<int>(layers),
                                            .bytes = bytes,
-                                           .device_pitch = bytes * static_cast<size_t>(config_.num_blocks),
+                                           .device_pitch = kv_layer_bytes(model_->spec, cache_),
                                            .host_pitch = bytes});
   };
   move(CopyDirection::kToHost, plan.swap_out);
@@ -349,12 +349,10 @@ void ModelExecutor::compact(const std::vector<DraftInFlight>& drafts,
 
 // In all layers at once: the next step waits for it.
 void ModelExecutor::copy_slots(const int64_t* pairs, const int32_t* group_start, int num_groups) {
-  const KvCacheView first = kv_layer(model_->spec, cache_, 0);
-  const size_t layers = model_->spec.layers.size();
-  const char* second = layers > 1 ? static_cast<char*>(kv_layer(model_->spec, cache_, 1).data) : nullptr;
-  model_->backend->copy_slots({.cache = first,
-                               .layers = static_cast<int>(layers),
-                               .layer_bytes = second ? second - static_cast<char*>(first.data) : 0,
+  const ModelSpec& spec = model_->spec;
+  model_->backend->copy_slots({.cache = kv_layer(spec, cache_, 0),
+                               .layers = static_cast<int>(spec.layers.size()),
+                               .layer_bytes = static_cast<int64_t>(kv_layer_bytes(spec, cache_)),
                                .pairs = pairs,
                                .group_start = group_start,
                                .num_groups = num_groups});

@@ -13,11 +13,13 @@ size_t kv_block_bytes(const ModelSpec& spec, int block_size, DType dtype) {
          dtype_size(dtype);
 }
 
+size_t kv_layer_bytes(const ModelSpec& spec, const KvCache& cache) {
+  return kv_block_bytes(spec, cache.block_size, cache.dtype) / spec.layers.size() * cache.num_blocks;
+}
+
 KvCacheView kv_layer(const ModelSpec& spec, const KvCache& cache, size_t layer) {
   const AttentionSpec& a = spec.layers[layer].attn;
-  size_t layer_bytes =
-      kv_block_bytes(spec, cache.block_size, cache.dtype) / spec.layers.size() * cache.num_blocks;
-  return {.data = static_cast<char*>(cache.data) + layer_bytes * layer,
+  return {.data = static_cast<char*>(cache.data) + kv_layer_bytes(spec, cache) * layer,
           .dtype = cache.dtype,
           .num_blocks = cache.num_blocks,
           .block_size = cache.block_size,

@@ -85,6 +85,9 @@ class Decoder {
 // One layer's part of the cache.
 KvCacheView kv_layer(const ModelSpec& spec, const KvCache& cache, size_t layer);
 
+// From one layer's data to the next one's.
+size_t kv_layer_bytes(const ModelSpec& spec, const KvCache& cache);
+
 // Bytes of the K and V of one block over all layers.
 size_t kv_block_bytes(const ModelSpec& spec, int block_size, DType dtype);
 

@@ -18,6 +18,11 @@ struct DraftRequest {
   DraftTree* tree;  // in: the root alone (the sequence's last token); out: with its drafts, in any order
 };
 
+// For Drafter::catch_up in a step of so many rows, where ordinary ones take so long: no fewer tokens than it
+// computes, so that learning keeps up, and as many as the share of the time allows that may go into it. That
+// is small on the thread that computes, and larger beside a device. About 1 us a token.
+int64_t tokens_to_learn(int rows, double step_seconds, bool beside_device);
+
 class Drafter {
  public:
   virtual ~Drafter() = default;

@@ -233,8 +233,8 @@ class ModelExecutor(Executor):
         """Logits float32 [len(token_ids), vocab] of one sequence, computed in chunks of the given sizes.
         For tests and evaluation, before an Engine takes the executor over."""
     def time_step(self, sequences: int, drafts: int, context: int) -> float:
-        """Seconds of a step in which each sequence computes so many rows (a token and its drafts) after so
-        much context; 0: it does not fit. Like `forward`, before an Engine takes the executor over."""
+        """Seconds of a step of so many sequences after so much context each, with so many drafts spread
+        evenly over them; 0: it does not fit. Like `forward`, before an Engine takes the executor over."""
     @property
     def step_sizes(self) -> list[int]:
         """The numbers of rows that steps are padded to; empty: they are not."""
@@ -361,8 +361,12 @@ class Drafter:
 def make_drafter(config: SpeculationConfig) -> Drafter | None:
     """None for the method "none". ValueError: the setting to change."""
 
+def tokens_to_learn(rows: int, step_seconds: float, beside_device: bool) -> int:
+    """What the engine passes to `Drafter.catch_up` in a step of so many rows, where ordinary ones take so
+    long."""
+
 def fixed_drafter(nodes: int, vocab_size: int) -> Drafter:
-    """Chains of so many drafts for every sequence: for measurements."""
+    """So many drafts for every sequence, the last two siblings: for measurements."""
 
 def replay_drafter(
     drafter: Drafter, texts: Sequence[tuple[Sequence[int], Sequence[int]]], forced: int

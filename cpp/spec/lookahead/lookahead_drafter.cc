@@ -198,7 +198,6 @@ void LookaheadDrafter::work_off(int64_t max_tokens) {
 int64_t LookaheadDrafter::catch_up(int64_t max_tokens) {
   std::lock_guard lock(mutex_);
   links_left_ = pace_.step_links;
-  learns_left_ = pace_.step_learns;
   owner_catches_up_ = true;
   link_prompts(max_tokens > 0 ? pace_.catch_up_links : INT64_MAX);
   work_off(max_tokens > 0 ? max_tokens : INT64_MAX);
@@ -353,7 +352,8 @@ void LookaheadDrafter::use_other_cores() {
   const int threads = std::min(config_.num_threads, cores);
   if (threads < 2 || helpers_) return;
   helpers_ = std::make_unique<HelperThreads>(threads - 1);
-  while (turbo_ && std::ssize(growths_) < threads) growths_.push_back(std::make_unique<Growth[]>(kGrowths));
+  while (turbo_ && std::ssize(growths_) < helpers_->size())
+    growths_.push_back(std::make_unique<Growth[]>(kGrowths));
 }
 
 void LookaheadDrafter::draft(std::span<const DraftRequest> requests) {

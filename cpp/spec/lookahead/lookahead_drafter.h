@@ -54,7 +54,7 @@ struct LookaheadPace {
   int64_t catch_up_links = 4096;  // of prompts
   int64_t commit_links = 256;     // of its prompt, by commit
   int64_t step_links = 8192;      // by begin and commit together; beyond, a commit still links 16
-  int64_t step_learns = 2048;     // by commit and end beyond a commit's own tokens
+  int64_t step_learns = 2048;  // by commit and end beyond a commit's own tokens, where nobody calls catch_up
   // Of ended sequences that others have not learned from, with those of running ones: where it gets more, the
   // oldest prompts are skipped.
   int64_t most_waiting = int64_t{1} << 20;
@@ -182,8 +182,9 @@ class LookaheadDrafter : public Drafter {
   std::unique_ptr<HelperThreads> helpers_;          // null: the engine thread drafts alone
   std::vector<std::unique_ptr<Growth[]>> growths_;  // [threads][kGrowths]; Turbo's
   LookaheadPace pace_;
-  int64_t links_left_, learns_left_;  // of this step
-  bool owner_catches_up_ = false;     // catch_up has been called: learning is left to it
+  int64_t links_left_;             // of this step
+  int64_t learns_left_;            // where nobody calls catch_up
+  bool owner_catches_up_ = false;  // it has been called: learning is left to it
   std::string fingerprint_;
   mutable std::mutex mutex_;  // all of the above
   std::mutex save_mutex_;     // one save at a time
